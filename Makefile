@@ -1,0 +1,58 @@
+# make [CUDA=1] [SAN=address,undefined] [ARCH=native|x86-64-v3] {all,demo,test,bench,install}
+#
+# Targets that people type are at the end of this file; `make help` lists them.
+-include config.mk                      # site settings; the only place a path is guessed
+
+ARCH    ?= native
+OPT     ?= -O3
+B       ?= build$(if $(SAN),-san)
+CC      ?= cc
+CXX     ?= c++
+NVCC    ?= nvcc
+PREFIX  ?= /usr/local
+PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libturbojpeg libavformat libavcodec libavfilter libavutil libswscale \
+           pangocairo cairo libprotobuf-c sentencepiece
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
+
+WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wno-override-init -Wno-missing-field-initializers
+override CFLAGS   += -std=gnu11 $(OPT) -g -march=$(ARCH) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast $(WARN) -MMD -MP
+override CPPFLAGS += -I. -Ilibcommon -I$(B) -D_GNU_SOURCE -DDT_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS))
+override CXXFLAGS += -std=c++17 -O2 -g -Wall -Wextra -MMD -MP
+override LDLIBS   += $(shell pkg-config --libs $(PKGS)) -ljpeg -ldnnl -llapacke -lstdc++ -lm -ldl -fopenmp
+ifdef SAN
+override CFLAGS   += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
+override CXXFLAGS += -fsanitize=$(SAN)
+override LDFLAGS  += -fsanitize=$(SAN)
+endif
+
+TOOLS := $(patsubst tools/%.c,%,$(wildcard tools/dt-*.c))
+LIB_C := $(filter-out %_test.c,$(wildcard libcommon/*/*.c kernels/*.c))
+LIB_X := $(wildcard libcommon/*/*.cc)
+LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o)
+UNITS := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/*.c))
+CASES := $(patsubst %.c,$(B)/%.o,$(wildcard kernels/*_test.c))
+
+all: $(TOOLS:%=$(B)/bin/%)
+
+$(B)/libdt.a: $(LIB_O)
+	rm -f $@ && $(AR) rcs $@ $^
+$(B)/bin/%: $(B)/tools/%.o $(B)/libdt.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+$(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$(B)/%.cc.o: %.cc
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+
+lib: $(B)/libdt.a
+units: $(UNITS)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+.SECONDARY:
+.DELETE_ON_ERROR:
+.PHONY: all lib units

@@ -1,0 +1,43 @@
+/* file.h - files that appear whole or not at all, and bounded reading.
+ * A missing or unreadable input is DT_EDATA, a failed write DT_EIO. */
+#ifndef DT_BASE_FILE_H
+#define DT_BASE_FILE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include "base/err.h"
+
+/* --- writing --- */
+typedef struct dt_out dt_out;
+/* Opens a temporary file beside `path` (".NAME.PID.tmp").  "-" writes to stdout. */
+int   dt_out_open(dt_out **out, const char *path, dt_err *err);
+FILE *dt_out_file(dt_out *o);                       /* borrowed until commit or abort */
+/* Flush, fsync, rename over path, fsync the folder.  Frees *o and sets it NULL also on failure. */
+int   dt_out_commit(dt_out **o, dt_err *err);
+void  dt_out_abort(dt_out **o);                     /* removes the temporary file; NULL is fine */
+int   dt_file_write(const char *path, const void *data, size_t bytes, dt_err *err);  /* open+commit */
+int   dt_fsync_dir(const char *dir, dt_err *err);
+
+/* --- reading --- */
+/* Whole file as a NUL-terminated buffer (caller frees).  Larger than max_bytes: DT_EDATA.  "-" is stdin.
+ * FIFOs and files that grow or shrink meanwhile are read to their end, never past max_bytes. */
+int   dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err);
+
+typedef struct dt_map {             /* read-only, private mapping of a regular file */
+    const uint8_t *data;
+    size_t         bytes;
+} dt_map;
+int   dt_map_open(dt_map *m, const char *path, dt_err *err);
+void  dt_map_close(dt_map *m);
+
+/* --- paths --- */
+bool  dt_exists(const char *path);
+bool  dt_is_dir(const char *path);
+char *dt_path_join(const char *dir, const char *name);  /* name if absolute or dir empty; caller frees */
+const char *dt_path_base(const char *path);             /* borrowed: part after the last '/' */
+const char *dt_path_ext(const char *path);              /* borrowed: ".png", or "" */
+int   dt_mkdirs(const char *dir, dt_err *err);          /* as mkdir -p */
+int   dt_rmtree(const char *dir, dt_err *err);          /* a folder made by us; follows no links */
+
+#endif

@@ -1,0 +1,58 @@
+/* opt.h - the option table: the only place an option exists.  It drives parsing, ranges, --help, the
+ * OPTIONS section of the man page (tests/man.t compares them), shell completion and --print_config.
+ *
+ * Flags are GNU-style long options with the names of the reference workflows; '-' and '_' are the same;
+ * "--name=value" and "--name value" both work; a unique one-letter form may exist.  Unknown options,
+ * values out of range and options given twice are usage errors (exit 2), with the nearest name
+ * suggested.  Nothing is accepted and ignored: an option that cannot have an effect is DT_OPT_REFUSED and says why. */
+#ifndef DT_BASE_OPT_H
+#define DT_BASE_OPT_H
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include "base/err.h"
+#include "base/mem.h"
+
+enum dt_opt_type {
+    DT_OPT_FLAG,        /* int: 0/1.  --name, --no_name, --name=true|false */
+    DT_OPT_INT,         /* int64_t in [min, max] */
+    DT_OPT_FLOAT,       /* double in [min, max], finite */
+    DT_OPT_STR,         /* const char *, borrowed from argv */
+    DT_OPT_ENUM,        /* int: index into choices */
+    DT_OPT_LIST,        /* dt_strs: one or more following words, as argparse nargs='+' (up to the next --option); or =a,b when `comma` */
+    DT_OPT_BYTES,       /* int64_t: 24G, 512M, 1048576 */
+    DT_OPT_REFUSED,     /* takes an optional value; help is the sentence printed before exit 2 */
+};
+
+typedef struct dt_opt {
+    const char *name;               /* long name, with underscores; NULL name + help = group heading */
+    char        letter;             /* one-letter form or 0 */
+    const char *arg;                /* "N", "FILE", "F"…; NULL for flags */
+    enum dt_opt_type type;
+    size_t      off;                /* offset in the caller's struct */
+    double      min, max;           /* INT, FLOAT, BYTES */
+    const char *const *choices;     /* ENUM: NULL-terminated */
+    const char *help;               /* one or two lines, lower case, default in parentheses */
+} dt_opt;
+
+#define DT_OPT_GROUP(text) { .help = text }
+#define DT_OPT_END { .name = NULL, .help = NULL }
+
+typedef struct dt_cli {
+    const char *tool;               /* "dt-train lora" */
+    const char *synopsis;           /* "--pretrained_model_name_or_path DIR [OPTION]... [FILE]..." */
+    const char *summary;            /* what it does, one sentence */
+    const char *examples;           /* lines shown at the end of --help; may be NULL */
+    const dt_opt *table;
+} dt_cli;
+
+/* Parses argv[1..argc) into *opts (already holding the defaults).  Operands (words that are no option, "-",
+ * all after "--") are appended to *operands, or are an error if NULL.  --help, --version, --completion
+ * SHELL (bash|zsh|fish) and --print_config print to stdout; then it returns 1: exit 0.
+ * --print_config prints the resolved options as JSON.  Returns 0 to go on, DT_EUSAGE with err set. */
+int  dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *operands, dt_err *err);
+/* Was this option on the command line?  (By table offset, valid after dt_cli_parse.) */
+int  dt_cli_given(const dt_cli *cli, int argc, char **argv, const char *name);
+void dt_cli_help(const dt_cli *cli, FILE *out);
+
+#endif

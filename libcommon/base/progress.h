@@ -1,0 +1,21 @@
+/* progress.h - how far a long job is: a bar on a terminal, a line every ten seconds otherwise, and
+ * NDJSON for machines (--progress FILE or a file descriptor number). */
+#ifndef DT_BASE_PROGRESS_H
+#define DT_BASE_PROGRESS_H
+#include <stdbool.h>
+#include <stdint.h>
+#include "base/err.h"
+
+typedef struct dt_progress dt_progress;
+
+/* `what` names the job ("encode", "train"), `unit` its items ("img", "step"); total < 0 if unknown.  `ndjson`:
+ * path, "3" for a descriptor, or NULL.  quiet: no words on stderr. */
+int  dt_progress_open(dt_progress **p, const char *what, const char *unit, int64_t total, const char *ndjson,
+                      bool quiet, dt_err *err);
+/* A number shown with the next step ("loss", "lr", "tflops"...).  Kept until set again; name is borrowed. */
+void dt_progress_num(dt_progress *p, const char *name, double value);
+/* Reports position `done` of total (rate and ETA are computed here, from items done since open). */
+void dt_progress_step(dt_progress *p, int64_t done);
+void dt_progress_close(dt_progress **p);
+
+#endif

@@ -1,0 +1,24 @@
+/* tool.h - for the mains in tools/ only: words on stderr, exit codes, signals.  The library never
+ * prints and never exits. */
+#ifndef DT_BASE_TOOL_H
+#define DT_BASE_TOOL_H
+#include <stdbool.h>
+#include "base/err.h"
+
+extern const char *dt_argv0;        /* set first thing in main; prefixes every line */
+extern bool dt_quiet;               /* --quiet: dt_info says nothing */
+
+void dt_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void dt_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));  /* a format ending in ':' appends strerror(errno) */
+void dt_die(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
+/* Prints err and returns its exit status (1 if it has none). */
+int  dt_die_err(const dt_err *err);
+/* Exit status of main: flushes stdout; a full disk turns 0 into 7. */
+int  dt_finish(int status);
+
+/* Signals.  First SIGINT/SIGTERM: dt_stop becomes the signal's number and the program goes on until it looks;
+ * the second kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly. */
+extern volatile int dt_stop, dt_save;
+void dt_signals_install(void);
+
+#endif

@@ -1,0 +1,86 @@
+/* params.h - the parameters of one model component, in flat blocks by role.
+ *
+ * Life: new -> declared by building the model's graph once (graph.h: dt_weight) -> trainable ones chosen ->
+ * dt_params_alloc lays them out -> loaded or initialised -> used by graphs and optimiser.
+ *
+ *   w       working copy, all parameters, in the compute dtype: what kernels read
+ *   grad    fp32, trainable only: kernels add into it (never overwrite)
+ *   master  fp32, trainable only; the same memory as w when the compute dtype is fp32
+ *   m, v    fp32, trainable only: AdamW moments
+ *   ema     fp32, trainable only, if asked for
+ *
+ * Trainable parameters are laid out first and contiguously, in declaration order, each starting on a 64-byte
+ * boundary; optimiser, EMA, clipping, sharding and checkpoints are loops over [0, n_train). */
+#ifndef DT_TENSOR_PARAMS_H
+#define DT_TENSOR_PARAMS_H
+#include <stdbool.h>
+#include "base/err.h"
+#include "base/mem.h"
+#include "tensor/dtype.h"
+#include "tensor/safetensors.h"
+
+struct dt_device;
+
+typedef enum dt_init {              /* how fresh weights begin; fan_in = product of all dims but the first */
+    DT_INIT_ZERO, DT_INIT_ONE,
+    DT_INIT_FAN_IN,                 /* U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for Linear and Conv (weight and,
+                                       with scale = the layer's fan_in, bias) */
+    DT_INIT_NORMAL,                 /* N(0, scale^2) */
+} dt_init;
+
+typedef struct dt_param {
+    char    *name;                  /* "transformer_blocks.0.attn.to_q.weight" */
+    dt_dims  dims;
+    int64_t  numel;
+    dt_init  init;
+    double   scale;                 /* see dt_init */
+    bool     trainable;
+    int      index;                 /* place in the set, declaration order */
+    int64_t  off;                   /* first element in the blocks of its part (trainable or frozen) */
+    dt_dtype dtype;                 /* of w */
+    void    *w;
+    float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for) */
+} dt_param;
+
+typedef struct dt_adapter dt_adapter;       /* train/lora.h */
+
+typedef struct dt_params {
+    char      *name;                /* "transformer", "vae", "text_encoder", "text_encoder_2", "lora" */
+    dt_param **v;
+    int64_t    n, cap;
+    void      *index;               /* name -> dt_param, private */
+    bool       allocated;
+    dt_dtype   dtype;
+    struct dt_device *dev;
+    int64_t    n_train, n_frozen;   /* elements, padding included */
+    void      *w_train, *w_frozen;
+    float     *grad, *master, *m, *v2, *ema;
+    /* LoRA: graph.c asks this for every linear layer; NULL when there is none. */
+    struct dt_lora *lora;
+} dt_params;
+
+dt_params *dt_params_new(const char *name);
+void       dt_params_free(dt_params **p);
+dt_param  *dt_params_find(const dt_params *p, const char *name);    /* NULL if absent */
+/* Declares or, if it exists with these dims, returns it.  NULL if it exists with others. */
+dt_param  *dt_params_declare(dt_params *p, const char *name, dt_dims dims, dt_init init, double scale);
+
+/* Bytes that alloc will take, for the memory plan, by role. */
+typedef struct dt_params_bytes { int64_t weights, grads, master, moments, ema; } dt_params_bytes;
+enum { DT_PARAMS_EMA = 1, DT_PARAMS_NO_OPTIM = 2 };
+dt_params_bytes dt_params_size(const dt_params *p, dt_dtype dtype, unsigned flags);
+int  dt_params_alloc(dt_params *p, struct dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err);
+
+/* Fresh weights: each parameter's draws depend only on (seed, its name). */
+void dt_params_init(dt_params *p, uint64_t seed);
+/* Fills every parameter from st (any float dtype).  `rename` maps our name to the file's, may split rows (see
+ * models/names.h); NULL = identity.  Missing tensors and wrong shapes are DT_EDATA naming file and tensor. */
+typedef int (*dt_rename_fn)(const dt_st *st, const dt_param *p, dt_st_entry *out, void *ctx, dt_err *err);
+int  dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx, dt_err *err);
+/* After the master weights changed by other means: working copy := master. */
+void dt_params_sync(dt_params *p);
+
+/* Writes all parameters as `dtype` (from master where there is one; ema instead if use_ema). */
+int  dt_params_save(const dt_params *p, const char *path, dt_dtype dtype, bool use_ema, const dt_st_kv *meta, dt_err *err);
+
+#endif

@@ -1,0 +1,41 @@
+/* safetensors.h - read (mapped, zero-copy) and write the safetensors format.
+ * u64 LE header length, JSON header, data (https://github.com/huggingface/safetensors, format section).
+ * Every offset, shape and size is checked before use; a header over 100 MB is refused. */
+#ifndef DT_TENSOR_SAFETENSORS_H
+#define DT_TENSOR_SAFETENSORS_H
+#include <stdio.h>
+#include "base/err.h"
+#include "tensor/dtype.h"
+
+typedef struct dt_st dt_st;         /* opaque, read-only once open: any number of threads */
+
+typedef struct dt_st_entry {
+    const char *name;               /* borrowed until the file is closed, as is data */
+    dt_dtype    dtype;
+    dt_dims     dims;               /* nd = 0 for a scalar */
+    const void *data;               /* may be unaligned */
+    size_t      bytes;
+    const char *file;               /* path of the file it is in, for messages */
+} dt_st_entry;
+
+int  dt_st_open(dt_st **out, const char *path, dt_err *err);
+/* A model component folder: STEM.safetensors.index.json and its shards, or STEM.safetensors, for the first
+ * of `stems` (NULL-terminated) that exists: "diffusion_pytorch_model", "model". */
+int  dt_st_open_folder(dt_st **out, const char *dir, const char *const *stems, dt_err *err);
+/* A file that lies in memory (a cache member); `data` borrowed until close; `what` names it in messages. */
+int  dt_st_open_mem(dt_st **out, const void *data, size_t bytes, const char *what, dt_err *err);
+void dt_st_close(dt_st **st);
+
+int64_t            dt_st_count(const dt_st *st);
+const dt_st_entry *dt_st_at(const dt_st *st, int64_t i);            /* in order of file and offset */
+const dt_st_entry *dt_st_find(const dt_st *st, const char *name);   /* NULL if absent */
+const char        *dt_st_meta(const dt_st *st, const char *key);    /* __metadata__ of the (first) file; NULL if absent */
+
+/* --- writing: entries are written in the order given, data 64-byte aligned where the format allows --- */
+typedef struct dt_st_kv { const char *key, *value; } dt_st_kv;
+/* Atomic (base/file.h). meta ends with a NULL key, or is NULL. */
+int dt_st_write(const char *path, const dt_st_entry *e, int64_t n, const dt_st_kv *meta, dt_err *err);
+/* The same bytes into memory; caller frees. */
+int dt_st_pack(void **data, size_t *bytes, const dt_st_entry *e, int64_t n, const dt_st_kv *meta, dt_err *err);
+
+#endif
