@@ -10,7 +10,7 @@ CC      ?= cc
 CXX     ?= c++
 NVCC    ?= nvcc
 PREFIX  ?= /usr/local
-PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libturbojpeg libavformat libavcodec libavfilter libavutil libswscale \
+PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libjpeg libavformat libavcodec libavfilter libavutil libswscale \
            pangocairo cairo libprotobuf-c sentencepiece
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 
@@ -18,7 +18,7 @@ WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -W
 override CFLAGS   += -std=gnu11 $(OPT) -g -march=$(ARCH) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast $(WARN) -MMD -MP
 override CPPFLAGS += -I. -Ilibcommon -I$(B) -D_GNU_SOURCE -DDT_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS))
 override CXXFLAGS += -std=c++17 -O2 -g -Wall -Wextra -MMD -MP
-override LDLIBS   += $(shell pkg-config --libs $(PKGS)) -ljpeg -ldnnl -llapacke -lstdc++ -lm -ldl -fopenmp
+override LDLIBS   += $(shell pkg-config --libs $(PKGS)) -ldnnl -llapacke -lstdc++ -lm -ldl -fopenmp
 ifdef SAN
 override CFLAGS   += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 override CXXFLAGS += -fsanitize=$(SAN)
