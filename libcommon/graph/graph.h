@@ -64,8 +64,11 @@ struct dt_node {
     int        id;                  /* position in the graph */
     int        block;               /* recompute unit, -1 outside any */
     const char *scope;              /* "transformer_blocks.3.attn", for messages and profiles */
+    dt_graph  *graph;
     dt_node   *clone;               /* recompute: the copy that backward reads */
+    bool       recompute;           /* is such a copy */
     bool       backward;            /* made by dt_backward */
+    bool       live;                /* plan: reaches an output or a parameter gradient */
 };
 
 /* --- ops (kernels/ops.h lists them) --- */
@@ -119,6 +122,9 @@ void        dt_graph_fail(dt_graph *g, const char *fmt, ...) __attribute__((form
 /* Parameters are declared where they are used: name and shape stand beside the equation.  The set in use collects
  * them on the first build and is looked up on later ones; scopes are dotted prefixes. */
 void       dt_graph_use(dt_graph *g, dt_params *p); /* borrowed until the graph is freed; resets the scope */
+dt_params *dt_graph_params(const dt_graph *g);      /* the set in use; NULL before the first dt_graph_use */
+/* The tensor that reads parameter p (one per graph and parameter). */
+dt_tensor *dt_param_tensor(dt_graph *g, dt_param *p);
 void       dt_scope(dt_graph *g, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void       dt_scope_end(dt_graph *g);
 dt_tensor *dt_weight(dt_graph *g, const char *name, dt_dims dims, dt_init init, double scale);

@@ -1,0 +1,134 @@
+/* exec.c - running a plan: bind pointers once, then walk the list. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "graph/plan.h"
+
+static void *pointer(const dt_plan *p, const dt_tensor *t)
+{
+    if (!t)
+        return NULL;
+    if (t->base)
+        t = t->base;
+    if (t->kind == DT_PARAM)
+        return t->param->w;
+    if (t->kind == DT_GRAD)
+        return t->param->grad;
+    int64_t s = p->slot_of[t->id];
+    return s < 0 ? NULL : p->arena + p->slot[s].offset;
+}
+
+void dt_plan_bind(dt_plan *p, void *arena)
+{
+    p->arena = arena;
+    for (int64_t i = 0; i < p->nitem; i++) {
+        dt_item *it = &p->item[i];
+        for (int k = 0; k < it->node->nin; k++)
+            it->in[k] = pointer(p, it->node->in[k]);
+        for (int k = 0; k < it->node->nout; k++)
+            it->out[k] = pointer(p, it->node->out[k]);
+        it->ws = it->ws_slot < 0 ? NULL : p->arena + p->slot[it->ws_slot].offset;
+    }
+    if (p->captured)
+        p->dev->release(p->dev, p->captured);
+    p->captured = NULL;
+}
+
+void dt_plan_write(dt_plan *p, const dt_tensor *t, const void *data)
+{
+    void *dst = pointer(p, t);
+    if (dst)
+        p->dev->upload(p->dev, dst, data, dt_bytes(t));
+}
+
+void dt_plan_read(dt_plan *p, const dt_tensor *t, void *data)
+{
+    p->dev->download(p->dev, data, pointer(p, t), dt_bytes(t));
+}
+
+static void launch(const dt_plan *p, const dt_item *it)
+{
+    dt_run r = { .dev = p->dev, .in = it->in, .out = it->out, .workspace = it->ws, .state = it->state };
+    it->kernel->run(it->node, &r);
+}
+
+static void launch_all(void *ctx)
+{
+    const dt_plan *p = ctx;
+    for (int64_t i = 0; i < p->nitem; i++)
+        launch(p, &p->item[i]);
+}
+
+/* Plans share one arena in turn, so constants are written before every run. */
+static void write_consts(dt_plan *p)
+{
+    for (int64_t i = 0; i < p->g->ntensor; i++)
+        if (p->g->tensor[i]->kind == DT_CONST)
+            dt_plan_write(p, p->g->tensor[i], p->g->tensor[i]->values);
+}
+
+int dt_plan_run(dt_plan *p, dt_err *err)
+{
+    write_consts(p);
+    if (p->captured)
+        return p->dev->replay(p->dev, p->captured, err);
+    /* The first run is plain: libraries may allocate or tune in it, which a capture forbids. */
+    if (p->dev->capture && p->runs++ > 0) {
+        int rc = p->dev->capture(p->dev, launch_all, p, &p->captured, err);
+        return rc < 0 ? rc : p->dev->replay(p->dev, p->captured, err);
+    }
+    launch_all(p);
+    return p->dev->sync(p->dev, err);
+}
+
+static bool tensor_finite(dt_plan *p, const dt_tensor *t)
+{
+    void *ptr = pointer(p, t);
+    if (!ptr || (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16))
+        return true;
+    int64_t n = dt_numel(t->dims);
+    void *raw = dt_try_alloc((size_t)dt_bytes(t));
+    float *x = dt_try_alloc((size_t)n * sizeof(*x));
+    bool ok = true;
+    if (raw && x) {
+        p->dev->download(p->dev, raw, ptr, dt_bytes(t));
+        dt_convert(x, DT_F32, raw, t->dtype, n);
+        for (int64_t i = 0; i < n && ok; i++)
+            ok = isfinite(x[i]);
+    }
+    free(raw);
+    free(x);
+    return ok;
+}
+
+const dt_node *dt_plan_find_nan(dt_plan *p)
+{
+    write_consts(p);
+    for (int64_t i = 0; i < p->nitem; i++) {
+        launch(p, &p->item[i]);
+        p->dev->sync(p->dev, NULL);
+        for (int o = 0; o < p->item[i].node->nout; o++)
+            if (!tensor_finite(p, p->item[i].node->out[o]))
+                return p->item[i].node;
+    }
+    return NULL;
+}
+
+static double now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+void dt_plan_profile(dt_plan *p, void (*fn)(void *ctx, const dt_node *n, double seconds), void *ctx)
+{
+    write_consts(p);
+    for (int64_t i = 0; i < p->nitem; i++) {
+        double t0 = now();
+        launch(p, &p->item[i]);
+        p->dev->sync(p->dev, NULL);
+        fn(ctx, p->item[i].node, now() - t0);
+    }
+}

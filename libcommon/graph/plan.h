@@ -1,0 +1,38 @@
+/* plan.h - private: what plan.c lays out and exec.c runs. */
+#ifndef DT_GRAPH_PLAN_H
+#define DT_GRAPH_PLAN_H
+#include "graph/internal.h"
+
+/* A stretch of the arena that is in use from node `first` to node `last` of the run (inclusive). */
+typedef struct dt_slot {
+    int64_t bytes, first, last;
+    int64_t offset;                 /* -1 until placed */
+} dt_slot;
+
+typedef struct dt_item {            /* one launch */
+    const dt_node   *node;
+    const dt_kernel *kernel;
+    void   *state;
+    int64_t ws_slot;                /* index of a slot, -1 = none */
+    int64_t ws_bytes;
+    void   *in[DT_MAX_IN], *out[DT_MAX_OUT], *ws;   /* set by dt_plan_bind */
+} dt_item;
+
+struct dt_plan {
+    dt_graph  *g;
+    dt_device *dev;
+    dt_item   *item;
+    int64_t    nitem;
+    dt_slot   *slot;
+    int64_t    nslot, cap_slot;
+    int64_t   *slot_of;             /* tensor id -> slot, -1 = none */
+    char      *arena;
+    void      *captured;            /* device graph of the launches, NULL until the second run */
+    int64_t    runs;
+    dt_plan_stats stats;
+};
+
+/* The smallest arena found for the slots; sets every offset (multiples of `align`). */
+int64_t dt_layout(dt_slot *slot, int64_t n, int64_t align);
+
+#endif
