@@ -42,6 +42,8 @@ $(B)/bin/%: $(B)/tools/%.o $(B)/libdt.a
 $(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(B)/checkop: $(B)/tests/checkop.o $(CASES) $(B)/libdt.a
+	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
