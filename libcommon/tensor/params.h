@@ -42,8 +42,6 @@ typedef struct dt_param {
     float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for) */
 } dt_param;
 
-typedef struct dt_adapter dt_adapter;       /* train/lora.h */
-
 typedef struct dt_params {
     char      *name;                /* "transformer", "vae", "text_encoder", "text_encoder_2", "lora" */
     dt_param **v;
@@ -55,7 +53,9 @@ typedef struct dt_params {
     int64_t    n_train, n_frozen;   /* elements, padding included */
     void      *w_train, *w_frozen;
     float     *grad, *master, *m, *v2, *ema;
-    /* LoRA: graph.c asks this for every linear layer; NULL when there is none. */
+    dt_strs    linears;             /* paths of the linear layers, in order of declaration: what LoRA may adapt */
+    void      *linear_index;        /* path -> place in linears, private */
+    /* LoRA (train/lora.h): dt_linear asks this for its path; NULL when there is none.  Borrowed. */
     struct dt_lora *lora;
 } dt_params;
 
@@ -64,6 +64,9 @@ void       dt_params_free(dt_params **p);
 dt_param  *dt_params_find(const dt_params *p, const char *name);    /* NULL if absent */
 /* Declares or, if it exists with these dims, returns it.  NULL if it exists with others. */
 dt_param  *dt_params_declare(dt_params *p, const char *name, dt_dims dims, dt_init init, double scale);
+
+/* dt_linear says that `path`.weight is the weight of a linear layer.  Again is harmless. */
+void       dt_params_add_linear(dt_params *p, const char *path);
 
 /* Bytes that alloc will take, for the memory plan, by role. */
 typedef struct dt_params_bytes { int64_t weights, grads, master, moments, ema; } dt_params_bytes;
