@@ -28,7 +28,8 @@ endif
 TOOLS := $(patsubst tools/%.c,%,$(wildcard tools/dt-*.c))
 LIB_C := $(filter-out %_test.c,$(wildcard libcommon/*/*.c kernels/*.c))
 LIB_X := $(wildcard libcommon/*/*.cc)
-LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o)
+LIB_P := $(wildcard libcommon/*/*.proto)
+LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o) $(LIB_P:libcommon/%.proto=$(B)/%.pb-c.o)
 UNITS := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/*.c))
 CASES := $(patsubst %.c,$(B)/%.o,$(wildcard kernels/*_test.c))
 
@@ -50,6 +51,14 @@ $(B)/%.o: %.c
 $(B)/%.cc.o: %.cc
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+
+# Protobuf messages: #include "train/x.pb-c.h" is $(B)/train/x.pb-c.h
+$(B)/%.pb-c.c $(B)/%.pb-c.h: libcommon/%.proto
+	@mkdir -p $(@D)
+	protoc-c --proto_path=libcommon --c_out=$(B) $<
+$(B)/%.pb-c.o: $(B)/%.pb-c.c
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
 
 lib: $(B)/libdt.a
 units: $(UNITS)

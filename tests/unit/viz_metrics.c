@@ -1,0 +1,163 @@
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/resource.h>
+#include "base/file.h"
+#include "base/mem.h"
+#include "train/metrics.h"
+
+static int setup(void **state)
+{
+    char dir[] = "/tmp/dt-metrics-XXXXXX";
+    if (!mkdtemp(dir))
+        return -1;
+    *state = dt_strdup(dir);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    dt_rmtree(*state, NULL);
+    free(*state);
+    return 0;
+}
+
+static void assert_file(const char *path, const char *want)
+{
+    char *data;
+    size_t bytes;
+    dt_err err = { 0 };
+    assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, &err), 0);
+    assert_string_equal(data, want);
+    free(data);
+}
+
+static void steps(dt_metrics *m, int from, int to)
+{
+    dt_err err = { 0 };
+    for (int i = from; i <= to; i++) {
+        dt_metrics_int(m, "step", i);
+        dt_metrics_num(m, "loss", 1.0 / i);
+        assert_int_equal(dt_metrics_end(m, &err), 0);
+    }
+}
+
+static void test_format(void **state)
+{
+    dt_err err = { 0 };
+    dt_metrics *m = NULL;
+    char *path = dt_path_join(*state, "m");
+    assert_int_equal(dt_metrics_open(&m, path, 0, &err), 0);
+    dt_metrics_int(m, "step", 12345678901);
+    dt_metrics_num(m, "third", 1.0 / 3);
+    dt_metrics_num(m, "lr", 1e-4);
+    dt_metrics_num(m, "bad", NAN);
+    dt_metrics_num(m, "worse", -INFINITY);
+    dt_metrics_str(m, "note", "say \"a\\b\"\n");
+    assert_int_equal(dt_metrics_offset(m), 0);          /* not a whole line yet */
+    assert_int_equal(dt_metrics_end(m, &err), 0);
+    assert_int_equal(dt_metrics_end(m, &err), 0);
+    dt_metrics_int(m, "dropped", 1);
+    int64_t at = dt_metrics_offset(m);
+    assert_int_equal(dt_metrics_sync(m, &err), 0);
+    assert_int_equal(dt_metrics_close(&m, &err), 0);
+    assert_null(m);
+    const char *want = "{\"step\":12345678901,\"third\":0.333333333,\"lr\":0.0001,\"bad\":null,\"worse\":null,"
+                       "\"note\":\"say \\\"a\\\\b\\\"\\u000a\"}\n{}\n";
+    assert_int_equal(at, strlen(want));
+    assert_file(path, want);
+    free(path);
+}
+
+/* Stopped after step 5, two steps beyond its checkpoint, and resumed: the same bytes as in one go. */
+static void test_resume(void **state)
+{
+    dt_err err = { 0 };
+    dt_metrics *m = NULL;
+    char *one = dt_path_join(*state, "one"), *two = dt_path_join(*state, "two"), *want;
+    size_t bytes;
+    assert_int_equal(dt_metrics_open(&m, one, 0, &err), 0);
+    steps(m, 1, 9);
+    assert_int_equal(dt_metrics_close(&m, &err), 0);
+
+    assert_int_equal(dt_metrics_open(&m, two, 0, &err), 0);
+    steps(m, 1, 3);
+    int64_t checkpoint = dt_metrics_offset(m);
+    steps(m, 4, 5);
+    assert_int_equal(dt_metrics_close(&m, &err), 0);
+    assert_int_equal(dt_metrics_open(&m, two, checkpoint, &err), 0);
+    assert_int_equal(dt_metrics_offset(m), checkpoint);
+    steps(m, 4, 9);
+    assert_int_equal(dt_metrics_close(&m, &err), 0);
+
+    assert_int_equal(dt_file_read(&want, &bytes, one, 1 << 20, &err), 0);
+    assert_file(two, want);
+    free(want);
+
+    assert_int_equal(dt_metrics_open(&m, two, 0, &err), 0);     /* afresh: nothing is left of the former run */
+    assert_int_equal(dt_metrics_close(&m, &err), 0);
+    assert_file(two, "");
+    free(one);
+    free(two);
+}
+
+static void test_misfit(void **state)
+{
+    dt_err err = { 0 };
+    dt_metrics *m = NULL;
+    char *path = dt_path_join(*state, "m"), *none = dt_path_join(*state, "none");
+    assert_int_equal(dt_file_write(path, "{}\n{}\n", 6, &err), 0);
+    assert_int_equal(dt_metrics_open(&m, path, 7, &err), DT_EDATA);
+    assert_non_null(strstr(err.msg, path));
+    assert_int_equal(dt_metrics_open(&m, path, 4, &err), DT_EDATA);
+    assert_int_equal(dt_metrics_open(&m, none, 3, &err), DT_EDATA);
+    assert_false(dt_exists(none));
+    assert_null(m);
+    assert_file(path, "{}\n{}\n");                      /* refused, hence untouched */
+    free(path);
+    free(none);
+}
+
+/* A limit on the file's size stands in for a full disk: the line that does not fit leaves no part of itself. */
+static void test_full_disk(void **state)
+{
+    dt_err err = { 0 };
+    dt_metrics *m = NULL;
+    char *path = dt_path_join(*state, "m");
+    struct rlimit old, tight;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    tight = (struct rlimit){ 50, old.rlim_max };
+    assert_int_equal(dt_metrics_open(&m, path, 0, &err), 0);
+    steps(m, 1, 2);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
+    dt_metrics_str(m, "long", "0123456789012345678901234567890123456789");
+    int rc = dt_metrics_end(m, &err);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    assert_int_equal(rc, DT_EIO);
+    assert_non_null(strstr(err.msg, path));
+    assert_file(path, "{\"step\":1,\"loss\":1}\n{\"step\":2,\"loss\":0.5}\n");
+    steps(m, 3, 3);
+    assert_int_equal(dt_metrics_close(&m, &err), 0);
+    assert_file(path, "{\"step\":1,\"loss\":1}\n{\"step\":2,\"loss\":0.5}\n{\"step\":3,\"loss\":0.333333333}\n");
+    free(path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_format, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_misfit, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
+    };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
