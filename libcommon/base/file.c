@@ -1,0 +1,348 @@
+/* file.c - files that appear whole or not at all, and bounded reading. */
+#include "base/file.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <fts.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/mem.h"
+
+#define NAME_KEEP 200           /* bytes of the name kept in a temporary name, below NAME_MAX = 255 */
+#define FIRST_BYTES 65536       /* first buffer for inputs whose size is not known */
+
+/* --- writing --- */
+struct dt_out {
+    FILE *f;
+    char *path;                 /* as the caller named it, for messages */
+    char *target;               /* where it ends up: path with its links followed; NULL: written in place */
+    char *tmp;
+};
+
+static void out_free(dt_out **o)
+{
+    free((*o)->path);
+    free((*o)->target);
+    free((*o)->tmp);
+    free(*o);
+    *o = NULL;
+}
+
+static char *dir_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return dt_strdup(".");
+    return slash == path ? dt_strdup("/") : dt_sprintf("%.*s", (int)(slash - path), path);
+}
+
+/* Creates o->tmp.  A file of that name is what a killed process with our number has left. */
+static int tmp_open(dt_out *o)
+{
+    char *dir = dir_of(o->target);
+    o->tmp = dt_sprintf("%s/.%.*s.%ld.tmp", dir, NAME_KEEP, dt_path_base(o->target), (long)getpid());
+    free(dir);
+    int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+    int fd = open(o->tmp, flags, 0666);
+    if (fd < 0 && errno == EEXIST && !unlink(o->tmp))
+        fd = open(o->tmp, flags, 0666);
+    return fd;
+}
+
+int dt_out_open(dt_out **out, const char *path, dt_err *err)
+{
+    dt_out *o = dt_alloc(sizeof *o);
+    struct stat st;
+    int fd = -1;
+    o->path = dt_strdup(path);
+    if (!strcmp(path, "-")) {
+        o->f = stdout;
+        *out = o;
+        return 0;
+    }
+    bool there = !stat(path, &st);
+    if (there && S_ISDIR(st.st_mode)) {
+        errno = EISDIR;
+    } else if (there && !S_ISREG(st.st_mode)) {     /* a device or FIFO must not be renamed away */
+        fd = open(path, O_WRONLY | O_CLOEXEC);
+    } else {
+        char *real = there ? realpath(path, NULL) : NULL;   /* replace the file, not a link to it */
+        o->target = real ? real : dt_strdup(path);
+        fd = tmp_open(o);
+        if (fd >= 0 && there && fchmod(fd, st.st_mode & 0777) < 0) {
+            close(fd);
+            unlink(o->tmp);
+            fd = -1;
+        }
+    }
+    if (fd < 0 || !(o->f = fdopen(fd, "w"))) {
+        int rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
+        out_free(&o);
+        return rc;
+    }
+    *out = o;
+    return 0;
+}
+
+FILE *dt_out_file(dt_out *o)
+{
+    return o->f;
+}
+
+/* Pipes and some file systems cannot sync; that is no failure to write. */
+static int sync_fd(int fd)
+{
+    return fsync(fd) < 0 && errno != EINVAL && errno != EROFS && errno != ENOTSUP ? -1 : 0;
+}
+
+/* 0, or -1 with errno: everything handed to the stream is on the disk. */
+static int flush(FILE *f)
+{
+    if (fflush(f) < 0)
+        return -1;
+    if (ferror(f)) {            /* an earlier write failed; its errno is gone */
+        errno = EIO;
+        return -1;
+    }
+    return sync_fd(fileno(f));
+}
+
+int dt_out_commit(dt_out **out, dt_err *err)
+{
+    dt_out *o = *out;
+    int rc = 0;
+    if (flush(o->f) < 0) {
+        rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", o->path);
+        dt_out_abort(out);
+        return rc;
+    }
+    if (o->f != stdout && fclose(o->f)) {
+        rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", o->path);
+        if (o->tmp)
+            unlink(o->tmp);
+    } else if (o->tmp && rename(o->tmp, o->target) < 0) {
+        rc = dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", o->tmp, o->target);
+        unlink(o->tmp);
+    } else if (o->tmp) {
+        char *dir = dir_of(o->target);
+        rc = dt_fsync_dir(dir, err);
+        free(dir);
+    }
+    out_free(out);
+    return rc;
+}
+
+void dt_out_abort(dt_out **out)
+{
+    dt_out *o = *out;
+    if (!o)
+        return;
+    if (o->f != stdout)
+        fclose(o->f);
+    if (o->tmp)
+        unlink(o->tmp);
+    out_free(out);
+}
+
+int dt_file_write(const char *path, const void *data, size_t bytes, dt_err *err)
+{
+    dt_out *o;
+    int rc = dt_out_open(&o, path, err);
+    if (rc < 0)
+        return rc;
+    if (bytes && fwrite(data, 1, bytes, dt_out_file(o)) != bytes) {
+        rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
+        dt_out_abort(&o);
+        return rc;
+    }
+    return dt_out_commit(&o, err);
+}
+
+int dt_fsync_dir(const char *dir, dt_err *err)
+{
+    int rc = 0, fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return dt_err_sys(err, DT_EIO, "cannot open '%s'", dir);
+    if (sync_fd(fd) < 0)
+        rc = dt_err_sys(err, DT_EIO, "cannot sync '%s'", dir);
+    close(fd);
+    return rc;
+}
+
+/* --- reading --- */
+
+/* Reads fd to its end into *data (NUL-terminated); `hint` is the size it is thought to have. */
+static int read_all(char **data, size_t *bytes, int fd, size_t hint, size_t max_bytes, const char *path, dt_err *err)
+{
+    char *buf = NULL;
+    size_t n = 0, cap = 0;
+    for (;;) {
+        if (n + 2 > cap) {      /* room for a byte that shows there is more, and the NUL */
+            size_t want = cap ? cap * 2 : hint + 2;
+            want = want > max_bytes && max_bytes + 2 > max_bytes ? max_bytes + 2 : want;
+            char *grown = realloc(buf, want);
+            if (!grown) {
+                free(buf);
+                return dt_err_set(err, DT_ENOMEM, "'%s' does not fit in memory", path);
+            }
+            buf = grown, cap = want;
+        }
+        ssize_t got = read(fd, buf + n, cap - 1 - n);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0) {
+            free(buf);
+            return dt_err_sys(err, DT_EDATA, "cannot read '%s'", path);
+        }
+        if (!got)
+            break;
+        n += (size_t)got;
+        if (n > max_bytes) {
+            free(buf);
+            return dt_err_set(err, DT_EDATA, "'%s' is larger than %zu bytes", path, max_bytes);
+        }
+    }
+    buf[n] = '\0';
+    *data = buf;
+    *bytes = n;
+    return 0;
+}
+
+int dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err)
+{
+    struct stat st;
+    bool in = !strcmp(path, "-");
+    int fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    size_t hint = FIRST_BYTES;
+    if (!fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size > 0)
+        hint = (size_t)st.st_size;
+    if (hint > max_bytes)
+        hint = max_bytes;
+    int rc = read_all(data, bytes, fd, hint, max_bytes, in ? "<stdin>" : path, err);
+    if (!in)
+        close(fd);
+    return rc;
+}
+
+int dt_map_open(dt_map *m, const char *path, dt_err *err)
+{
+    struct stat st;
+    int rc = 0;
+    *m = (dt_map){ 0 };
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a FIFO must not hold us up */
+    if (fd < 0)
+        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    if (fstat(fd, &st) < 0) {
+        rc = dt_err_sys(err, DT_EDATA, "cannot stat '%s'", path);
+    } else if (!S_ISREG(st.st_mode)) {
+        rc = dt_err_set(err, DT_EDATA, "'%s' is not a regular file", path);
+    } else if (!st.st_size) {
+        m->data = (const uint8_t *)"";
+    } else {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED)
+            rc = dt_err_sys(err, errno == ENOMEM ? DT_ENOMEM : DT_EDATA, "cannot map '%s'", path);
+        else
+            *m = (dt_map){ p, (size_t)st.st_size };
+    }
+    close(fd);
+    return rc;
+}
+
+void dt_map_close(dt_map *m)
+{
+    if (m->bytes)
+        munmap((void *)m->data, m->bytes);
+    *m = (dt_map){ 0 };
+}
+
+/* --- paths --- */
+bool dt_exists(const char *path)
+{
+    struct stat st;
+    return !stat(path, &st);
+}
+
+bool dt_is_dir(const char *path)
+{
+    struct stat st;
+    return !stat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+char *dt_path_join(const char *dir, const char *name)
+{
+    if (!dir || !*dir || *name == '/')
+        return dt_strdup(name);
+    return dt_sprintf("%s%s%s", dir, dir[strlen(dir) - 1] == '/' ? "" : "/", name);
+}
+
+const char *dt_path_base(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+const char *dt_path_ext(const char *path)
+{
+    const char *base = dt_path_base(path), *dot = strrchr(base, '.');
+    return dot && dot > base ? dot : "";        /* ".profile" has none */
+}
+
+int dt_mkdirs(const char *dir, dt_err *err)
+{
+    char *p = dt_strdup(dir);
+    int rc = 0;
+    for (char *s = p; ; s++) {
+        if (*s && *s != '/')
+            continue;
+        char c = *s;
+        *s = '\0';
+        if (*p && mkdir(p, 0777) < 0 && !dt_is_dir(p)) {
+            rc = dt_err_sys(err, DT_EIO, "cannot make folder '%s'", p);
+            break;
+        }
+        if (!c)
+            break;
+        *s = c;
+    }
+    free(p);
+    return rc;
+}
+
+int dt_rmtree(const char *dir, dt_err *err)
+{
+    char *p = dt_strdup(dir);
+    size_t n = strlen(p);
+    while (n > 1 && p[n - 1] == '/')            /* "link/" would be followed */
+        p[--n] = '\0';
+    char *roots[] = { p, NULL };
+    int rc = 0;
+    FTS *t = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
+    FTSENT *e;
+    while (t && !rc && (e = fts_read(t))) {
+        switch (e->fts_info) {
+        case FTS_D:
+            continue;
+        case FTS_DP:
+            if (!rmdir(e->fts_accpath))
+                continue;
+            break;
+        case FTS_DNR: case FTS_ERR: case FTS_NS:
+            errno = e->fts_errno;
+            break;
+        default:
+            if (!unlink(e->fts_accpath))
+                continue;
+        }
+        if (errno != ENOENT)
+            rc = dt_err_sys(err, DT_EIO, "cannot remove '%s'", e->fts_path);
+    }
+    if (t)
+        fts_close(t);
+    free(p);
+    return rc;
+}
