@@ -1,0 +1,52 @@
+/* optim.c - AdamW over sets of parameters.  See optim.h. */
+#include <math.h>
+#include "train/optim.h"
+
+void dt_optim_zero(dt_optim *o)
+{
+    for (int i = 0; i < o->nset; i++) {
+        dt_params *p = o->set[i];
+        if (p->n_train)
+            p->dev->zero(p->dev, p->grad, p->n_train * (int64_t)sizeof(float));
+    }
+}
+
+double dt_optim_norm(const dt_optim *o)
+{
+    double sum = 0;
+    for (int i = 0; i < o->nset; i++) {
+        dt_params *p = o->set[i];
+        if (p->n_train)
+            sum += p->dev->flat->sumsq(p->dev, p->grad, p->n_train);
+    }
+    return sqrt(sum);
+}
+
+void dt_optim_step(dt_optim *o, double lr, double norm)
+{
+    double scale = o->max_norm > 0 ? o->max_norm / (norm + 1e-6) : 1.0;
+    double k = (double)++o->k;
+    double decay = fmin(o->ema_decay, (1.0 + k) / (10.0 + k));
+    dt_adamw a = { .lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
+                   .weight_decay = (float)o->weight_decay, .bias1 = (float)(1.0 - pow(o->beta1, k)),
+                   .bias2 = (float)(1.0 - pow(o->beta2, k)), .grad_scale = (float)fmin(1.0, scale) };
+    for (int i = 0; i < o->nset; i++) {
+        dt_params *p = o->set[i];
+        if (!p->n_train)
+            continue;
+        p->dev->flat->adamw(p->dev, p->master, p->m, p->v2, p->grad, p->n_train, &a);
+        if (p->ema)
+            p->dev->flat->ema(p->dev, p->ema, p->master, p->n_train, (float)decay);
+        dt_params_sync(p);
+    }
+    dt_optim_zero(o);
+}
+
+int64_t dt_optim_trained(const dt_optim *o)
+{
+    int64_t n = 0;
+    for (int i = 0; i < o->nset; i++)
+        for (int64_t j = 0; j < o->set[i]->n; j++)
+            n += o->set[i]->v[j]->trainable ? o->set[i]->v[j]->numel : 0;
+    return n;
+}
