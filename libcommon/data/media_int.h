@@ -1,0 +1,19 @@
+/* media_int.h - what the media_*.c files share. */
+#ifndef DT_DATA_MEDIA_INT_H
+#define DT_DATA_MEDIA_INT_H
+#include "data/media.h"
+
+/* Opens a regular file for reading; returns the descriptor or a DT_E code. */
+int dt_image_open_fd(const char *path, int64_t *bytes, dt_err *err);
+
+/* Decoders of whole files in memory.  out has been allocated with the size that the header gives
+ * before rotation; they fill it or fail. */
+int dt_jpeg_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err);
+int dt_png_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err);
+int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, size_t bytes, const char *name,
+                 dt_err *err);
+
+/* One row of RGBA laid over white. */
+void dt_rgba_over_white(uint8_t *rgb, const uint8_t *rgba, int w);
+
+#endif

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Writes tests/golden/data_images/: tiny pictures of every kind, and as NAME.ppm what a picture reader must
+make of them (upright, RGB, transparency over white, first frame), according to Pillow.  Also resize_*.ppm.
+
+python3 tests/golden/data_images.py      (needs pillow and numpy; made with Pillow 13.0.0)
+"""
+import io
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data_images")
+W, H = 20, 12
+
+
+def scene(w=W, h=H, c=3):
+    """Smooth, with no symmetry: any wrong rotation or channel order shows."""
+    y, x = np.mgrid[0:h, 0:w].astype(float)
+    a = [255 * x / (w - 1), 255 * y / (h - 1), 255 * (x + y) / (w + h - 2), 255 * (1 - x / (w - 1))]
+    return np.stack(a[:c], -1).round().astype(np.uint8)
+
+
+def over_white(im):
+    im = im.convert("RGBA")
+    white = Image.new("RGBA", im.size, (255, 255, 255, 255))
+    white.alpha_composite(im)
+    return white.convert("RGB")
+
+
+def put(name, im, want=None, **kw):
+    path = os.path.join(OUT, name)
+    im.save(path, **kw)
+    if want is None:
+        want = over_white(ImageOps.exif_transpose(Image.open(path)))
+    want.save(os.path.join(OUT, name + ".ppm"))
+
+
+def exif(o):
+    e = Image.Exif()
+    e[0x0112] = o
+    return e
+
+
+os.makedirs(OUT, exist_ok=True)
+rgb = Image.fromarray(scene())
+rgba = Image.fromarray(scene(c=4))
+for o in range(1, 9):
+    put(f"exif{o}.jpg", rgb, quality=92, exif=exif(o))
+put("gray.jpg", rgb.convert("L"), quality=92)
+put("progressive.jpg", rgb, quality=92, progressive=True)
+cmyk = rgb.convert("CMYK")
+b = io.BytesIO()
+cmyk.save(b, "JPEG", quality=95)
+put("cmyk.jpg", cmyk, want=Image.open(b).convert("RGB"), quality=95)
+
+put("rgb.png", rgb)
+put("rgba.png", rgba)
+put("exif6.png", rgb, exif=exif(6))
+put("graya.png", rgba.convert("LA"))
+put("bit1.png", rgb.convert("1"))
+pal = rgb.quantize(16)
+put("palette.png", pal, transparency=3)
+g16 = (scene()[..., 0].astype(np.uint16) * 257) ^ 0x0100
+put("gray16.png", Image.fromarray(g16),
+    want=Image.fromarray(np.repeat(((g16.astype(int) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, -1)))
+
+put("lossy.webp", rgb, quality=95)
+put("lossless.webp", rgb, lossless=True)
+put("alpha.webp", rgba, lossless=True, exact=True)
+put("exif8.webp", rgb, lossless=True, exif=exif(8))
+other = Image.fromarray(255 - scene())
+put("anim.webp", rgb, save_all=True, append_images=[other], duration=100, lossless=True)
+put("palette.gif", pal)
+put("transparent.gif", pal, transparency=3)
+put("anim.gif", pal, save_all=True, append_images=[other.quantize(16)], duration=100)
+put("rgb.tiff", rgb)
+put("lzw.tiff", rgba, compression="tiff_lzw")
+put("exif3.tiff", rgb, tiffinfo={274: 3})
+put("exif5.tiff", rgb, compression="tiff_deflate", tiffinfo={274: 5})
+put("cmyk.tiff", cmyk, want=cmyk.convert("RGB"))
+put("rgb.bmp", rgb)
+put("palette.bmp", pal)
+put("bit1.bmp", rgb.convert("1"))
+
+rng = np.random.default_rng(7)
+src = Image.fromarray(np.clip(scene(61, 47) * 0.6 + rng.integers(0, 100, (47, 61, 3)), 0, 255).astype(np.uint8))
+src.save(os.path.join(OUT, "resize_src.ppm"))
+for w, h in [(20, 15), (31, 47), (61, 20), (90, 70), (7, 64), (1, 1)]:
+    src.resize((w, h), Image.BILINEAR).save(os.path.join(OUT, f"resize_{w}x{h}.ppm"))
