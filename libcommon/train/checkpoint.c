@@ -101,6 +101,7 @@ static cJSON *manifest_of(const dt_train_state *s)
     cJSON_AddNumberToObject(j, "batch", (double)s->batch);
     cJSON_AddNumberToObject(j, "epoch", (double)s->epoch);
     cJSON_AddNumberToObject(j, "optimiser_updates", (double)s->optim_k);
+    cJSON_AddNumberToObject(j, "validated", (double)s->validated);
     add_u64(j, "seed", s->seed);
     cJSON_AddNumberToObject(j, "metrics_bytes", (double)s->metrics_bytes);
     cJSON_AddNumberToObject(j, "threads", s->threads);
@@ -194,6 +195,7 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
         (rc = dt_json_int(&s->batch, j, "batch", 0, big, what, err)) < 0 ||
         (rc = dt_json_int(&s->epoch, j, "epoch", 0, big, what, err)) < 0 ||
         (rc = dt_json_int(&s->optim_k, j, "optimiser_updates", 0, big, what, err)) < 0 ||
+        (rc = dt_json_int(&s->validated, j, "validated", 0, big, what, err)) < 0 ||
         (rc = dt_json_int(&s->metrics_bytes, j, "metrics_bytes", 0, big, what, err)) < 0 ||
         (rc = dt_json_int(&threads, j, "threads", 1, 1 << 20, what, err)) < 0 ||
         (rc = dt_json_str_or(&seed, j, "seed", "0", what, err)) < 0 ||

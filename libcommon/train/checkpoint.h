@@ -14,6 +14,7 @@ typedef struct dt_train_state {     /* all that a run is, besides parameters; st
     int64_t batch;                  /* micro-batches consumed: the plan is sought to this one */
     int64_t epoch;
     int64_t optim_k;
+    int64_t validated;              /* 1 + the last step that was validated, 0 = none */
     uint64_t seed;                  /* every draw is keyed by (seed, batch or step, item): these are the RNG's counters */
     int64_t metrics_bytes;          /* length of metrics.ndjson at this step */
     int     threads;                /* CPU compute threads: part of what makes bits */

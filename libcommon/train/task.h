@@ -1,0 +1,55 @@
+/* task.h - what the training loop knows about a model: how to build its graph for a shape and how to fill the
+ * inputs for a batch.  train_flux.c and train_vae.c are tasks; trainer.c runs any.
+ *
+ * A task's graph has these by name: input "loss_scale" [1] fp32, output "loss" [1] fp32 (mean over the
+ * micro-batch, before scaling), output "per_sample" [B] fp32 (optional), output "prediction" (optional). */
+#ifndef DT_TRAIN_TASK_H
+#define DT_TRAIN_TASK_H
+#include "graph/session.h"
+#include "train/optim.h"
+
+typedef struct dt_sample {
+    int64_t     item;               /* number in the plan */
+    const char *caption;            /* "" when dropped; borrowed */
+    /* posterior of the latent [C, h, w], if the task wants latents; borrowed from the cache */
+    int64_t     C, h, w;
+    dt_dtype    lat_dtype;
+    const void *mean, *logvar;
+    /* text states [T, D] and pooled state [P], if the task wants them */
+    int64_t     T, D, P;
+    dt_dtype    txt_dtype;
+    const void *states, *pooled;
+    uint8_t    *rgb;                /* [h_px, w_px, 3], if the task wants pictures; owned by the batch */
+} dt_sample;
+
+typedef struct dt_batch {
+    int64_t    index, epoch;        /* micro-batch number over the whole plan, and its epoch */
+    int        n;
+    int64_t    w_px, h_px;
+    dt_sample *s;                   /* [n] */
+} dt_batch;
+
+/* Where batches come from, in the order of the plan. */
+typedef struct dt_source {
+    void *ctx;
+    int  (*next)(void *ctx, dt_batch **b, dt_err *err);     /* 1: *b is set, 0: the plan is at its end, < 0: error */
+    void (*done)(void *ctx, dt_batch *b);
+} dt_source;
+
+/* Where a micro-batch stands in the run: what its random draws are keyed by. */
+typedef struct dt_step_at {
+    uint64_t seed;
+    int64_t  step;                  /* optimiser step, 0-based */
+    int64_t  micro, nmicro;         /* within the step */
+} dt_step_at;
+
+typedef struct dt_task {
+    const char  *name;              /* "lora", "full", "vae" */
+    void        *ctx;
+    dt_build_fn  build;             /* (ctx, shape) */
+    dt_shape_key (*shape)(void *ctx, int n, int64_t w_px, int64_t h_px);
+    /* Writes every input but loss_scale.  Host work happens here: noise, posterior sample, timesteps. */
+    int  (*feed)(void *ctx, dt_graph *g, dt_plan *p, const dt_batch *b, const dt_step_at *at, dt_err *err);
+} dt_task;
+
+#endif

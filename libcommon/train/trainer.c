@@ -1,0 +1,204 @@
+/* trainer.c - the training loop.  See trainer.h. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include "base/file.h"
+#include "base/mem.h"
+#include "train/dump.h"
+#include "train/trainer.h"
+
+struct step {                       /* what one optimiser step found */
+    double loss, norm, lr, flops;
+    int64_t images;
+    int    micros;                  /* 0: the plan is at its end */
+};
+
+static double now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+/* The first op and block that made the NaN; the gradients added meanwhile do not matter any more. */
+static int not_finite(const dt_trainer *t, dt_plan *p, const char *what, dt_err *err)
+{
+    const dt_node *n = p ? dt_plan_find_nan(p) : NULL;
+    if (!n)
+        return dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s is not finite", t->state.step + 1, what);
+    return dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s is not finite; first in '%s' of %s%s", t->state.step + 1, what,
+                      n->op->name, n->scope[0] ? n->scope : "the objective", n->backward ? " (backward)" : "");
+}
+
+static int run_micro(dt_trainer *t, const dt_batch *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan, dt_err *err)
+{
+    dt_shape_key key = t->task->shape(t->task->ctx, b->n, b->w_px, b->h_px);
+    dt_graph *g = NULL;
+    dt_plan *p = dt_session_use(t->session, &key, &g);
+    if (!p)
+        return dt_err_set(err, DT_EDATA, "batch %" PRId64 " has a shape that the plan's header does not list", b->index);
+    *plan = p;
+    dt_step_at at = { t->state.seed, t->state.step, micro, t->accumulate };
+    float scale = 1.0f / (float)t->accumulate, loss = 0;
+    int rc = t->task->feed(t->task->ctx, g, p, b, &at, err);
+    if (rc < 0)
+        return rc;
+    dt_plan_write(p, dt_find(g, "loss_scale"), &scale);
+    if ((rc = dt_plan_run(p, err)) < 0)
+        return rc;
+    dt_plan_read(p, dt_find(g, "loss"), &loss);
+    if (!isfinite(loss))
+        return not_finite(t, p, "loss", err);
+    s->loss += (double)loss * (double)scale;
+    s->images += b->n;
+    s->flops += dt_plan_stat(p)->flops - dt_plan_stat(p)->flops_recompute;
+    return dump ? dt_dump_micro(dump, g, p, micro, err) : 0;
+}
+
+static int update(dt_trainer *t, struct step *s, dt_plan *plan, dt_dump *dump, dt_err *err)
+{
+    int rc = dump ? dt_dump_grads(dump, t->optim, err) : 0;
+    if (rc < 0)
+        return rc;
+    s->norm = dt_optim_norm(t->optim);
+    if (!isfinite(s->norm))
+        return not_finite(t, plan, "gradient", err);
+    s->lr = dt_lr_at(&t->lr, t->state.step);
+    dt_optim_step(t->optim, s->lr, s->norm);
+    if (!dump)
+        return 0;
+    dt_dump_scalar(dump, "lr", s->lr);
+    dt_dump_scalar(dump, "grad_norm", s->norm);
+    if ((rc = dt_dump_weights(dump, t->optim, err)) < 0)
+        return rc;
+    return dt_dump_write(dump, t->dump_dir, t->state.step + 1, err);
+}
+
+/* One optimiser step.  A plan that ends within one gives a last step of fewer micro-batches. */
+static int one_step(dt_trainer *t, struct step *s, dt_err *err)
+{
+    dt_dump *dump = t->state.step < t->dump_steps ? dt_dump_new() : NULL;
+    dt_plan *plan = NULL;
+    int rc = 0;
+    *s = (struct step){ 0 };
+    for (; s->micros < t->accumulate && rc == 0; s->micros++) {
+        dt_batch *b = NULL;
+        rc = t->source.next(t->source.ctx, &b, err);
+        if (rc <= 0)
+            break;
+        rc = run_micro(t, b, s, s->micros, dump, &plan, err);
+        t->state.batch = b->index + 1;
+        t->state.epoch = b->epoch;
+        t->source.done(t->source.ctx, b);
+    }
+    if (rc == 0 && s->micros)
+        rc = update(t, s, plan, dump, err);
+    dt_dump_free(&dump);
+    return rc < 0 ? rc : 0;
+}
+
+static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *err)
+{
+    int64_t k = t->state.step;
+    int rc = 0;
+    if (t->metrics) {
+        dt_metrics_int(t->metrics, "step", k);
+        dt_metrics_int(t->metrics, "epoch", t->state.epoch);
+        dt_metrics_num(t->metrics, "loss", s->loss);
+        dt_metrics_num(t->metrics, "lr", s->lr);
+        dt_metrics_num(t->metrics, "grad_norm", s->norm);
+        rc = dt_metrics_end(t->metrics, err);
+    }
+    if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "train/loss", k, s->loss, err)) == 0 &&
+        (rc = dt_events_scalar(t->events, "train/lr", k, s->lr, err)) == 0 &&
+        (rc = dt_events_scalar(t->events, "train/grad_norm", k, s->norm, err)) == 0)
+        rc = dt_events_scalar(t->events, "performance/img_per_s", k, (double)s->images / seconds, err);
+    if (t->progress) {
+        dt_progress_num(t->progress, "loss", s->loss);
+        dt_progress_num(t->progress, "lr", s->lr);
+        dt_progress_num(t->progress, "grad_norm", s->norm);
+        dt_progress_num(t->progress, "img/s", (double)s->images / seconds);
+        dt_progress_num(t->progress, "TFLOP/s", s->flops / seconds * 1e-12);
+        dt_progress_step(t->progress, k);
+    }
+    return rc;
+}
+
+static int save(dt_trainer *t, dt_err *err)
+{
+    char *dir = dt_sprintf("%s/checkpoint-%" PRId64, t->output_dir, t->state.step);
+    int rc = 0;
+    if (t->metrics) {
+        t->state.metrics_bytes = dt_metrics_offset(t->metrics);
+        rc = dt_metrics_sync(t->metrics, err);
+    }
+    t->state.optim_k = t->optim->k;
+    if (t->events && rc == 0)
+        rc = dt_events_flush(t->events, err);
+    if (rc == 0)
+        rc = dt_checkpoint_save(dir, t->optim, &t->state, t->save_extra, t->ctx, err);
+    if (rc == 0 && t->say) {
+        char *line = dt_sprintf("saved %s", dir);
+        t->say(t->ctx, line);
+        free(line);
+    }
+    if (rc == 0)
+        rc = dt_checkpoint_prune(t->output_dir, t->keep, err);
+    free(dir);
+    return rc;
+}
+
+static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+
+/* Validates once per step that is due; a run that was stopped before doing so does it when resumed. */
+static int validate(dt_trainer *t, bool last, dt_err *err)
+{
+    if (!t->validate || !t->validate_every || !(last || due(t->validate_every, t->state.step)) ||
+        t->state.validated == t->state.step + 1)
+        return 0;
+    int rc = t->validate(t->ctx, t->state.step, err);
+    t->state.validated = t->state.step + 1;
+    return rc;
+}
+
+static int after_step(dt_trainer *t, int64_t *saved, bool last, dt_err *err)
+{
+    bool stop = t->stop && *t->stop;
+    int rc = stop ? 0 : validate(t, last, err);
+    if (rc == 0 && *saved != t->state.step &&
+        (due(t->save_every, t->state.step) || last || stop || (t->save_now && *t->save_now))) {
+        rc = save(t, err);
+        *saved = t->state.step;
+    }
+    if (rc == 0 && stop)
+        return dt_err_set(err, DT_ESIGNAL, "stopped on request at step %" PRId64 ", state saved", t->state.step);
+    return rc;
+}
+
+int dt_train(dt_trainer *t, dt_err *err)
+{
+    int64_t saved = t->state.step;
+    bool ended = false;
+    dt_optim_zero(t->optim);
+    int rc = validate(t, false, err);
+    while (rc == 0 && !ended && t->state.step < t->max_steps) {
+        struct step s;
+        double t0 = now();
+        if ((rc = one_step(t, &s, err)) < 0)
+            break;
+        ended = s.micros == 0;
+        if (!ended) {
+            double seconds = now() - t0;
+            t->state.step++;
+            t->last_loss = s.loss;
+            t->seconds += seconds;
+            t->images += (double)s.images;
+            rc = report(t, &s, seconds, err);
+        }
+        if (rc == 0)
+            rc = after_step(t, &saved, ended || t->state.step == t->max_steps, err);
+    }
+    return rc;
+}
