@@ -3,7 +3,6 @@
  * Every offset, shape and size is checked before use; a header over 100 MB is refused. */
 #ifndef DT_TENSOR_SAFETENSORS_H
 #define DT_TENSOR_SAFETENSORS_H
-#include <stdio.h>
 #include "base/err.h"
 #include "tensor/dtype.h"
 
@@ -29,12 +28,22 @@ void dt_st_close(dt_st **st);
 int64_t            dt_st_count(const dt_st *st);
 const dt_st_entry *dt_st_at(const dt_st *st, int64_t i);            /* in order of file and offset */
 const dt_st_entry *dt_st_find(const dt_st *st, const char *name);   /* NULL if absent */
+/* As find, copied to *out; absent: DT_EDATA naming file and tensor. */
+int                dt_st_need(const dt_st *st, const char *name, dt_st_entry *out, dt_err *err);
+/* Keeps rows [first, first + n) of the first dimension. */
+int                dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *err);
+const char        *dt_st_path(const dt_st *st);                     /* of the (first) file, for messages */
 const char        *dt_st_meta(const dt_st *st, const char *key);    /* __metadata__ of the (first) file; NULL if absent */
 
-/* --- writing: entries are written in the order given, data 64-byte aligned where the format allows --- */
+/* --- writing: entries are written in the order given; the data section starts on a 64-byte boundary --- */
 typedef struct dt_st_kv { const char *key, *value; } dt_st_kv;
-/* Atomic (base/file.h). meta ends with a NULL key, or is NULL. */
+/* Atomic (base/file.h). meta ends with a NULL key, or is NULL.  e->bytes and e->file are ignored: dims decide. */
 int dt_st_write(const char *path, const dt_st_entry *e, int64_t n, const dt_st_kv *meta, dt_err *err);
+/* The same, asking for the data of one entry after the other, so that they need not be in memory together.
+ * *data is borrowed until the next call. */
+typedef int (*dt_st_fetch_fn)(void *ctx, int64_t i, const void **data, dt_err *err);
+int dt_st_write_from(const char *path, const dt_st_entry *e, int64_t n, const dt_st_kv *meta, dt_st_fetch_fn fetch,
+                     void *ctx, dt_err *err);
 /* The same bytes into memory; caller frees. */
 int dt_st_pack(void **data, size_t *bytes, const dt_st_entry *e, int64_t n, const dt_st_kv *meta, dt_err *err);
 
