@@ -54,6 +54,7 @@ struct dt_device {
 
 /* "cpu", "cuda", "cuda:1".  A missing plugin or device is DT_EFAIL with the reason; never a silent CPU. */
 int  dt_device_open(dt_device **out, const char *name, dt_err *err);
+int  dt_cpu_open(dt_device **out, dt_err *err);     /* kernels/cpu.c */
 void dt_device_close(dt_device **d);
 
 #endif

@@ -70,15 +70,21 @@ void       dt_params_add_linear(dt_params *p, const char *path);
 
 /* Bytes that alloc will take, for the memory plan, by role. */
 typedef struct dt_params_bytes { int64_t weights, grads, master, moments, ema; } dt_params_bytes;
-enum { DT_PARAMS_EMA = 1, DT_PARAMS_NO_OPTIM = 2 };
+enum {
+    DT_PARAMS_EMA = 1,
+    DT_PARAMS_NO_OPTIM = 2,         /* gradients, but no master and no moments */
+};
 dt_params_bytes dt_params_size(const dt_params *p, dt_dtype dtype, unsigned flags);
 int  dt_params_alloc(dt_params *p, struct dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err);
 
 /* Fresh weights: each parameter's draws depend only on (seed, its name). */
 void dt_params_init(dt_params *p, uint64_t seed);
-/* Fills every parameter from st (any float dtype).  `rename` maps our name to the file's, may split rows (see
- * models/names.h); NULL = identity.  Missing tensors and wrong shapes are DT_EDATA naming file and tensor. */
-typedef int (*dt_rename_fn)(const dt_st *st, const dt_param *p, dt_st_entry *out, void *ctx, dt_err *err);
+/* Fills every parameter from st (any float dtype), many at a time.  Missing tensors and wrong shapes are DT_EDATA naming file and
+ * tensor; what the file holds beyond is ignored.
+ * `rename` finds the tensor of p in files with other names; NULL = identity.  It fills out[0..k) with pieces that follow one
+ * another along p's first dimension (a piece may be some rows of a tensor) and returns k >= 1 or a DT_E code; dt_st_need and dt_st_rows help. */
+enum { DT_MAX_PIECES = 4 };
+typedef int (*dt_rename_fn)(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *ctx, dt_err *err);
 int  dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx, dt_err *err);
 /* After the master weights changed by other means: working copy := master. */
 void dt_params_sync(dt_params *p);
