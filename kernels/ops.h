@@ -53,14 +53,16 @@ dt_tensor *dt_relu(dt_graph *g, dt_tensor *x);
 dt_tensor *dt_exp(dt_graph *g, dt_tensor *x);
 dt_tensor *dt_clamp(dt_graph *g, dt_tensor *x, double lo, double hi);
 dt_tensor *dt_affine(dt_graph *g, dt_tensor *x, double a, double b);            /* a x + b */
+dt_tensor *dt_cast(dt_graph *g, dt_tensor *x, dt_dtype t);
 dt_tensor *dt_add(dt_graph *g, dt_tensor *a, dt_tensor *b);                     /* same dims */
 dt_tensor *dt_sub(dt_graph *g, dt_tensor *a, dt_tensor *b);
 dt_tensor *dt_mul(dt_graph *g, dt_tensor *a, dt_tensor *b);
+
+/* ---- broadcast.c ---- */
 /* x + y with y [S, C] or [C] repeated over the leading dims of x [..., S, C] (position embeddings) */
 dt_tensor *dt_add_rows(dt_graph *g, dt_tensor *x, dt_tensor *y);
 dt_tensor *dt_modulate(dt_graph *g, dt_tensor *x, dt_tensor *shift, dt_tensor *scale);  /* x (1 + scale) + shift; x [B, S, C]; shift, scale [B, C] */
 dt_tensor *dt_gated_add(dt_graph *g, dt_tensor *x, dt_tensor *gate, dt_tensor *y);      /* x + gate y; gate [B, C] */
-dt_tensor *dt_cast(dt_graph *g, dt_tensor *x, dt_dtype t);
 
 /* ---- rope.c ---- */
 /* Interleaved rotary embedding.  x [B, S, h, d]; cos, sin [S, d/2] fp32: (x0, x1) -> (x0 c - x1 s, x1 c + x0 s) */

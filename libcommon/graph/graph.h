@@ -20,7 +20,7 @@
 #include "tensor/params.h"
 
 #define DT_MAX_IN  8
-#define DT_MAX_OUT 4
+#define DT_MAX_OUT 8
 
 typedef struct dt_graph  dt_graph;
 typedef struct dt_node   dt_node;

@@ -1,0 +1,76 @@
+/* opdef.h - what the files that define ops share. */
+#ifndef DT_KERNELS_OPDEF_H
+#define DT_KERNELS_OPDEF_H
+#include <string.h>
+#include "graph/graph.h"
+#include "kernels/oplist.h"
+#include "kernels/ops.h"
+#include "kernels/rows.h"
+
+/* Trailing arguments of dt_apply: dt_apply(g, &dt_op_add, NULL, DT_IN(a, b)) */
+#define DT_IN(...) (int)(sizeof((dt_tensor *[]){ __VA_ARGS__ }) / sizeof(dt_tensor *)), (dt_tensor *[]){ __VA_ARGS__ }
+#define DT_ATTR(...) (&(dt_attr){ __VA_ARGS__ })
+
+/* --- shapes --- */
+
+static inline bool dt_dims_same(dt_dims a, dt_dims b)
+{
+    return a.nd == b.nd && !memcmp(a.d, b.d, (size_t)a.nd * sizeof(a.d[0]));
+}
+
+static inline int64_t dt_last_dim(const dt_tensor *x) { return x->dims.d[x->dims.nd - 1]; }
+static inline int64_t dt_tensor_numel(const dt_tensor *x) { return dt_numel(x->dims); }
+
+/* Product of dims from..to-1. */
+static inline int64_t dt_dims_span(dt_dims s, int from, int to)
+{
+    int64_t n = 1;
+    for (int i = from; i < to; i++)
+        n *= s.d[i];
+    return n;
+}
+
+static inline bool dt_is_float(const dt_tensor *x)
+{
+    return x->dtype == DT_F32 || x->dtype == DT_BF16 || x->dtype == DT_F16;
+}
+
+static inline bool dt_is_vector(const dt_tensor *x, int64_t n)      /* absent, or [n] */
+{
+    return !x || (x->dims.nd == 1 && x->dims.d[0] == n && dt_is_float(x));
+}
+
+/* --- gradients --- */
+
+/* fp32 for a parameter or a view of one, else the tensor's own. */
+static inline dt_dtype dt_grad_dtype(const dt_tensor *x)
+{
+    const dt_tensor *root = x->base ? x->base : x;
+    return root->kind == DT_PARAM ? DT_F32 : x->dtype;
+}
+
+/* dx as the gradient of x: cast if x is of another type. */
+static inline dt_tensor *dt_grad_of(dt_graph *g, const dt_tensor *x, dt_tensor *dx)
+{
+    return dx->dtype == dt_grad_dtype(x) ? dx : dt_cast(g, dx, dt_grad_dtype(x));
+}
+
+/* Sum of a b (b NULL: of a) over the dims between the leading `keep_front` and the trailing `keep_back`; broadcast.c */
+dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, int keep_back, dt_dtype t);
+
+/* --- running --- */
+
+/* Threads worth starting for n elements. */
+static inline int dt_team(const dt_run *r, int64_t n)
+{
+    int64_t most = 1 + n / 16384;
+    return most < r->dev->threads ? (int)most : r->dev->threads;
+}
+
+static inline int64_t dt_min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t dt_max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t dt_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#define DT_ALIGNED __attribute__((aligned(64)))
+
+#endif
