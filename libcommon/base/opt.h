@@ -7,6 +7,7 @@
  * suggested.  Nothing is accepted and ignored: an option that cannot have an effect is DT_OPT_REFUSED and says why. */
 #ifndef DT_BASE_OPT_H
 #define DT_BASE_OPT_H
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -19,8 +20,9 @@ enum dt_opt_type {
     DT_OPT_FLOAT,       /* double in [min, max], finite */
     DT_OPT_STR,         /* const char *, borrowed from argv */
     DT_OPT_ENUM,        /* int: index into choices */
-    DT_OPT_LIST,        /* dt_strs: one or more following words, as argparse nargs='+' (up to the next --option); or =a,b when `comma` */
-    DT_OPT_BYTES,       /* int64_t: 24G, 512M, 1048576 */
+    DT_OPT_LIST,        /* dt_strs, replaced when given: one or more following words, as argparse nargs='+' (up
+                         * to the next option), or =WORD.  With `comma`, "a,b" is two entries */
+    DT_OPT_BYTES,       /* int64_t: 24G, 1.5GiB, 512M, 1048576; powers of 1024 */
     DT_OPT_REFUSED,     /* takes an optional value; help is the sentence printed before exit 2 */
 };
 
@@ -30,9 +32,10 @@ typedef struct dt_opt {
     const char *arg;                /* "N", "FILE", "F"…; NULL for flags */
     enum dt_opt_type type;
     size_t      off;                /* offset in the caller's struct */
-    double      min, max;           /* INT, FLOAT, BYTES */
+    double      min, max;           /* INT, FLOAT, BYTES: allowed range; any value when min == max */
     const char *const *choices;     /* ENUM: NULL-terminated */
     const char *help;               /* one or two lines, lower case, default in parentheses */
+    bool        comma;              /* LIST */
 } dt_opt;
 
 #define DT_OPT_GROUP(text) { .help = text }
@@ -46,12 +49,18 @@ typedef struct dt_cli {
     const dt_opt *table;
 } dt_cli;
 
+/* Every tool also has -h --help, --version, --completion SHELL (bash|zsh|fish) and --print_config.  The hidden
+ * --help_man prints the OPTIONS section in mdoc.  A page in man/ holds that text between the lines
+ *     .\" options: dt-train lora
+ *     .\" end options
+ * and tests/man.t fails where the two differ; `make man` writes it anew.  So the table stays the only place. */
+
 /* Parses argv[1..argc) into *opts (already holding the defaults).  Operands (words that are no option, "-",
- * all after "--") are appended to *operands, or are an error if NULL.  --help, --version, --completion
- * SHELL (bash|zsh|fish) and --print_config print to stdout; then it returns 1: exit 0.
- * --print_config prints the resolved options as JSON.  Returns 0 to go on, DT_EUSAGE with err set. */
+ * all after "--") are appended to *operands, or are an error if NULL.  The options that only print do so to
+ * stdout; then it returns 1: exit 0.  Returns 0 to go on, DT_EUSAGE with err set.  STR values are borrowed from
+ * argv; LIST fields are released by the caller. */
 int  dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *operands, dt_err *err);
-/* Was this option on the command line?  (By table offset, valid after dt_cli_parse.) */
+/* Was this option on the command line?  (Same argc and argv as dt_cli_parse, which has accepted them.) */
 int  dt_cli_given(const dt_cli *cli, int argc, char **argv, const char *name);
 void dt_cli_help(const dt_cli *cli, FILE *out);
 

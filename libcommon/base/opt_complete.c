@@ -1,0 +1,188 @@
+/* opt_complete.c - completion scripts for bash, zsh and fish, to be read by eval or source:
+ *     eval "$(dt-bucket --completion bash)"
+ * "dt-train lora" is completed by a function of its own, which the one of dt-train finds by its name; so the
+ * scripts of several subcommands can be read one after another. */
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/mem.h"
+#include "base/opt_impl.h"
+
+/* What the printers know about the tool's name. */
+struct names {
+    FILE       *out;
+    const char *sub;        /* "lora", or NULL */
+    char       *cmd;        /* "dt-train" */
+    char       *entry;      /* "_dt_train": shell function */
+    char       *fn;         /* "_dt_train__lora", or as entry */
+};
+
+static char *identifier(const char *prefix, const char *s)
+{
+    char *id = dt_sprintf("%s%s", prefix, s);
+    for (char *p = id; *p; p++)
+        *p = isalnum((unsigned char)*p) ? *p : '_';
+    return id;
+}
+
+/* Puts text between single quotes; with `zsh`, what _arguments reads specially is escaped. */
+static void quoted(FILE *out, const char *s, bool zsh)
+{
+    for (; *s; s++) {
+        if (*s == '\'')
+            fputs("'\\''", out);
+        else if (*s == '\n')
+            fputc(' ', out);
+        else if (zsh && strchr("[]:\\", *s))
+            fprintf(out, "\\%c", *s);
+        else
+            fputc(*s, out);
+    }
+}
+
+/* Calls fn for the options that are shown. */
+static void each_option(const dt_cli *cli, void (*fn)(const struct names *n, const dt_opt *o), const struct names *n)
+{
+    const dt_opt *tables[] = { cli->table, dt_cli_common };
+    for (int i = 0; i < 2; i++)
+        for (const dt_opt *o = tables[i]; !dt_opt_is_end(o); o++)
+            if (o->name && o->type != DT_OPT_REFUSED)
+                fn(n, o);
+}
+
+static void choices(FILE *out, const dt_opt *o)
+{
+    for (int i = 0; o->choices[i]; i++) {
+        fputs(i ? " " : "", out);
+        quoted(out, o->choices[i], false);
+    }
+}
+
+/* --- bash --- */
+static void bash_case(const struct names *n, const dt_opt *o)
+{
+    if (o->type != DT_OPT_ENUM)
+        return;
+    fprintf(n->out, "    --%s) COMPREPLY=($(compgen -W '", o->name);
+    choices(n->out, o);
+    fputs("' -- \"$cur\")); return;;\n", n->out);
+}
+
+static void bash_word(const struct names *n, const dt_opt *o)
+{
+    fprintf(n->out, " --%s%s", o->name, o->type == DT_OPT_FLAG || o->type == DT_OPT_LIST ? "" : "=");
+}
+
+static void bash(const dt_cli *cli, const struct names *n)
+{
+    fprintf(n->out,
+            "%s() {\n"
+            "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n"
+            "    if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi\n"
+            "    case $prev in\n", n->fn);
+    each_option(cli, bash_case, n);
+    fputs("    esac\n"
+          "    [[ $cur == -* ]] || return\n"
+          "    COMPREPLY=($(compgen -W '", n->out);
+    each_option(cli, bash_word, n);
+    fputs("' -- \"$cur\"))\n"
+          "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace\n"
+          "}\n", n->out);
+    if (n->sub)
+        fprintf(n->out,
+                "%1$s() {\n"
+                "    local f=%1$s__${COMP_WORDS[1]//-/_}\n"
+                "    if (( COMP_CWORD > 1 )); then\n"
+                "        declare -F \"$f\" >/dev/null && \"$f\"\n"
+                "    else\n"
+                "        COMPREPLY=($(compgen -W \"$(compgen -A function %1$s__ | sed 's/.*__//')\" -- \"${COMP_WORDS[1]}\"))\n"
+                "    fi\n"
+                "}\n", n->entry);
+    fprintf(n->out, "complete -o default -F %s %s\n", n->entry, n->cmd);
+}
+
+/* --- zsh --- */
+static void zsh_spec(const struct names *n, const dt_opt *o)
+{
+    fprintf(n->out, " \\\n    '--%s%s[", o->name, o->type == DT_OPT_FLAG ? "" : o->type == DT_OPT_LIST ? "" : "=");
+    quoted(n->out, o->help, true);
+    fputc(']', n->out);
+    if (o->type == DT_OPT_ENUM) {
+        fprintf(n->out, ":%s:(", o->name);
+        choices(n->out, o);
+        fputc(')', n->out);
+    } else if (o->type != DT_OPT_FLAG) {
+        fprintf(n->out, ":%s:_files", o->arg ? o->arg : "VALUE");
+    }
+    fputc('\'', n->out);
+}
+
+static void zsh(const dt_cli *cli, const struct names *n)
+{
+    fprintf(n->out, "%s() {\n  _arguments", n->fn);
+    each_option(cli, zsh_spec, n);
+    fputs(" \\\n    '*:file:_files'\n}\n", n->out);
+    if (n->sub)
+        fprintf(n->out,
+                "%1$s() {\n"
+                "  local f=%1$s__${words[2]//-/_}\n"
+                "  if (( CURRENT > 2 && $+functions[$f] )); then\n"
+                "    shift words; (( CURRENT-- )); $f\n"
+                "  else\n"
+                "    compadd -- ${${(k)functions[(I)%1$s__*]}#%1$s__}\n"
+                "  fi\n"
+                "}\n", n->entry);
+    fprintf(n->out, "compdef %s %s\n", n->entry, n->cmd);
+}
+
+/* --- fish --- */
+static void fish_line(const struct names *n, const dt_opt *o)
+{
+    fprintf(n->out, "complete -c %s", n->cmd);
+    if (n->sub)
+        fprintf(n->out, " -n '__fish_seen_subcommand_from %s'", n->sub);
+    fprintf(n->out, " -l %s", o->name);
+    if (o->letter)
+        fprintf(n->out, " -s %c", o->letter);
+    if (o->type == DT_OPT_ENUM) {
+        fputs(" -x -a '", n->out);
+        choices(n->out, o);
+        fputc('\'', n->out);
+    } else if (o->type != DT_OPT_FLAG) {
+        fputs(" -r", n->out);
+    }
+    fputs(" -d \"", n->out);            /* fish: \" \$ and \\ inside double quotes */
+    for (const char *s = o->help; *s; s++) {
+        if (strchr("\"$\\", *s))
+            fputc('\\', n->out);
+        fputc(*s == '\n' ? ' ' : *s, n->out);
+    }
+    fputs("\"\n", n->out);
+}
+
+static void fish(const dt_cli *cli, const struct names *n)
+{
+    if (n->sub)
+        fprintf(n->out, "complete -c %s -n __fish_use_subcommand -a %s\n", n->cmd, n->sub);
+    each_option(cli, fish_line, n);
+}
+
+void dt_cli_completion(const dt_cli *cli, const char *shell, FILE *out)
+{
+    const char *space = strchr(cli->tool, ' ');
+    struct names n = { .out = out, .sub = space ? space + 1 : NULL };
+    n.cmd = dt_sprintf("%.*s", (int)strcspn(cli->tool, " "), cli->tool);
+    n.entry = identifier("_", n.cmd);
+    char *tail = space ? identifier("__", n.sub) : dt_strdup("");
+    n.fn = dt_sprintf("%s%s", n.entry, tail);
+    if (!strcmp(shell, "bash"))
+        bash(cli, &n);
+    else if (!strcmp(shell, "zsh"))
+        zsh(cli, &n);
+    else
+        fish(cli, &n);
+    free(tail);
+    free(n.cmd);
+    free(n.entry);
+    free(n.fn);
+}
