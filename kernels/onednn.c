@@ -212,7 +212,7 @@ static dnnl_primitive_attr_t attr_new(double alpha, bool add)
     dnnl_primitive_attr_create(&attr);
     dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
     dnnl_post_ops_create(&po);
-    if (alpha != 0 && alpha != 1)
+    if (alpha != 1)
         append_scale(po, (float)alpha);
     if (add)
         append_sum(po);

@@ -14,7 +14,7 @@ struct dt_dnn_matmul {
     dt_dtype a, b, c;
     bool     a_trans, b_trans, bias;    /* bias is of b's type */
     bool     add;
-    double   alpha;                 /* 0 = 1; not together with bias */
+    double   alpha;                 /* 1 if there is a bias */
 };
 int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err);
 
