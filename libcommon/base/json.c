@@ -13,6 +13,26 @@
 #define MAX_EXACT 9007199254740992.0    /* 2^53: integers beyond are not exact in a JSON number */
 
 /* --- reading --- */
+int dt_json_parse(cJSON **out, const char *text, size_t bytes, const char *what, dt_err *err)
+{
+    const char *end = NULL;
+    cJSON *o = cJSON_ParseWithLengthOpts(text, bytes + 1, &end, 1);
+    if (o && end != text + bytes) {             /* a NUL byte, and more after it */
+        cJSON_Delete(o);
+        o = NULL;
+    }
+    if (o) {
+        *out = o;
+        return 0;
+    }
+    int line = 1, col = 1;
+    for (const char *p = text; end && p < end && p < text + bytes; p++) {
+        col = *p == '\n' ? 1 : col + 1;
+        line += *p == '\n';
+    }
+    return dt_err_set(err, DT_EDATA, "%s: not valid JSON at line %d, column %d", what, line, col);
+}
+
 int dt_json_read(cJSON **out, const char *path, size_t max_bytes, dt_err *err)
 {
     char *text = NULL;
@@ -20,18 +40,7 @@ int dt_json_read(cJSON **out, const char *path, size_t max_bytes, dt_err *err)
     int rc = dt_file_read(&text, &bytes, path, max_bytes, err);
     if (rc < 0)
         return rc;
-    const char *end = NULL;
-    cJSON *o = cJSON_ParseWithLengthOpts(text, bytes + 1, &end, 1);
-    if (o) {
-        *out = o;
-    } else {
-        int line = 1, col = 1;
-        for (const char *p = text; end && p < end && p < text + bytes; p++) {
-            col = *p == '\n' ? 1 : col + 1;
-            line += *p == '\n';
-        }
-        rc = dt_err_set(err, DT_EDATA, "%s: not valid JSON at line %d, column %d", path, line, col);
-    }
+    rc = dt_json_parse(out, text, bytes, path, err);
     free(text);
     return rc;
 }

@@ -2,12 +2,15 @@
 #ifndef DT_BASE_JSON_H
 #define DT_BASE_JSON_H
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <cjson/cJSON.h>
 #include "base/err.h"
 
 /* Parses a file of at most max_bytes.  DT_EDATA: "FILE: not valid JSON at line L, column C". */
 int dt_json_read(cJSON **out, const char *path, size_t max_bytes, dt_err *err);
+/* The same for text in memory: `bytes` of it, then a NUL.  `what` names it in messages. */
+int dt_json_parse(cJSON **out, const char *text, size_t bytes, const char *what, dt_err *err);
 
 /* Typed members of an object; `what` names the file in messages ("FILE: 'num_layers' must be an integer
  * from 1 to 1000").  The _or forms return 0 and the default when the member is absent or null. */

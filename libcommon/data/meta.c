@@ -1,0 +1,396 @@
+/* meta.c - metadata of data sets: JSON, JSON lines, CSV (RFC 4180) and folders. */
+#include <dirent.h>
+#include <errno.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <utf8proc.h>
+#include "base/file.h"
+#include "base/json.h"
+#include "data/meta.h"
+
+#define MAX_META_BYTES (4ull << 30)
+#define MAX_CAPTION_BYTES (1 << 20)
+#define MAX_SIDE_PX 65536
+
+struct in {                     /* one metadata source being read */
+    dt_meta    *m;
+    const char *name;           /* for messages */
+    const char *root;
+};
+
+static void skip(const struct in *in, const char *where, int64_t n, const char *why)
+{
+    char *line = dt_sprintf("%s: %s %lld: %s", in->name, where, (long long)n, why);
+    dt_strs_add(&in->m->skipped, line);
+    free(line);
+}
+
+static bool is_utf8(const char *s)
+{
+    const uint8_t *p = (const uint8_t *)s;
+    utf8proc_int32_t c;
+    for (utf8proc_ssize_t n; *p; p += n)
+        if ((n = utf8proc_iterate(p, -1, &c)) < 1)
+            return false;
+    return true;
+}
+
+/* Width or height: absent, null and "" are 0.  Returns false when it is no whole number of pixels. */
+static bool side_of(int *px, const cJSON *v)
+{
+    double d = 0;
+    *px = 0;
+    if (!v || cJSON_IsNull(v))
+        return true;
+    if (cJSON_IsString(v)) {
+        char *end;
+        d = strtod(v->valuestring, &end);
+        end += strspn(end, " \t");
+        if (*end)
+            return false;
+        if (end == v->valuestring)
+            return true;
+    } else if (cJSON_IsNumber(v)) {
+        d = v->valuedouble;
+    } else {
+        return false;
+    }
+    if (!(d >= 1 && d <= MAX_SIDE_PX) || d != floor(d))
+        return false;
+    *px = (int)d;
+    return true;
+}
+
+static const cJSON *field(const cJSON *o, const char *key)
+{
+    return cJSON_GetObjectItemCaseSensitive(o, key);
+}
+
+static const char *string_of(const cJSON *v)
+{
+    return cJSON_IsString(v) ? v->valuestring : NULL;
+}
+
+/* What is wrong with the entry, or NULL. */
+static const char *check_entry(const cJSON *o, int *w, int *h)
+{
+    const cJSON *path = field(o, "file_path"), *text = field(o, "text"), *type = field(o, "type");
+    if (!cJSON_IsObject(o))
+        return "must be an object";
+    if (!string_of(path) || !*path->valuestring)
+        return path ? "'file_path' must be a string" : "'file_path' is missing";
+    if (text && !cJSON_IsNull(text) && !string_of(text))
+        return "'text' must be a string";
+    if (string_of(text) && !is_utf8(text->valuestring))
+        return "'text' is not UTF-8";
+    if (type && !cJSON_IsNull(type)) {
+        const char *t = string_of(type);
+        if (t && !strcmp(t, "video"))
+            return "'type' is video: only pictures are planned";
+        if (!t || (*t && strcmp(t, "image")))
+            return "'type' must be \"image\"";
+    }
+    if (!side_of(w, field(o, "width")) || !side_of(h, field(o, "height")))
+        return "'width' and 'height' must be whole numbers of pixels";
+    return NULL;
+}
+
+static dt_meta_item *new_item(dt_meta *m, const char *root, const char *path, const char *text)
+{
+    dt_grow(&m->v, &m->cap, m->n + 1, sizeof *m->v);
+    dt_meta_item *it = &m->v[m->n++];
+    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text) };
+    return it;
+}
+
+/* Takes o. */
+static void add_entry(const struct in *in, cJSON *o, const char *where, int64_t n)
+{
+    static const char *const known[] = { "file_path", "text", "type", "width", "height" };
+    int w = 0, h = 0;
+    const char *wrong = check_entry(o, &w, &h);
+    if (wrong) {
+        skip(in, where, n, wrong);
+    } else {
+        const char *text = string_of(field(o, "text"));
+        dt_meta_item *it = new_item(in->m, in->root, field(o, "file_path")->valuestring, text ? text : "");
+        it->w = w && h ? w : 0;
+        it->h = w && h ? h : 0;
+        for (int i = 0; i < 5; i++)
+            cJSON_DeleteItemFromObjectCaseSensitive(o, known[i]);
+        if (o->child) {
+            it->extra = o;
+            o = NULL;
+        }
+    }
+    in->m->entries++;
+    cJSON_Delete(o);
+}
+
+static int read_list(const struct in *in, const char *text, size_t bytes, dt_err *err)
+{
+    cJSON *list = NULL;
+    int rc = dt_json_parse(&list, text, bytes, in->name, err);
+    if (rc < 0)
+        return rc;
+    for (int64_t i = 1; list->child; i++)
+        add_entry(in, cJSON_DetachItemViaPointer(list, list->child), "entry", i);
+    cJSON_Delete(list);
+    return 0;
+}
+
+static int read_lines(const struct in *in, const char *text, size_t bytes, dt_err *err)
+{
+    int64_t line = 1;
+    for (const char *p = text, *end = text + bytes, *nl; p < end; p = nl + 1, line++) {
+        nl = memchr(p, '\n', end - p);
+        nl = nl ? nl : end;
+        if (strspn(p, " \t\r") >= (size_t)(nl - p))
+            continue;
+        cJSON *o = cJSON_ParseWithLength(p, nl - p);
+        if (!o)
+            return dt_err_set(err, DT_EDATA, "%s: line %lld is not valid JSON", in->name, (long long)line);
+        add_entry(in, o, "line", line);
+    }
+    return 0;
+}
+
+/* --- CSV --- */
+
+/* One record from *p: fields are added to row, *p and *line move behind it.  Returns what is wrong, or NULL. */
+static const char *csv_record(dt_strs *row, const char **at, const char *end, int64_t *line)
+{
+    const char *p = *at;
+    int64_t n = 0, cap = 256;
+    char *buf = dt_alloc(cap);
+    const char *wrong = NULL;
+
+    for (bool more = true; more && !wrong; ) {
+        bool quoted = p < end && *p == '"';
+        for (p += quoted; p < end; p++) {
+            if (quoted && *p == '"') {
+                if (p + 1 < end && p[1] == '"')
+                    p++;
+                else
+                    break;
+            } else if (!quoted && (*p == ',' || *p == '\n' || *p == '\r')) {
+                break;
+            }
+            *line += *p == '\n';
+            dt_grow(&buf, &cap, n + 2, 1);
+            buf[n++] = *p;
+        }
+        if (quoted && p == end)
+            wrong = "a quote is not closed";
+        p += quoted && p < end;
+        buf[n] = 0;
+        dt_strs_add(row, buf);
+        n = 0;
+        if (!wrong && quoted && p < end && !strchr(",\r\n", *p))
+            wrong = "text after a closing quote";
+        more = p < end && *p == ',';
+        p += more;
+    }
+    p += p < end && *p == '\r';
+    if (p < end && *p == '\n') {
+        p++;
+        ++*line;
+    }
+    *at = p;
+    free(buf);
+    return wrong;
+}
+
+static void csv_row(const struct in *in, const dt_strs *head, const dt_strs *row, int64_t line)
+{
+    if (row->n == 1 && !*row->v[0])             /* an empty line */
+        return;
+    if (row->n != head->n) {
+        char *why = dt_sprintf("%lld fields, the header has %lld", (long long)row->n, (long long)head->n);
+        skip(in, "line", line, why);
+        free(why);
+        in->m->entries++;
+        return;
+    }
+    cJSON *o = cJSON_CreateObject();
+    for (int64_t i = 0; i < head->n; i++)
+        cJSON_AddStringToObject(o, head->v[i], row->v[i]);
+    add_entry(in, o, "line", line);
+}
+
+static int read_csv(const struct in *in, const char *text, size_t bytes, dt_err *err)
+{
+    const char *p = text, *end = text + bytes;
+    dt_strs head = { 0 };
+    int64_t line = 1;
+    bool found = false;
+
+    const char *wrong = csv_record(&head, &p, end, &line);
+    for (int64_t i = 0; i < head.n; i++)
+        found |= !strcmp(head.v[i], "file_path");
+    int rc = wrong ? dt_err_set(err, DT_EDATA, "%s: line 1: %s", in->name, wrong)
+           : !found ? dt_err_set(err, DT_EDATA, "%s: line 1: the header has no column 'file_path'", in->name) : 0;
+    while (rc == 0 && p < end) {
+        dt_strs row = { 0 };
+        int64_t first = line;
+        if ((wrong = csv_record(&row, &p, end, &line)))
+            rc = dt_err_set(err, DT_EDATA, "%s: line %lld: %s", in->name, (long long)first, wrong);
+        else
+            csv_row(in, &head, &row, first);
+        dt_strs_release(&row);
+    }
+    dt_strs_release(&head);
+    return rc;
+}
+
+/* --- folders --- */
+
+struct seen { dev_t dev; ino_t ino; };
+
+struct walk {
+    const struct in *in;
+    struct seen *seen;
+    int64_t n_seen, cap;
+};
+
+static bool is_picture(const char *name)
+{
+    static const char *const ext[] = { ".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp" };
+    for (size_t i = 0; i < sizeof ext / sizeof *ext; i++)
+        if (!strcasecmp(dt_path_ext(name), ext[i]))
+            return true;
+    return false;
+}
+
+static void add_picture(const struct in *in, const char *path)
+{
+    char *txt = dt_sprintf("%.*s.txt", (int)(strlen(path) - strlen(dt_path_ext(path))), path), *text = NULL;
+    size_t n = 0;
+    dt_err err = { 0 };
+
+    if (dt_exists(txt) && dt_file_read(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0) {
+        dt_strs_add(&in->m->skipped, err.msg);
+    } else {
+        char *p = text ? text : "";
+        p += !strncmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
+        p += strspn(p, " \t\r\n");
+        for (n = strlen(p); n && strchr(" \t\r\n", p[n - 1]); )
+            p[--n] = 0;
+        if (is_utf8(p)) {
+            new_item(in->m, "", path, p);
+        } else {
+            char *line = dt_sprintf("%s: not UTF-8", txt);
+            dt_strs_add(&in->m->skipped, line);
+            free(line);
+        }
+    }
+    in->m->entries++;
+    free(text);
+    free(txt);
+}
+
+static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
+static int by_bytes(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+
+static int walk_folder(struct walk *w, const char *dir, dt_err *err)
+{
+    struct dirent **e = NULL;
+    struct stat st;
+
+    int n = stat(dir, &st) < 0 ? -1 : 0;
+    for (int64_t i = 0; n == 0 && i < w->n_seen; i++)
+        if (w->seen[i].dev == st.st_dev && w->seen[i].ino == st.st_ino)
+            return 0;
+    if (n == 0)
+        n = scandir(dir, &e, visible, by_bytes);
+    if (n < 0)
+        return dt_err_sys(err, DT_EDATA, "%s: cannot read the folder", dir);
+    dt_grow(&w->seen, &w->cap, w->n_seen + 1, sizeof *w->seen);
+    w->seen[w->n_seen++] = (struct seen){ st.st_dev, st.st_ino };
+    for (int i = 0; i < n; i++) {
+        char *path = dt_path_join(dir, e[i]->d_name);
+        dt_err bad = { 0 };
+        if (dt_is_dir(path)) {
+            if (walk_folder(w, path, &bad) < 0) {
+                dt_strs_add(&w->in->m->skipped, bad.msg);
+                w->in->m->entries++;
+            }
+        } else if (is_picture(path)) {
+            add_picture(w->in, path);
+        }
+        free(path);
+        free(e[i]);
+    }
+    free(e);
+    return 0;
+}
+
+static int read_folder(const struct in *in, dt_err *err)
+{
+    struct walk w = { .in = in };
+    int rc = walk_folder(&w, in->name, err);
+    free(w.seen);
+    return rc;
+}
+
+/* --- entry --- */
+
+static int read_text(const struct in *in, const char *path, const char *text, size_t bytes, dt_err *err)
+{
+    if (bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) {
+        text += 3;
+        bytes -= 3;
+    }
+    const char *ext = dt_path_ext(path);
+    char first = text[strspn(text, " \t\r\n")];
+    if (strlen(text) < bytes)
+        return dt_err_set(err, DT_EDATA, "%s: byte %zu is NUL: this is not text", in->name, strlen(text));
+    if (!first)
+        return dt_err_set(err, DT_EDATA, "%s: empty", in->name);
+    if (!strcasecmp(ext, ".csv"))
+        return read_csv(in, text, bytes, err);
+    if (first == '[')
+        return read_list(in, text, bytes, err);
+    if (first == '{')
+        return read_lines(in, text, bytes, err);
+    if (!strcasecmp(ext, ".json") || !strcasecmp(ext, ".jsonl") || !strcasecmp(ext, ".ndjson"))
+        return dt_err_set(err, DT_EDATA, "%s: must be a list of objects, or one object a line", in->name);
+    return read_csv(in, text, bytes, err);
+}
+
+int dt_meta_read(dt_meta *m, const char *path, const char *root, dt_err *err)
+{
+    struct in in = { .m = m, .name = strcmp(path, "-") ? path : "standard input" };
+    char *text = NULL, *own = NULL;
+    size_t bytes = 0;
+
+    *m = (dt_meta){ 0 };
+    if (dt_is_dir(path))
+        return read_folder(&in, err);
+    if (!root)
+        own = dt_sprintf("%.*s", (int)(dt_path_base(path) - path), path);
+    in.root = root ? root : own;
+    int rc = dt_file_read(&text, &bytes, path, MAX_META_BYTES, err);
+    if (rc == 0)
+        rc = read_text(&in, path, text, bytes, err);
+    free(text);
+    free(own);
+    return rc;
+}
+
+void dt_meta_release(dt_meta *m)
+{
+    for (int64_t i = 0; i < m->n; i++) {
+        free(m->v[i].path);
+        free(m->v[i].text);
+        cJSON_Delete(m->v[i].extra);
+    }
+    free(m->v);
+    dt_strs_release(&m->skipped);
+    *m = (dt_meta){ 0 };
+}

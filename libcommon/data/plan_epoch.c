@@ -1,0 +1,172 @@
+/* plan_epoch.c - which pictures meet in which batch.
+ *
+ * Every epoch draws each picture once, in an order of its own, into the queue of its bucket; a queue that holds
+ * train_batch_size pictures becomes a batch.  What waits at the end of an epoch is first in line in the next
+ * one, with the draws of the epoch it came from.  Then the epoch's batches are shuffled as a whole. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "data/plan_int.h"
+
+/* Streams of DT_RNG_SHUFFLE by `item`: 0 pictures, 1 batches, 2 choice of max_train_samples. */
+enum { SHUFFLE_ITEMS, SHUFFLE_BATCHES };
+
+static int parse_side(int64_t *px, const char *word)
+{
+    char *end;
+    *px = strtoll(word, &end, 10);
+    return end == word || *end || *px < 1 || *px > 65536 ? -1 : 0;
+}
+
+/* Sizes by aspect are the same for all scales: then no picture can tell the two aspects apart. */
+static bool same_sizes(const struct dt_aspect *a, const struct dt_aspect *b, const struct dt_data_settings *s)
+{
+    double ratio[6];
+    int n = s->random_hw_adapt ? dt_bucket_ratios(ratio, s->image_sample_size) : (ratio[0] = 1, 1);
+    for (int i = 0; i < n; i++) {
+        dt_size x = dt_bucket_size(a, s->image_sample_size, ratio[i], s->multiple);
+        dt_size y = dt_bucket_size(b, s->image_sample_size, ratio[i], s->multiple);
+        if (x.w != y.w || x.h != y.h)
+            return false;
+    }
+    return true;
+}
+
+static int parse_fix(struct dt_rules *r, const struct dt_data_settings *s, dt_err *err)
+{
+    int64_t h, w;
+    if (!s->fix_sample_size.n)
+        return 0;
+    if (s->fix_sample_size.n != 2 || parse_side(&h, s->fix_sample_size.v[0]) < 0 ||
+        parse_side(&w, s->fix_sample_size.v[1]) < 0)
+        return dt_err_set(err, DT_EUSAGE, "--fix_sample_size takes two numbers, height and width in pixels");
+    r->fix = (dt_size){ .w = w / s->multiple * s->multiple, .h = h / s->multiple * s->multiple };
+    if (!r->fix.w || !r->fix.h)
+        return dt_err_set(err, DT_EUSAGE, "--fix_sample_size: a side is below --multiple %lld", (long long)s->multiple);
+    if (s->random_ratio_crop || s->random_hw_adapt)
+        return dt_err_set(err, DT_EUSAGE, "--%s has no effect with --fix_sample_size",
+                          s->random_ratio_crop ? "random_ratio_crop" : "random_hw_adapt");
+    return 0;
+}
+
+static int parse_shard(struct dt_rules *r, const char *shard, dt_err *err)
+{
+    long long i = 0, n = 1;
+    int end = 0;
+    if (shard && (sscanf(shard, "%lld/%lld%n", &i, &n, &end) != 2 || shard[end] || i < 0 || i >= n))
+        return dt_err_set(err, DT_EUSAGE, "--shard takes I/N with 0 <= I < N, not '%s'", shard);
+    r->shard = i;
+    r->shards = n;
+    return 0;
+}
+
+int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *err)
+{
+    double ratio[6] = { 1 };
+    int n = s->random_hw_adapt ? dt_bucket_ratios(ratio, s->image_sample_size) : 1;
+    dt_size least = dt_bucket_size(&dt_aspect_512[0], s->image_sample_size, ratio[n - 1], s->multiple);
+
+    *r = (struct dt_rules){ .s = s };
+    if (!s->train_data_dir && !s->train_data_meta)
+        return dt_err_set(err, DT_EUSAGE, "no data: name a folder or a metadata file");
+    if (!s->enable_bucket && (s->random_ratio_crop || s->random_hw_adapt))
+        return dt_err_set(err, DT_EUSAGE, "--%s needs --enable_bucket",
+                          s->random_ratio_crop ? "random_ratio_crop" : "random_hw_adapt");
+    if (s->random_hw_adapt && n == 1)
+        return dt_err_set(err, DT_EUSAGE, "--random_hw_adapt has no smaller size for --image_sample_size %lld: "
+                          "it begins at 768", (long long)s->image_sample_size);
+    if (s->image_sample_size < s->multiple || (s->enable_bucket && !s->fix_sample_size.n && (!least.w || !least.h)))
+        return dt_err_set(err, DT_EUSAGE, "--image_sample_size %lld is too small: a side would be below --multiple %lld",
+                          (long long)s->image_sample_size, (long long)s->multiple);
+    int rc = parse_fix(r, s, err);
+    if (rc < 0 || (rc = parse_shard(r, s->shard, err)) < 0)
+        return rc;
+    for (int i = 0; i < DT_N_ASPECT; i++)
+        while (r->group[i] < i && !same_sizes(&dt_aspect_512[r->group[i]], &dt_aspect_512[i], s))
+            r->group[i]++;
+    return 0;
+}
+
+int dt_data_settings_check(const struct dt_data_settings *s, dt_err *err)
+{
+    struct dt_rules r;
+    return dt_rules_init(&r, s, err);
+}
+
+/* The queue of a picture.  Where the target does not depend on the picture there is one queue. */
+static int queue_of(const struct dt_rules *r, const dt_meta_item *it)
+{
+    if (r->fix.w || r->s->random_ratio_crop || !r->s->enable_bucket)
+        return 0;
+    return r->group[dt_bucket_closest(it->w, it->h)];
+}
+
+/* Size of a batch: drawn once, keyed by the picture that has waited longest. */
+static dt_size target(const struct dt_gen *g, int queue, struct dt_seat first)
+{
+    const struct dt_data_settings *s = g->rules->s;
+    int base = s->image_sample_size;
+    if (g->rules->fix.w)
+        return g->rules->fix;
+    if (!s->enable_bucket)
+        return (dt_size){ base / s->multiple * s->multiple, base / s->multiple * s->multiple };
+    dt_rng r = dt_rng_make(s->seed, DT_RNG_SIZE, first.epoch, g->m->v[first.item].id);
+    const struct dt_aspect *a = s->random_ratio_crop ? &dt_aspect_crop_512[dt_bucket_draw_aspect(&r)]
+                                                     : &dt_aspect_512[queue];
+    return dt_bucket_size(a, base, s->random_hw_adapt ? dt_bucket_draw_ratio(base, &r) : 1, s->multiple);
+}
+
+static void emit(struct dt_gen *g, int queue)
+{
+    int64_t n = g->queue[queue].n;
+    const struct dt_seat *v = g->queue[queue].v;
+
+    dt_grow(&g->made, &g->made_cap, g->n + 1, sizeof *g->made);
+    dt_grow(&g->seat, &g->seat_cap, g->seats + n, sizeof *g->seat);
+    g->made[g->n++] = (struct dt_made){ .size = target(g, queue, v[0]), .at = g->seats, .n = n };
+    memcpy(g->seat + g->seats, v, n * sizeof *v);
+    g->seats += n;
+    g->queue[queue].n = 0;
+}
+
+static void shuffle_batches(struct dt_gen *g, int64_t *perm)
+{
+    struct dt_made *old = dt_alloc(g->n * sizeof *old);
+    dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_BATCHES);
+    memcpy(old, g->made, g->n * sizeof *old);
+    dt_rng_permute(perm, g->n, &r);
+    for (int64_t i = 0; i < g->n; i++)
+        g->made[i] = old[perm[i]];
+    free(old);
+}
+
+void dt_gen_epoch(struct dt_gen *g, bool last)
+{
+    const dt_meta *m = g->m;
+    int64_t *perm = dt_alloc(m->n * sizeof *perm);
+    dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_ITEMS);
+
+    g->n = g->seats = 0;
+    dt_rng_permute(perm, m->n, &r);
+    for (int64_t i = 0; i < m->n; i++) {
+        int q = queue_of(g->rules, &m->v[perm[i]]);
+        dt_grow(&g->queue[q].v, &g->queue[q].cap, g->queue[q].n + 1, sizeof *g->queue[q].v);
+        g->queue[q].v[g->queue[q].n++] = (struct dt_seat){ .item = perm[i], .epoch = g->epoch };
+        if (g->queue[q].n == g->rules->s->train_batch_size)
+            emit(g, q);
+    }
+    shuffle_batches(g, perm);           /* at most one batch per picture: perm is long enough */
+    for (int q = 0; last && q < DT_N_ASPECT; q++)
+        if (g->queue[q].n)
+            emit(g, q);
+    g->epoch++;
+    free(perm);
+}
+
+void dt_gen_release(struct dt_gen *g)
+{
+    for (int q = 0; q < DT_N_ASPECT; q++)
+        free(g->queue[q].v);
+    free(g->seat);
+    free(g->made);
+}

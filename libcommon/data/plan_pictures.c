@@ -1,0 +1,155 @@
+/* plan_pictures.c - the pictures of a data set with their sizes, headers read in parallel. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "data/media.h"
+#include "data/plan_int.h"
+
+#define MAX_THREADS 64
+
+struct job {
+    dt_meta *m;
+    const struct dt_data_settings *s;
+    dt_size *size;              /* [m->n], 0 x 0: not usable */
+    char   **wrong;             /* [m->n] */
+    int64_t  next, differs;
+};
+
+static void look(struct job *j, int64_t i)
+{
+    const dt_meta_item *it = &j->m->v[i];
+    dt_image_info info;
+    dt_image im = { 0 };
+    dt_err err = { 0 };
+
+    if (j->s->trust_sizes && it->w && !j->s->verify_images) {
+        j->size[i] = (dt_size){ it->w, it->h };
+        return;
+    }
+    int rc = dt_image_probe(&info, it->path, NULL, &err);
+    if (rc == 0 && j->s->verify_images)
+        rc = dt_image_read(&im, it->path, NULL, &err);
+    dt_image_release(&im);
+    if (rc < 0)
+        j->wrong[i] = dt_strdup(err.msg);
+    else
+        j->size[i] = (dt_size){ info.w, info.h };
+    if (rc == 0 && it->w && (it->w != info.w || it->h != info.h))
+        __atomic_fetch_add(&j->differs, 1, __ATOMIC_RELAXED);
+}
+
+static void *work(void *p)
+{
+    struct job *j = p;
+    for (int64_t i; !(j->s->stop && *j->s->stop); look(j, i))
+        if ((i = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) >= j->m->n)
+            break;
+    return NULL;
+}
+
+static void run(struct job *j)
+{
+    pthread_t t[MAX_THREADS];
+    int64_t want = j->s->dataloader_num_workers ? j->s->dataloader_num_workers : 2 * sysconf(_SC_NPROCESSORS_ONLN);
+    int n = 0;
+    want = want > MAX_THREADS ? MAX_THREADS : want > j->m->n ? j->m->n : want;
+    while (n < want - 1 && pthread_create(&t[n], NULL, work, j) == 0)
+        n++;
+    work(j);                    /* this thread is one of them; no thread at all still works */
+    while (n)
+        pthread_join(t[--n], NULL);
+}
+
+static void item_release(dt_meta_item *it)
+{
+    free(it->path);
+    free(it->text);
+    cJSON_Delete(it->extra);
+}
+
+static void keep_good(struct job *j)
+{
+    int64_t n = 0;
+    dt_meta *m = j->m;
+    for (int64_t i = 0; i < m->n; i++) {
+        if (j->size[i].w) {
+            m->v[n] = m->v[i];
+            m->v[n].w = j->size[i].w;
+            m->v[n++].h = j->size[i].h;
+        } else {
+            dt_strs_add(&m->skipped, j->wrong[i]);
+            item_release(&m->v[i]);
+        }
+        free(j->wrong[i]);
+    }
+    m->n = n;
+}
+
+/* --max_train_samples: that many, chosen by seed, in their old order. */
+static void keep_some(dt_meta *m, int64_t want, uint64_t seed)
+{
+    if (!want || want >= m->n)
+        return;
+    int64_t *perm = dt_alloc(m->n * sizeof *perm), n = 0;
+    char *in = dt_alloc(m->n);
+    dt_rng r = dt_rng_make(seed, DT_RNG_SHUFFLE, 0, 2);
+    dt_rng_permute(perm, m->n, &r);
+    for (int64_t i = 0; i < want; i++)
+        in[perm[i]] = 1;
+    for (int64_t i = 0; i < m->n; i++)
+        if (in[i])
+            m->v[n++] = m->v[i];
+        else
+            item_release(&m->v[i]);
+    m->n = n;
+    free(perm);
+    free(in);
+}
+
+static int judge(const dt_meta *m, const char *where, double max_fraction, dt_err *err)
+{
+    int64_t bad = m->skipped.n;
+    if (!m->entries)
+        return dt_err_set(err, DT_EDATA, "%s: no pictures in it", where);
+    if (!m->n)
+        return dt_err_set(err, DT_EDATA, "%s: none of its %lld pictures can be used; the first: %s", where,
+                          (long long)m->entries, m->skipped.v[0]);
+    if (bad > max_fraction * m->entries)
+        return dt_err_set(err, DT_EDATA, "%s: %lld of %lld pictures cannot be used, more than --max_skipped_fraction "
+                          "%g allows; the first: %s", where, (long long)bad, (long long)m->entries, max_fraction,
+                          m->skipped.v[0]);
+    return 0;
+}
+
+int dt_pictures_read(dt_meta *m, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err)
+{
+    const char *where = s->train_data_meta ? s->train_data_meta : s->train_data_dir;
+    if (s->train_data_meta && s->train_data_dir && dt_is_dir(where))
+        return dt_err_set(err, DT_EUSAGE, "--train_data_dir has no effect: '%s' is a folder", where);
+    int rc = dt_meta_read(m, where, s->train_data_meta ? s->train_data_dir : NULL, err);
+    report->entries = m->entries;
+    if (rc < 0)
+        return rc;
+    struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size), .wrong = dt_alloc(m->n * sizeof *j.wrong) };
+    run(&j);
+    if (s->stop && *s->stop) {
+        for (int64_t i = 0; i < m->n; i++)
+            free(j.wrong[i]);
+        rc = dt_err_set(err, DT_ESIGNAL, "stopped");
+    } else {
+        keep_good(&j);
+        rc = judge(m, where, s->max_skipped_fraction, err);
+        keep_some(m, s->max_train_samples, s->seed);
+    }
+    report->size_differs = j.differs;
+    report->items = m->n;
+    for (int64_t i = 0; i < m->n; i++)
+        report->no_caption += !*m->v[i].text;
+    report->skipped = m->skipped;
+    m->skipped = (dt_strs){ 0 };
+    free(j.size);
+    free(j.wrong);
+    return rc;
+}

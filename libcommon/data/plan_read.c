@@ -1,0 +1,313 @@
+/* plan_read.c - reads dt-plan(5), line by line. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "base/json.h"
+#include "data/plan.h"
+
+#define MAX_LINE_BYTES (64 << 20)
+#define MAX_ITEMS INT32_MAX
+#define MAX_BATCH_ITEMS 65536
+#define MAX_SIDE_PX 65536
+#define MAX_RESIZE_PX (1 << 30)
+
+struct dt_batches {
+    FILE   *f;
+    char   *name;               /* for messages */
+    dt_plan_info info;
+    dt_plan_item *item;         /* ascending id; strings and extra live in `doc` */
+    cJSON **doc;                /* [info.items] */
+    dt_batch_item *slot;        /* of the current batch */
+    int64_t slots;
+    char   *line;               /* the current one; `held`: to be read again */
+    int64_t cap, n_line;
+    bool    held, ended;
+    off_t   first;              /* where the batches begin, -1 on a pipe */
+    int64_t first_line;         /* number of the line before it */
+    int64_t last, seen;         /* index of the batch before; batches since the first, -1 after a seek */
+};
+
+/* 1 and b->line, 0 at the end of the file. */
+static int next_line(dt_batches *b, dt_err *err)
+{
+    int64_t n = 0;
+    if (b->held) {
+        b->held = false;
+        return 1;
+    }
+    for (;;) {
+        dt_grow(&b->line, &b->cap, n + 4096, 1);
+        if (!fgets(b->line + n, b->cap - n, b->f))
+            break;
+        n += strlen(b->line + n);
+        if (n && b->line[n - 1] == '\n')
+            break;
+        if (n > MAX_LINE_BYTES)
+            return dt_err_set(err, DT_EDATA, "%s: line %lld is longer than %d bytes", b->name,
+                              (long long)b->n_line + 1, MAX_LINE_BYTES);
+    }
+    if (ferror(b->f))
+        return dt_err_sys(err, DT_EDATA, "%s: cannot read", b->name);
+    b->n_line += n > 0;
+    return n > 0;
+}
+
+/* The line as an object (caller deletes), and in `what` the words for messages about it. */
+static int parse_line(dt_batches *b, cJSON **o, char what[512], dt_err *err)
+{
+    snprintf(what, 512, "%s: line %lld", b->name, (long long)b->n_line);
+    *o = cJSON_Parse(b->line);
+    if (*o && cJSON_IsObject(*o))
+        return 0;
+    cJSON_Delete(*o);
+    *o = NULL;
+    return dt_err_set(err, DT_EDATA, "%s: not a JSON object", what);
+}
+
+static int pair(int out[2], const cJSON *o, const char *key, int min, int max, const char *what, dt_err *err)
+{
+    int64_t v[2];
+    int n = 0, rc = dt_json_ints_or(v, &n, 2, o, key, what, err);
+    if (rc < 0)
+        return rc;
+    if (n != 2 || v[0] < min || v[0] > max || v[1] < min || v[1] > max)
+        return dt_err_set(err, DT_EDATA, "%s: '%s' must be two integers from %d to %d", what, key, min, max);
+    out[0] = v[0];
+    out[1] = v[1];
+    return 0;
+}
+
+static int read_header(dt_batches *b, dt_err *err)
+{
+    char what[512];
+    cJSON *o = NULL;
+    int64_t version, shard[2] = { 0, 1 };
+    int n = 0;
+    dt_plan_info *i = &b->info;
+
+    int rc = next_line(b, err);
+    if (rc <= 0)
+        return rc < 0 ? rc : dt_err_set(err, DT_EDATA, "%s: empty, not a plan", b->name);
+    if (!strstr(b->line, "\"dt_plan\""))
+        return dt_err_set(err, DT_EDATA, "%s: not a plan: line 1 has no 'dt_plan'", b->name);
+    if ((rc = parse_line(b, &o, what, err)) < 0)
+        return rc;
+    const struct { const char *key; int64_t *v, min, max; } field[] = {
+        { "dt_plan", &version, 1, 1 }, { "seed", &i->seed, 0, 1ll << 53 }, { "items", &i->items, 0, MAX_ITEMS },
+        { "epochs", &i->epochs, 0, 1ll << 53 }, { "batches", &i->batches, 0, 1ll << 53 },
+        { "samples", &i->samples, 0, 1ll << 53 }, { "steps", &i->steps, 0, 1ll << 53 },
+        { "train_batch_size", &i->train_batch_size, 1, MAX_BATCH_ITEMS },
+        { "gradient_accumulation_steps", &i->gradient_accumulation_steps, 1, INT32_MAX },
+        { "world_size", &i->world_size, 1, INT32_MAX },
+    };
+    for (size_t k = 0; rc == 0 && k < sizeof field / sizeof *field; k++)
+        rc = dt_json_int(field[k].v, o, field[k].key, field[k].min, field[k].max, what, err);
+    if (rc == 0)
+        rc = dt_json_ints_or(shard, &n, 2, o, "shard", what, err);
+    if (rc == 0 && n && (n != 2 || shard[0] < 0 || shard[1] <= shard[0]))
+        rc = dt_err_set(err, DT_EDATA, "%s: 'shard' must be [i, n] with i < n", what);
+    i->shard = n ? shard[0] : 0;
+    i->shards = n ? shard[1] : 1;
+    cJSON_Delete(o);
+    return rc;
+}
+
+static int read_item(dt_batches *b, int64_t k, dt_err *err)
+{
+    char what[512];
+    dt_plan_item *it = &b->item[k];
+    int wh[2] = { 0 }, rc = next_line(b, err);
+
+    if (rc <= 0)
+        return rc < 0 ? rc : dt_err_set(err, DT_EDATA, "%s: cut off: %lld items announced, %lld there", b->name,
+                                        (long long)b->info.items, (long long)k);
+    if ((rc = parse_line(b, &b->doc[k], what, err)) < 0 ||
+        (rc = dt_json_int(&it->id, b->doc[k], "item", k ? it[-1].id + 1 : 0, MAX_ITEMS, what, err)) < 0 ||
+        (rc = dt_json_str_or(&it->path, b->doc[k], "path", NULL, what, err)) < 0 ||
+        (rc = dt_json_str_or(&it->text, b->doc[k], "text", "", what, err)) < 0 ||
+        (rc = pair(wh, b->doc[k], "size", 1, MAX_SIDE_PX, what, err)) < 0)
+        return rc;
+    if (!it->path)
+        return dt_err_set(err, DT_EDATA, "%s: 'path' is missing", what);
+    it->w = wh[0];
+    it->h = wh[1];
+    it->extra = cJSON_GetObjectItemCaseSensitive(b->doc[k], "extra");
+    return 0;
+}
+
+static int read_items(dt_batches *b, dt_err *err)
+{
+    int64_t have = 0, docs = 0;
+    for (int64_t k = 0; k < b->info.items; k++) {
+        dt_grow(&b->item, &have, k + 1, sizeof *b->item);   /* as lines come, not as the header promises */
+        dt_grow(&b->doc, &docs, k + 1, sizeof *b->doc);
+        b->doc[k] = NULL;
+        int rc = read_item(b, k, err);
+        if (rc < 0) {
+            b->info.items = k + 1;
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int by_id(const void *key, const void *item)
+{
+    int64_t a = *(const int64_t *)key, b = ((const dt_plan_item *)item)->id;
+    return a < b ? -1 : a > b;
+}
+
+static int read_slot(dt_batches *b, dt_batch_item *s, const dt_batch *batch, const cJSON *o, const char *what,
+                     dt_err *err)
+{
+    int64_t id;
+    int resize[2] = { 0 }, crop[2] = { 0 }, rc;
+    if ((rc = dt_json_int(&id, o, "item", 0, MAX_ITEMS, what, err)) < 0 ||
+        (rc = pair(resize, o, "resize", 1, MAX_RESIZE_PX, what, err)) < 0 ||
+        (rc = pair(crop, o, "crop", 0, MAX_RESIZE_PX, what, err)) < 0 ||
+        (rc = dt_json_bool_or(&s->flip, o, "flip", false, what, err)) < 0 ||
+        (rc = dt_json_bool_or(&s->drop, o, "drop", false, what, err)) < 0)
+        return rc;
+    s->item = bsearch(&id, b->item, b->info.items, sizeof *b->item, by_id);
+    if (!s->item)
+        return dt_err_set(err, DT_EDATA, "%s: item %lld is not in the plan", what, (long long)id);
+    if (crop[0] > resize[0] - batch->w || crop[1] > resize[1] - batch->h)
+        return dt_err_set(err, DT_EDATA, "%s: 'crop' of item %lld reaches outside 'resize'", what, (long long)id);
+    s->resize_w = resize[0];
+    s->resize_h = resize[1];
+    s->crop_x = crop[0];
+    s->crop_y = crop[1];
+    return 0;
+}
+
+static int read_batch(dt_batches *b, dt_batch *r, const cJSON *o, const char *what, dt_err *err)
+{
+    const cJSON *items = cJSON_GetObjectItemCaseSensitive(o, "items"), *e;
+    int wh[2] = { 0 }, rc, n = cJSON_GetArraySize(items);
+
+    if ((rc = dt_json_int(&r->index, o, "batch", b->last + 1, 1ll << 53, what, err)) < 0 ||
+        (rc = dt_json_int(&r->epoch, o, "epoch", 0, 1ll << 53, what, err)) < 0 ||
+        (rc = dt_json_bool_or(&r->is_short, o, "short", false, what, err)) < 0 ||
+        (rc = pair(wh, o, "size", 1, MAX_SIDE_PX, what, err)) < 0)
+        return rc;
+    if (!cJSON_IsArray(items) || n < 1 || n > MAX_BATCH_ITEMS)
+        return dt_err_set(err, DT_EDATA, "%s: 'items' must be a list of 1 to %d objects", what, MAX_BATCH_ITEMS);
+    dt_grow(&b->slot, &b->slots, n, sizeof *b->slot);
+    r->w = wh[0];
+    r->h = wh[1];
+    r->n = 0;
+    r->item = b->slot;
+    cJSON_ArrayForEach(e, items)
+        if ((rc = read_slot(b, &b->slot[r->n++], r, e, what, err)) < 0)
+            return rc;
+    b->last = r->index;
+    b->seen += b->seen >= 0;
+    return 1;
+}
+
+static int read_footer(dt_batches *b, const cJSON *o, const char *what, dt_err *err)
+{
+    int64_t batches;
+    int rc = dt_json_int(&batches, o, "batches", 0, 1ll << 53, what, err);
+    if (rc == 0 && b->seen >= 0 && batches != b->seen)
+        rc = dt_err_set(err, DT_EDATA, "%s: the plan has %lld batches, %lld are here", what, (long long)batches,
+                        (long long)b->seen);
+    b->ended = rc == 0;
+    return rc;
+}
+
+int dt_batches_next(dt_batches *b, dt_batch *batch, dt_err *err)
+{
+    char what[512];
+    cJSON *o = NULL;
+
+    if (b->ended)
+        return 0;
+    int rc = next_line(b, err);
+    if (rc <= 0)
+        return rc < 0 ? rc : dt_err_set(err, DT_EDATA, "%s: cut off: the footer is missing after line %lld", b->name,
+                                        (long long)b->n_line);
+    if ((rc = parse_line(b, &o, what, err)) < 0)
+        return rc;
+    rc = cJSON_GetObjectItemCaseSensitive(o, "end") ? read_footer(b, o, what, err)
+                                                    : read_batch(b, batch, o, what, err);
+    cJSON_Delete(o);
+    return rc;
+}
+
+int dt_batches_seek(dt_batches *b, int64_t k, dt_err *err)
+{
+    if (k <= b->last) {
+        if (b->first < 0 || fseeko(b->f, b->first, SEEK_SET) < 0)
+            return dt_err_set(err, DT_EDATA, "%s: cannot go back to batch %lld in a pipe", b->name, (long long)k);
+        b->n_line = b->first_line;
+        b->held = b->ended = false;
+        b->last = -1;
+    }
+    b->seen = -1;
+    while (!b->ended) {
+        long long at;
+        int rc = next_line(b, err);
+        if (rc < 0)
+            return rc;
+        if (rc == 0)                    /* dt_batches_next() will say that the footer is missing */
+            return 0;
+        if (sscanf(b->line, "{\"batch\":%lld,", &at) != 1 || at >= k) {
+            b->held = true;
+            return 0;
+        }
+        b->last = at;
+    }
+    return 0;
+}
+
+int dt_batches_open(dt_batches **out, const char *path, dt_err *err)
+{
+    bool in = !strcmp(path, "-");
+    dt_batches *b = dt_alloc(sizeof *b);
+    int rc;
+
+    b->last = -1;
+    b->name = dt_strdup(in ? "<stdin>" : path);
+    b->f = in ? stdin : fopen(path, "re");
+    if (!b->f)
+        rc = dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    else if ((rc = read_header(b, err)) < 0)
+        b->info.items = 0;
+    else
+        rc = read_items(b, err);
+    if (rc < 0) {
+        dt_batches_close(&b);
+        return rc;
+    }
+    b->first = ftello(b->f);
+    b->first_line = b->n_line;
+    *out = b;
+    return 0;
+}
+
+void dt_batches_close(dt_batches **pb)
+{
+    dt_batches *b = *pb;
+    *pb = NULL;
+    if (!b)
+        return;
+    if (b->f && b->f != stdin)
+        fclose(b->f);
+    for (int64_t i = 0; b->doc && i < b->info.items; i++)
+        cJSON_Delete(b->doc[i]);
+    free(b->doc);
+    free(b->item);
+    free(b->slot);
+    free(b->line);
+    free(b->name);
+    free(b);
+}
+
+const dt_plan_info *dt_batches_info(const dt_batches *b) { return &b->info; }
+int64_t dt_batches_items(const dt_batches *b) { return b->info.items; }
+
+const dt_plan_item *dt_batches_item(const dt_batches *b, int64_t i)
+{
+    return i >= 0 && i < b->info.items ? &b->item[i] : NULL;
+}

@@ -1,0 +1,260 @@
+/* plan_write.c - writes dt-plan(5).  The epochs are made twice: once to count, so that the header can say how
+ * long the plan is and which pictures it uses, once to write. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/json.h"
+#include "data/plan_int.h"
+
+struct tally {                  /* of one size */
+    dt_size  size;
+    int64_t  batches, samples;
+    uint8_t *met;               /* bit per picture */
+};
+
+struct plan {
+    struct dt_rules rules;
+    dt_meta  m;
+    FILE    *out;
+    int64_t  limit;             /* batches, 0: no limit */
+    uint8_t *used;              /* bit per picture: in this shard */
+    struct tally *tally;
+    int64_t  n_tally, cap;
+    int64_t  mine;              /* batches of this shard */
+    struct dt_plan_report *report;
+};
+
+static void set_bit(uint8_t *bits, int64_t i) { bits[i >> 3] |= 1 << (i & 7); }
+static int get_bit(const uint8_t *bits, int64_t i) { return bits[i >> 3] >> (i & 7) & 1; }
+
+static bool in_shard(const struct plan *p, int64_t index)
+{
+    return index % p->rules.shards == p->rules.shard;
+}
+
+static struct tally *tally_of(struct plan *p, dt_size s)
+{
+    for (int64_t i = 0; i < p->n_tally; i++)
+        if (p->tally[i].size.w == s.w && p->tally[i].size.h == s.h)
+            return &p->tally[i];
+    dt_grow(&p->tally, &p->cap, p->n_tally + 1, sizeof *p->tally);
+    p->tally[p->n_tally] = (struct tally){ .size = s, .met = dt_alloc(p->m.n / 8 + 1) };
+    return &p->tally[p->n_tally++];
+}
+
+static void count_batch(struct plan *p, const struct dt_gen *g, const struct dt_made *b, int64_t index)
+{
+    struct tally *t = tally_of(p, b->size);
+    t->batches++;
+    t->samples += b->n;
+    p->report->batches++;
+    p->report->samples += b->n;
+    p->report->short_batches += b->n < p->rules.s->train_batch_size;
+    p->mine += in_shard(p, index);
+    for (int i = 0; i < b->n; i++) {
+        set_bit(t->met, g->seat[b->at + i].item);
+        if (in_shard(p, index))
+            set_bit(p->used, g->seat[b->at + i].item);
+    }
+}
+
+static void write_seat(struct plan *p, const struct dt_made *b, struct dt_seat seat)
+{
+    const struct dt_data_settings *s = p->rules.s;
+    const dt_meta_item *it = &p->m.v[seat.item];
+    dt_fit f = p->rules.fix.w ? dt_fit_stretch(b->size) : dt_fit_cover(it->w, it->h, b->size);
+    dt_rng flip = dt_rng_make(s->seed, DT_RNG_FLIP, seat.epoch, it->id);
+    dt_rng drop = dt_rng_make(s->seed, DT_RNG_CAPTION_DROP, seat.epoch, it->id);
+
+    fprintf(p->out, "{\"item\":%lld,\"resize\":[%d,%d],\"crop\":[%d,%d]%s%s}", (long long)it->id, f.w, f.h, f.x, f.y,
+            s->random_flip && dt_rng_uniform(&flip) < 0.5 ? ",\"flip\":true" : "",
+            dt_rng_uniform(&drop) < s->caption_dropout ? ",\"drop\":true" : "");
+}
+
+static void write_batch(struct plan *p, const struct dt_gen *g, const struct dt_made *b, int64_t index)
+{
+    if (!in_shard(p, index))
+        return;
+    fprintf(p->out, "{\"batch\":%lld,\"epoch\":%lld,\"size\":[%d,%d]%s,\"items\":[", (long long)index,
+            (long long)g->epoch - 1, b->size.w, b->size.h,
+            b->n < p->rules.s->train_batch_size ? ",\"short\":true" : "");
+    for (int i = 0; i < b->n; i++) {
+        if (i)
+            putc(',', p->out);
+        write_seat(p, b, g->seat[b->at + i]);
+    }
+    fputs("]}\n", p->out);
+}
+
+static int check_out(const struct plan *p, dt_err *err)
+{
+    return ferror(p->out) ? dt_err_sys(err, DT_EIO, "cannot write the plan") : 0;
+}
+
+/* All epochs; `each` sees every batch in order. */
+static int all_epochs(struct plan *p, void (*each)(struct plan *, const struct dt_gen *, const struct dt_made *, int64_t),
+                      dt_err *err)
+{
+    const struct dt_data_settings *s = p->rules.s;
+    struct dt_gen g = { .rules = &p->rules, .m = &p->m };
+    int64_t index = 0;
+    int rc = 0;
+
+    while (rc == 0 && (p->limit ? index < p->limit : g.epoch < s->num_train_epochs)) {
+        dt_gen_epoch(&g, !p->limit && g.epoch == s->num_train_epochs - 1);
+        for (int64_t i = 0; i < g.n && (!p->limit || index < p->limit); i++)
+            each(p, &g, &g.made[i], index++);
+        rc = s->stop && *s->stop ? dt_err_set(err, DT_ESIGNAL, "stopped") : check_out(p, err);
+    }
+    p->report->epochs = g.epoch;
+    dt_gen_release(&g);
+    return rc;
+}
+
+static void write_object(struct plan *p, cJSON *o)      /* takes o */
+{
+    char *line = dt_json_line(o);
+    fprintf(p->out, "%s\n", line);
+    free(line);
+    cJSON_Delete(o);
+}
+
+static cJSON *two(double a, double b)
+{
+    return cJSON_CreateDoubleArray((double[]){ a, b }, 2);
+}
+
+static void write_header(struct plan *p)
+{
+    const struct dt_data_settings *s = p->rules.s;
+    const struct dt_plan_report *r = p->report;
+    cJSON *o = cJSON_CreateObject(), *set = cJSON_CreateObject();
+    const struct { const char *key; double v; } head[] = {
+        { "dt_plan", 1 }, { "seed", s->seed }, { "items", r->used }, { "epochs", r->epochs }, { "batches", r->batches },
+        { "samples", r->samples }, { "steps", r->steps }, { "train_batch_size", s->train_batch_size },
+        { "gradient_accumulation_steps", s->gradient_accumulation_steps }, { "world_size", s->world_size },
+    };
+    for (size_t i = 0; i < sizeof head / sizeof *head; i++)
+        cJSON_AddNumberToObject(o, head[i].key, head[i].v);
+    if (p->rules.shards > 1)
+        cJSON_AddItemToObject(o, "shard", two(p->rules.shard, p->rules.shards));
+    cJSON_AddNumberToObject(set, "image_sample_size", s->image_sample_size);
+    cJSON_AddBoolToObject(set, "enable_bucket", s->enable_bucket);
+    cJSON_AddBoolToObject(set, "random_ratio_crop", s->random_ratio_crop);
+    cJSON_AddBoolToObject(set, "random_hw_adapt", s->random_hw_adapt);
+    if (p->rules.fix.w)
+        cJSON_AddItemToObject(set, "fix_sample_size", two(p->rules.fix.h, p->rules.fix.w));
+    cJSON_AddNumberToObject(set, "multiple", s->multiple);
+    cJSON_AddBoolToObject(set, "random_flip", s->random_flip);
+    cJSON_AddNumberToObject(set, "caption_dropout", s->caption_dropout);
+    cJSON_AddNumberToObject(set, "max_train_samples", s->max_train_samples);
+    cJSON_AddItemToObject(o, "settings", set);
+    write_object(p, o);
+}
+
+static void write_items(struct plan *p)
+{
+    for (int64_t i = 0; i < p->m.n; i++) {
+        dt_meta_item *it = &p->m.v[i];
+        if (!get_bit(p->used, i))
+            continue;
+        cJSON *o = cJSON_CreateObject();
+        cJSON_AddNumberToObject(o, "item", it->id);
+        cJSON_AddStringToObject(o, "path", it->path);
+        cJSON_AddStringToObject(o, "text", it->text);
+        cJSON_AddItemToObject(o, "size", two(it->w, it->h));
+        if (it->extra)
+            cJSON_AddItemReferenceToObject(o, "extra", it->extra);
+        write_object(p, o);
+    }
+}
+
+static void write_footer(struct plan *p)
+{
+    const struct dt_plan_report *r = p->report;
+    cJSON *o = cJSON_CreateObject(), *list = cJSON_CreateArray();
+    cJSON_AddBoolToObject(o, "end", 1);
+    cJSON_AddNumberToObject(o, "batches", p->mine);
+    cJSON_AddNumberToObject(o, "short_batches", r->short_batches);
+    for (int i = 0; i < r->n_bucket; i++) {
+        cJSON *b = cJSON_CreateObject();
+        cJSON_AddItemToObject(b, "size", two(r->bucket[i].w, r->bucket[i].h));
+        cJSON_AddNumberToObject(b, "items", r->bucket[i].items);
+        cJSON_AddNumberToObject(b, "samples", r->bucket[i].samples);
+        cJSON_AddNumberToObject(b, "batches", r->bucket[i].batches);
+        cJSON_AddItemToArray(list, b);
+    }
+    cJSON_AddItemToObject(o, "buckets", list);
+    list = cJSON_CreateArray();
+    for (int64_t i = 0; i < r->skipped.n; i++)
+        cJSON_AddItemToArray(list, cJSON_CreateString(r->skipped.v[i]));
+    cJSON_AddItemToObject(o, "skipped", list);
+    write_object(p, o);
+}
+
+static int by_area(const void *a, const void *b)
+{
+    const struct dt_bucket_count *x = a, *y = b;
+    int64_t d = (int64_t)x->w * x->h - (int64_t)y->w * y->h;
+    return d ? (d < 0 ? -1 : 1) : x->w - y->w;
+}
+
+static void fill_report(struct plan *p)
+{
+    const struct dt_data_settings *s = p->rules.s;
+    struct dt_plan_report *r = p->report;
+    int64_t per_step = s->gradient_accumulation_steps * s->world_size;
+
+    r->steps = (r->batches + per_step - 1) / per_step;
+    for (int64_t i = 0; i < p->m.n; i++) {
+        int met = 0;
+        for (int64_t k = 0; k < p->n_tally; k++)
+            met |= get_bit(p->tally[k].met, i);
+        r->used += get_bit(p->used, i);
+        r->unreached += !met;
+    }
+    r->n_bucket = p->n_tally;
+    r->bucket = dt_alloc(p->n_tally * sizeof *r->bucket);
+    for (int64_t i = 0; i < p->n_tally; i++) {
+        const struct tally *t = &p->tally[i];
+        r->bucket[i] = (struct dt_bucket_count){ t->size.w, t->size.h, t->batches, t->samples };
+        for (int64_t k = 0; k < p->m.n; k++)
+            r->bucket[i].items += get_bit(t->met, k);
+    }
+    qsort(r->bucket, r->n_bucket, sizeof *r->bucket, by_area);
+}
+
+int dt_plan_write(FILE *out, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err)
+{
+    struct plan p = { .out = out, .report = report };
+    int rc;
+
+    *report = (struct dt_plan_report){ 0 };
+    if ((rc = dt_rules_init(&p.rules, s, err)) < 0 || (rc = dt_pictures_read(&p.m, s, report, err)) < 0)
+        goto out;
+    p.limit = s->max_train_steps * s->gradient_accumulation_steps * s->world_size;
+    p.used = dt_alloc(p.m.n / 8 + 1);
+    if ((rc = all_epochs(&p, count_batch, err)) < 0)
+        goto out;
+    fill_report(&p);
+    write_header(&p);
+    write_items(&p);
+    if ((rc = all_epochs(&p, write_batch, err)) < 0)
+        goto out;
+    write_footer(&p);
+    fflush(out);
+    rc = check_out(&p, err);
+out:
+    for (int64_t i = 0; i < p.n_tally; i++)
+        free(p.tally[i].met);
+    free(p.tally);
+    free(p.used);
+    dt_meta_release(&p.m);
+    return rc;
+}
+
+void dt_plan_report_release(struct dt_plan_report *r)
+{
+    dt_strs_release(&r->skipped);
+    free(r->bucket);
+    *r = (struct dt_plan_report){ 0 };
+}

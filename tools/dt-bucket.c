@@ -1,0 +1,108 @@
+/* dt-bucket: decide sizes, crops, captions and the order of batches of a whole training run.  See dt-bucket(1). */
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "base/tool.h"
+#include "data/data_opts.h"
+
+struct opts {
+    struct dt_data_settings data;
+    int64_t world_size;
+    const char *shard, *output;
+    int quiet;
+};
+
+static const dt_opt table[] = {
+    DT_DATA_OPTS(struct opts, data),
+    { "world_size", 0, "N", DT_OPT_INT, offsetof(struct opts, world_size), 1, 1 << 20, .help =
+      "processes that will share the batches; counts steps (1)" },
+    DT_OPT_GROUP("Output"),
+    { "shard", 0, "I/N", DT_OPT_STR, offsetof(struct opts, shard), .help =
+      "write only batches whose number modulo N is I" },
+    { "output", 'o', "FILE", DT_OPT_STR, offsetof(struct opts, output), .help =
+      "write the plan to FILE, whole or not at all (standard output)" },
+    { "quiet", 'q', NULL, DT_OPT_FLAG, offsetof(struct opts, quiet), .help = "no summary on standard error" },
+    DT_OPT_END
+};
+
+static const dt_cli cli = {
+    .tool = "dt-bucket",
+    .synopsis = "[OPTION]... [DATA]",
+    .summary = "Read a folder of pictures or a metadata file and write the plan of a training run: which pictures, "
+               "at which size, in which batches and order.",
+    .examples = "  dt-bucket --enable_bucket --image_sample_size=1024 --train_batch_size=4 pictures/ >plan.ndjson\n"
+                "  dt-bucket --train_data_dir=pictures --train_data_meta=meta.json -o plan.ndjson\n"
+                "  dt-bucket --enable_bucket pictures/ | dt-cache-latents --model FLUX.1-dev -o cache/\n",
+    .table = table,
+};
+
+static void summary(const struct dt_plan_report *r)
+{
+    for (int64_t i = 0; i < r->skipped.n; i++)
+        dt_warn("skipped %s", r->skipped.v[i]);
+    dt_info("%lld pictures of %lld entries, %lld skipped", (long long)r->items, (long long)r->entries,
+            (long long)r->skipped.n);
+    if (r->no_caption)
+        dt_info("%lld without a caption", (long long)r->no_caption);
+    if (r->size_differs)
+        dt_info("%lld whose size in the metadata is not the picture's: the picture's was taken",
+                (long long)r->size_differs);
+    for (int i = 0; i < r->n_bucket; i++) {
+        const struct dt_bucket_count *b = &r->bucket[i];
+        dt_info("%5d x %-5d %9lld pictures %11lld samples %10lld batches", b->w, b->h, (long long)b->items,
+                (long long)b->samples, (long long)b->batches);
+    }
+    dt_info("%lld epochs, %lld samples, %lld batches (%lld short), %lld steps", (long long)r->epochs,
+            (long long)r->samples, (long long)r->batches, (long long)r->short_batches, (long long)r->steps);
+    if (r->unreached)
+        dt_info("%lld pictures are in no batch: --max_train_steps ends before them", (long long)r->unreached);
+}
+
+static int take_operand(struct opts *o, const dt_strs *operands, dt_err *err)
+{
+    if (operands->n > 1)
+        return dt_err_set(err, DT_EUSAGE, "one DATA at a time, not also '%s'", operands->v[1]);
+    if (operands->n && o->data.train_data_meta)
+        return dt_err_set(err, DT_EUSAGE, "--train_data_meta and '%s': name the data once", operands->v[0]);
+    if (operands->n)
+        o->data.train_data_meta = operands->v[0];
+    o->data.world_size = o->world_size;
+    o->data.shard = o->shard;
+    o->data.stop = &dt_stop;
+    return dt_data_settings_check(&o->data, err);
+}
+
+int main(int argc, char **argv)
+{
+    struct opts o = { .data = DT_DATA_DEFAULTS, .world_size = 1, .output = "-" };
+    struct dt_plan_report report = { 0 };
+    dt_strs operands = { 0 };
+    dt_out *out = NULL;
+    dt_err err = { 0 };
+
+    dt_argv0 = "dt-bucket";
+    dt_signals_install();
+    int rc = dt_cli_parse(&cli, &o, argc, argv, &operands, &err);
+    if (rc > 0)
+        return dt_finish(0);
+    dt_quiet = o.quiet;
+    if (rc == 0)
+        rc = take_operand(&o, &operands, &err);
+    if (rc == 0)
+        rc = dt_out_open(&out, o.output, &err);
+    if (rc == 0)
+        rc = dt_plan_write(dt_out_file(out), &o.data, &report, &err);
+    if (rc == 0) {
+        rc = dt_out_commit(&out, &err);
+        summary(&report);
+    } else {
+        for (int64_t i = 0; i < report.skipped.n; i++)
+            dt_warn("skipped %s", report.skipped.v[i]);
+    }
+    int status = rc < 0 ? dt_die_err(&err) : report.skipped.n ? 3 : 0;
+    dt_out_abort(&out);
+    dt_plan_report_release(&report);
+    dt_strs_release(&operands);
+    dt_strs_release(&o.data.fix_sample_size);
+    return dt_finish(status);
+}
