@@ -43,6 +43,8 @@ $(B)/bin/%: $(B)/tools/%.o $(B)/libdt.a
 $(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+$(B)/golden: $(patsubst %.c,$(B)/%.o,tests/golden.c $(wildcard tests/golden/*.c)) $(B)/libdt.a
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/checkop: $(B)/tests/checkop.o $(CASES) $(B)/libdt.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/%.o: %.c

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -11,7 +10,6 @@
 
 enum {
     BLOCK = 1 << 16,                    /* elements a thread takes at a time */
-    HUGE_PAGE = 2 << 20,
 };
 
 /* --- flat ranges --- */
@@ -19,9 +17,10 @@ enum {
 static void adamw_block(float *restrict w, float *restrict m, float *restrict v, const float *restrict g, int64_t n,
                         const dt_adamw *a)
 {
-    const float decay = (float)(1.0 - (double)a->lr * a->weight_decay);
-    const float c1 = (float)(1.0 - (double)a->beta1), c2 = (float)(1.0 - (double)a->beta2), b2 = a->beta2;
-    const float step = (float)((double)a->lr / a->bias1), root = (float)sqrt(a->bias2), eps = a->eps, gs = a->grad_scale;
+    const float decay = (float)(1 - a->lr * a->weight_decay);
+    const float c1 = (float)(1 - a->beta1), c2 = (float)(1 - a->beta2), b2 = (float)a->beta2;
+    const float step = (float)(a->lr / a->bias1), root = (float)sqrt(a->bias2);
+    const float eps = (float)a->eps, gs = (float)a->grad_scale;
     for (int64_t i = 0; i < n; i++) {
         float x = g[i] * gs;
         m[i] += c1 * (x - m[i]);
@@ -64,10 +63,10 @@ static double cpu_sumsq(dt_device *d, const float *x, int64_t n)
     return sum;
 }
 
-static void cpu_ema(dt_device *d, float *ema, const float *w, int64_t n, float decay)
+static void cpu_ema(dt_device *d, float *ema, const float *w, int64_t n, double decay)
 {
     (void)d;
-    const float c = (float)(1.0 - (double)decay);
+    const float c = (float)(1 - decay);
 #pragma omp parallel for simd
     for (int64_t i = 0; i < n; i++)
         ema[i] += c * (w[i] - ema[i]);
@@ -91,13 +90,8 @@ static void *cpu_alloc(dt_device *d, int64_t bytes)
     /* Linux promises memory that it does not have. */
     if (bytes < 0 || bytes > d->mem_bytes)
         return NULL;
-    bool large = bytes >= 2 * HUGE_PAGE;
     void *p = NULL;
-    if (posix_memalign(&p, large ? HUGE_PAGE : 256, bytes ? (size_t)bytes : 1))
-        return NULL;
-    if (large)
-        madvise(p, (size_t)bytes, MADV_HUGEPAGE);
-    return p;
+    return posix_memalign(&p, 256, bytes ? (size_t)bytes : 1) ? NULL : p;
 }
 
 static void cpu_free(dt_device *d, void *p)
@@ -110,8 +104,8 @@ static void cpu_zero(dt_device *d, void *p, int64_t bytes)
 {
     (void)d;
 #pragma omp parallel for
-    for (int64_t i = 0; i < bytes; i += HUGE_PAGE)
-        memset((char *)p + i, 0, (size_t)(bytes - i < HUGE_PAGE ? bytes - i : HUGE_PAGE));
+    for (int64_t i = 0; i < bytes; i += BLOCK)
+        memset((char *)p + i, 0, (size_t)(bytes - i < BLOCK ? bytes - i : BLOCK));
 }
 
 static void cpu_copy(dt_device *d, void *dst, const void *src, int64_t bytes)

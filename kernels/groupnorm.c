@@ -25,9 +25,9 @@ static gshape shape_of(const dt_tensor *x, int64_t groups)
 
 static bool has(const dt_node *n, int i) { return i < n->nin && n->in[i]; }
 
-/* Workspace: per thread two blocks of scratch; then two numbers per sample, block and channel (dx, dw) or group (forward); then two per
+/* Workspace: per thread two blocks of scratch and two rows of C; then two numbers per sample, block and channel (dx, dw) or group (forward); then two per
  * sample and channel. */
-static int64_t scratch_floats(gshape s) { return 2 * s.per * s.C; }
+static int64_t scratch_floats(gshape s) { return 2 * (s.per + 1) * s.C; }
 
 static int prepare(const dt_node *n, dt_prep *p, const dt_tensor *x)
 {
@@ -41,6 +41,17 @@ static float *sample_sums(const dt_run *r, gshape s) { return block_sums(r, s) +
 static float *scratch(const dt_run *r, gshape s, int which)
 {
     return (float *)r->workspace + omp_get_thread_num() * scratch_floats(s) + which * s.per * s.C;
+}
+
+/* Two rows [C] of this thread; a number per group repeated for its channels, so that inner loops run over whole rows. */
+static float *channel_row(const dt_run *r, gshape s, int which) { return scratch(r, s, 0) + (2 * s.per + which) * s.C; }
+
+static void spread(float *row, const float *groups, int64_t stride, gshape s)
+{
+    int64_t cg = s.C / s.G;
+    for (int64_t g = 0; g < s.G; g++)
+        for (int64_t c = 0; c < cg; c++)
+            row[g * cg + c] = groups[g * stride];
 }
 
 /* ---- forward ---- */
@@ -59,28 +70,36 @@ static const char *groupnorm_shape(dt_node *n)
     return NULL;
 }
 
-/* mean and sum of squared deviations of each group of a block [np, C] -> out [G][2] */
-static void block_moments(const float *x, int64_t np, gshape s, float *out)
+/* out[g * 2] = k sum of row over the channels of group g */
+static void gather_groups(float *out, const float *row, float k, gshape s)
 {
     int64_t cg = s.C / s.G;
     for (int64_t g = 0; g < s.G; g++) {
-        float sum = 0, dev = 0;
-        for (int64_t p = 0; p < np; p++) {
-            const float *v = x + p * s.C + g * cg;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t c = 0; c < cg; c++)
-                sum += v[c];
-        }
-        float m = sum / (float)(np * cg);
-        for (int64_t p = 0; p < np; p++) {
-            const float *v = x + p * s.C + g * cg;
-#pragma omp simd reduction(+ : dev)
-            for (int64_t c = 0; c < cg; c++)
-                dev += (v[c] - m) * (v[c] - m);
-        }
-        out[2 * g] = m;
-        out[2 * g + 1] = dev;
+        float sum = 0;
+        for (int64_t c = 0; c < cg; c++)
+            sum += row[g * cg + c];
+        out[2 * g] = k * sum;
     }
+}
+
+/* mean and sum of squared deviations of each group of a block [np, C] -> out [G][2]; acc, mean: rows of C */
+static void block_moments(const float *x, int64_t np, gshape s, float *out, float *acc, float *mean)
+{
+    memset(acc, 0, (size_t)s.C * sizeof(*acc));
+    for (int64_t p = 0; p < np; p++)
+#pragma omp simd
+        for (int64_t c = 0; c < s.C; c++)
+            acc[c] += x[p * s.C + c];
+    gather_groups(out, acc, 1.0f / (float)(np * (s.C / s.G)), s);
+    spread(mean, out, 2, s);
+    memset(acc, 0, (size_t)s.C * sizeof(*acc));
+    for (int64_t p = 0; p < np; p++)
+#pragma omp simd
+        for (int64_t c = 0; c < s.C; c++) {
+            float d = x[p * s.C + c] - mean[c];
+            acc[c] += d * d;
+        }
+    gather_groups(out + 1, acc, 1.0f, s);
 }
 
 static void statistics(const dt_node *n, const dt_run *r, gshape s, float *mean, float *rstd)
@@ -91,7 +110,7 @@ static void statistics(const dt_node *n, const dt_run *r, gshape s, float *mean,
     for (int64_t task = 0; task < s.B * s.nblock; task++) {
         int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0);
         const float *x = dt_row_in(r->in[0], t, (b * s.P + p0) * s.C, np * s.C, scratch(r, s, 0));
-        block_moments(x, np, s, bs + task * 2 * s.G);
+        block_moments(x, np, s, bs + task * 2 * s.G, channel_row(r, s, 0), channel_row(r, s, 1));
     }
     for (int64_t bg = 0; bg < s.B * s.G; bg++) {
         double m = 0, dev = 0, count = 0;
@@ -152,7 +171,6 @@ static void channel_sums(const dt_node *n, const dt_run *r, gshape s)
 {
     const float *mean = r->in[2], *rstd = r->in[3];
     float *bs = block_sums(r, s), *ss = sample_sums(r, s);
-    int64_t cg = s.C / s.G;
 #pragma omp parallel for num_threads(dt_team(r, s.B * s.P * s.C)) schedule(static)
     for (int64_t task = 0; task < s.B * s.nblock; task++) {
         int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0), at = (b * s.P + p0) * s.C;
@@ -160,16 +178,14 @@ static void channel_sums(const dt_node *n, const dt_run *r, gshape s)
         const float *x = dt_row_in(r->in[1], n->in[1]->dtype, at, np * s.C, scratch(r, s, 1));
         float *s1 = bs + task * 2 * s.C, *s2 = s1 + s.C;
         memset(s1, 0, 2 * (size_t)s.C * sizeof(*s1));
+        float *m = channel_row(r, s, 0), *k = channel_row(r, s, 1);
+        spread(m, mean + b * s.G, 1, s);
+        spread(k, rstd + b * s.G, 1, s);
         for (int64_t p = 0; p < np; p++)
-            for (int64_t g = 0; g < s.G; g++) {
-                int64_t c0 = g * cg;
-                float m = mean[b * s.G + g], k = rstd[b * s.G + g];
-                const float *d = dy + p * s.C + c0, *v = x + p * s.C + c0;
 #pragma omp simd
-                for (int64_t c = 0; c < cg; c++) {
-                    s1[c0 + c] += d[c];
-                    s2[c0 + c] += d[c] * ((v[c] - m) * k);
-                }
+            for (int64_t c = 0; c < s.C; c++) {
+                s1[c] += dy[p * s.C + c];
+                s2[c] += dy[p * s.C + c] * ((x[p * s.C + c] - m[c]) * k[c]);
             }
     }
     memset(ss, 0, 2 * (size_t)(s.B * s.C) * sizeof(*ss));

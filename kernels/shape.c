@@ -285,20 +285,37 @@ static void gather(char *dst, const char *src, int64_t count, int64_t step, size
 
 enum { TILE = 32 };
 
-/* The last two dims of w by tiles when reading them in output order would jump; src and dst at their first element. */
+/* A plane whose columns are contiguous in src: tiles are read by rows of src into `tile` and written by rows of dst, because rows of src
+ * that are a power of two apart would evict each other if they were read one element at a time. */
+#define TRANSPOSE(NAME, TYPE) \
+    static void NAME(TYPE *dst, const TYPE *src, int64_t R, int64_t C, int64_t step) \
+    { \
+        TYPE tile[TILE][TILE + 1]; \
+        for (int64_t i0 = 0; i0 < R; i0 += TILE) \
+            for (int64_t j0 = 0; j0 < C; j0 += TILE) { \
+                int64_t rows = dt_min64(TILE, R - i0), cols = dt_min64(TILE, C - j0); \
+                for (int64_t j = 0; j < cols; j++) \
+                    for (int64_t i = 0; i < rows; i++) \
+                        tile[i][j] = src[(j0 + j) * step + i0 + i]; \
+                for (int64_t i = 0; i < rows; i++) \
+                    memcpy(dst + (i0 + i) * C + j0, tile[i], (size_t)cols * sizeof(TYPE)); \
+            } \
+    }
+TRANSPOSE(transpose4, uint32_t)
+TRANSPOSE(transpose2, uint16_t)
+
+/* The last two dims of w, src and dst at their first element. */
 static void permute_plane(const walk *w, char *dst, const char *src, size_t size)
 {
     int64_t R = w->nd > 1 ? w->size[w->nd - 2] : 1, C = w->size[w->nd - 1], cs = w->step[w->nd - 1];
     int64_t rs = w->nd > 1 ? w->step[w->nd - 2] : 0, sz = (int64_t)size;
-    if (cs == 1 || R == 1) {
+    if (rs == 1 && size == 4)
+        transpose4((uint32_t *)dst, (const uint32_t *)src, R, C, cs);
+    else if (rs == 1 && size == 2)
+        transpose2((uint16_t *)dst, (const uint16_t *)src, R, C, cs);
+    else
         for (int64_t i = 0; i < R; i++)
             gather(dst + i * C * sz, src + i * rs * sz, C, cs, size);
-        return;
-    }
-    for (int64_t i0 = 0; i0 < R; i0 += TILE)
-        for (int64_t j0 = 0; j0 < C; j0 += TILE)
-            for (int64_t i = i0; i < dt_min64(i0 + TILE, R); i++)
-                gather(dst + (i * C + j0) * sz, src + (i * rs + j0 * cs) * sz, dt_min64(TILE, C - j0), cs, size);
 }
 
 static void permute_run(const dt_node *n, const dt_run *r)

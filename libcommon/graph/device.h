@@ -17,16 +17,16 @@ typedef struct dt_device dt_device;
 
 /* Loops over flat ranges of parameters: optimiser, clipping, EMA.  All pointers are device memory. */
 typedef struct dt_adamw {
-    float lr, beta1, beta2, eps, weight_decay;
-    float bias1, bias2;             /* 1 - beta1^k, 1 - beta2^k at optimiser step k >= 1 */
-    float grad_scale;               /* gradient is multiplied by this first (clipping, accumulation) */
+    double lr, beta1, beta2, eps, weight_decay;     /* double: 1 - beta2 in fp32 is off by 1e-5 */
+    double bias1, bias2;            /* 1 - beta1^k, 1 - beta2^k at optimiser step k >= 1 */
+    double grad_scale;              /* gradient is multiplied by this first (clipping, accumulation) */
 } dt_adamw;
 
 typedef struct dt_flat_ops {
     /* AdamW, Loshchilov & Hutter 2019, alg. 2, in torch's order: w *= 1 - lr*wd; m, v; w -= lr/bias1 * m / (sqrt(v)/sqrt(bias2) + eps) */
     void   (*adamw)(dt_device *d, float *master, float *m, float *v, const float *grad, int64_t n, const dt_adamw *a);
     double (*sumsq)(dt_device *d, const float *x, int64_t n);           /* fp64, fixed order; NaN/Inf propagate; synchronises */
-    void   (*ema)(dt_device *d, float *ema, const float *w, int64_t n, float decay);    /* ema += (1-decay)(w-ema) */
+    void   (*ema)(dt_device *d, float *ema, const float *w, int64_t n, double decay);    /* ema += (1-decay)(w-ema) */
     void   (*convert)(dt_device *d, void *dst, dt_dtype dd, const void *src, dt_dtype sd, int64_t n);
 } dt_flat_ops;
 

@@ -382,8 +382,8 @@ int dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *err)
 {
     int64_t rows = e->dims.nd ? e->dims.d[0] : 0;
     if (first < 0 || n < 0 || first > rows || n > rows - first)
-        return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has %lld rows, %lld were expected", e->file, e->name,
-                          (long long)rows, (long long)(first + n));
+        return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has %lld rows, not %lld beginning at %lld", e->file, e->name,
+                          (long long)rows, (long long)n, (long long)first);
     size_t row = rows ? e->bytes / (size_t)rows : 0;
     e->data = (const uint8_t *)e->data + (size_t)first * row;
     e->bytes = (size_t)n * row;

@@ -199,13 +199,15 @@ static void draw_axes(chart *c)
     for (int i = 0; i < n; i++) {
         label(s, sizeof(s), t[i], c->log && n > 1 && t[1] > 1.9 * t[0] ? t[i] : n > 1 ? t[1] - t[0] : 1);
         rule(c->cr, c->left, py(c, t[i]), c->right, py(c, t[i]), DT_RULE);
-        dt_draw_text(c->c, c->left - 10, py(c, t[i]) - 8, s, dt_text(.size_px = 12, .rgb = DT_MUTED, .align = DT_RIGHT));
+        dt_draw_text(c->c, c->left - 10, py(c, t[i]) - 8, s,
+                     dt_text(.size_px = 12, .rgb = DT_MUTED, .align = DT_RIGHT));
     }
     n = dt_ticks(t, 12, c->x0, c->x1, 0);
     for (int i = 0; i < n; i++) {
         label(s, sizeof(s), t[i], n > 1 ? t[1] - t[0] : 1);
         rule(c->cr, px(c, t[i]), c->bottom, px(c, t[i]), c->bottom + 5, DT_AXIS);
-        dt_draw_text(c->c, px(c, t[i]), c->bottom + 9, s, dt_text(.size_px = 12, .rgb = DT_MUTED, .align = DT_CENTER));
+        dt_draw_text(c->c, px(c, t[i]), c->bottom + 9, s,
+                     dt_text(.size_px = 12, .rgb = DT_MUTED, .align = DT_CENTER));
     }
     rule(c->cr, c->left, c->bottom, c->right, c->bottom, DT_AXIS);
     if (c->p->x_label)

@@ -13,11 +13,12 @@ enum dt_series_kind {
 typedef struct dt_series {
     const char   *label;            /* in the legend; borrowed, as are x and y */
     enum dt_series_kind kind;
-    const double *x, *y;            /* x ascending; values of y that are not finite (with a log axis: not positive) leave a gap */
+    const double *x, *y;            /* x ascending; y that is not finite (log axis: not positive) leaves a gap */
     int64_t       n;
 } dt_series;
 
-enum dt_chart_axis { DT_AXIS_AUTO, DT_AXIS_LINEAR, DT_AXIS_LOG };     /* auto: log when the running values span a factor of 20 */
+/* auto: log when the running means span a factor of 20 */
+enum dt_chart_axis { DT_AXIS_AUTO, DT_AXIS_LINEAR, DT_AXIS_LOG };
 
 struct dt_chart_params {
     const char *title, *subtitle, *x_label, *y_label;       /* NULL = none */
@@ -30,12 +31,12 @@ struct dt_chart_params {
 
 int dt_chart_save(const char *file, const dt_series *s, int n, const struct dt_chart_params *p, dt_err *err);
 
-/* Exponential running mean without the pull towards zero of its first values: out_i = sum_j b^(i-j) y_j / sum_j b^(i-j) over the
- * finite y_j, j <= i.  NaN until there is one. */
+/* Exponential running mean whose first values are not pulled towards zero: out_i = sum_j b^(i-j) y_j / sum_j b^(i-j)
+ * over the finite y_j, j <= i, where gaps do not count as steps.  NaN until there is one. */
 void dt_running_mean(double *out, const double *y, int64_t n, double decay);
 
-/* Round tick values within [lo, hi], at most `max`; returns how many.  A log axis gets powers of ten, or 1-2-5 or linear
- * ticks where those would be too few. */
+/* Round tick values within [lo, hi], at most `max`; returns how many.  A log axis gets powers of ten, or 1-2-5 or, where
+ * those would be too few, linear ticks. */
 int  dt_ticks(double *out, int max, double lo, double hi, int log_axis);
 
 #endif

@@ -9,7 +9,8 @@
 
 /* The palette, 0xRRGGBB. */
 enum {
-    DT_INK = 0x1f2430, DT_MUTED = 0x6b7280, DT_RULE = 0xe3e6eb, DT_AXIS = 0xaab1bc, DT_PAPER = 0xffffff, DT_SHADE = 0xf6f7f9,
+    DT_INK = 0x1f2430, DT_MUTED = 0x6b7280, DT_RULE = 0xe3e6eb, DT_AXIS = 0xaab1bc,
+    DT_PAPER = 0xffffff, DT_SHADE = 0xf6f7f9,
 };
 
 enum dt_align { DT_LEFT, DT_CENTER, DT_RIGHT };     /* of the text about x, or within its width if it has one */

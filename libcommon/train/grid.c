@@ -196,6 +196,16 @@ static sheet arrange(const dt_grid *g, dt_canvas *c)
     return s;
 }
 
+static double cell_x(const sheet *s, int col)
+{
+    return s->left + col * (s->cell_w + s->gap);
+}
+
+static double cell_y(const sheet *s, int row)
+{
+    return s->top + row * (s->cell_h + s->gap);
+}
+
 static void draw_titles(const dt_grid *g, const sheet *s, dt_canvas *c)
 {
     double y = s->margin, width = s->w - 2 * s->margin;
@@ -209,12 +219,12 @@ static void draw_titles(const dt_grid *g, const sheet *s, dt_canvas *c)
     for (int i = 0; i < g->cols.n; i++) {
         double w, h;
         dt_text_size(c, g->cols.v[i], &head, &w, &h);
-        dt_draw_text(c, s->left + i * (s->cell_w + s->gap) + s->cell_w / 2, s->top - 9 * s->ui - h, g->cols.v[i], &head);
+        dt_draw_text(c, cell_x(s, i) + s->cell_w / 2, s->top - 9 * s->ui - h, g->cols.v[i], &head);
     }
     for (int i = 0; i < g->rows.n; i++) {
         double w, h;
         dt_text_size(c, g->rows.v[i], &side, &w, &h);
-        dt_draw_text(c, s->margin, round(s->top + i * (s->cell_h + s->gap) + (s->cell_h - h) / 2), g->rows.v[i], &side);
+        dt_draw_text(c, s->margin, round(cell_y(s, i) + (s->cell_h - h) / 2), g->rows.v[i], &side);
     }
 }
 
@@ -232,15 +242,15 @@ static void draw_tiles(const dt_grid *g, const sheet *s, cairo_t *cr)
     for (int r = 0; r < g->rows.n; r++)
         for (int k = 0; k < g->cols.n; k++) {
             dt_set_rgb(cr, 0xeceef2, 1);
-            cairo_rectangle(cr, s->left + k * (s->cell_w + s->gap), s->top + r * (s->cell_h + s->gap), s->cell_w, s->cell_h);
+            cairo_rectangle(cr, cell_x(s, k), cell_y(s, r), s->cell_w, s->cell_h);
             cairo_fill(cr);
         }
     for (int64_t i = 0; i < g->n; i++) {
         const tile *t = &g->tile[i];
         double w = round(cairo_image_surface_get_width(t->px) * s->scale);
         double h = round(cairo_image_surface_get_height(t->px) * s->scale);
-        double x = s->left + t->col * (s->cell_w + s->gap) + floor((s->cell_w - w) / 2);
-        double y = s->top + t->row * (s->cell_h + s->gap) + floor((s->cell_h - h) / 2);
+        double x = cell_x(s, t->col) + floor((s->cell_w - w) / 2);
+        double y = cell_y(s, t->row) + floor((s->cell_h - h) / 2);
         paint(cr, t->px, x, y, s->scale);
         frame(cr, x, y, w, h);
     }

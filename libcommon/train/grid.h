@@ -1,9 +1,9 @@
 /* grid.h - a sheet of samples: tiles in rows and columns, captions drawn beside the rows and over the columns.
  *
- * The sheet of a finished run has a row per prompt and a column per model (base, LoRA); the sheet that grows during training
- * gets one more row or column per validation and is drawn anew from the tiles it holds.  Cells may stay empty.
+ * The sheet of a finished run has a row per prompt and a column per model (base, LoRA); the sheet that grows during
+ * training gets one more row or column per validation and is drawn anew from the tiles it holds.  Cells may stay empty.
  *
- * Small tiles are enlarged by a whole factor, pixels staying square, until the largest is 130 to 256 px; large ones are
+ * Small tiles are enlarged by a whole factor (64 px: 3, up to 128 px: 2), pixels staying square; large ones are
  * reduced to max_tile_px, and all of them further where the sheet would pass 16384 px. */
 #ifndef DT_TRAIN_GRID_H
 #define DT_TRAIN_GRID_H

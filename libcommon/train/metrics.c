@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <sys/stat.h>
+#include <cjson/cJSON.h>
 #include "base/mem.h"
 #include "train/metrics.h"
 
@@ -155,4 +156,55 @@ int dt_metrics_close(dt_metrics **pm, dt_err *err)
     free(m);
     *pm = NULL;
     return rc;
+}
+
+/* 1 if the line has the field, 0 if not, -1 if it is no line of ours. */
+static int parse_line(const char *line, const char *name, double *step, double *value)
+{
+    cJSON *o = cJSON_Parse(line);
+    const cJSON *s = cJSON_GetObjectItemCaseSensitive(o, "step"), *v = cJSON_GetObjectItemCaseSensitive(o, name);
+    int found = !cJSON_IsObject(o) ? -1 : cJSON_IsNumber(s) && (cJSON_IsNumber(v) || cJSON_IsNull(v));
+    if (found == 1) {
+        *step = s->valuedouble;
+        *value = cJSON_IsNull(v) ? NAN : v->valuedouble;
+    }
+    cJSON_Delete(o);
+    return found;
+}
+
+int dt_metrics_read(double **step, double **value, int64_t *n, const char *path, const char *name, dt_err *err)
+{
+    double *x = NULL, *y = NULL;
+    int64_t cap_x = 0, cap_y = 0, count = 0, number = 0;
+    char *line = NULL;
+    size_t cap = 0;
+    ssize_t len;
+    int rc = 0;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    /* a last line that is being written is left alone */
+    while (rc == 0 && (len = getline(&line, &cap, f)) > 0 && line[len - 1] == '\n') {
+        number++;
+        dt_grow(&x, &cap_x, count + 1, sizeof(*x));
+        dt_grow(&y, &cap_y, count + 1, sizeof(*y));
+        int found = parse_line(line, name, &x[count], &y[count]);
+        if (found < 0)
+            rc = dt_err_set(err, DT_EDATA, "%s: line %" PRId64 " is not a JSON object", path, number);
+        else
+            count += found;
+    }
+    if (rc == 0 && ferror(f))
+        rc = dt_err_sys(err, DT_EDATA, "cannot read '%s'", path);
+    fclose(f);
+    free(line);
+    if (rc < 0) {
+        free(x);
+        free(y);
+        return rc;
+    }
+    *step = x;
+    *value = y;
+    *n = count;
+    return 0;
 }

@@ -27,16 +27,15 @@ void dt_optim_step(dt_optim *o, double lr, double norm)
     double scale = o->max_norm > 0 ? o->max_norm / (norm + 1e-6) : 1.0;
     double k = (double)++o->k;
     double decay = fmin(o->ema_decay, (1.0 + k) / (10.0 + k));
-    dt_adamw a = { .lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps,
-                   .weight_decay = (float)o->weight_decay, .bias1 = (float)(1.0 - pow(o->beta1, k)),
-                   .bias2 = (float)(1.0 - pow(o->beta2, k)), .grad_scale = (float)fmin(1.0, scale) };
+    dt_adamw a = { .lr = lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps, .weight_decay = o->weight_decay,
+                   .bias1 = 1.0 - pow(o->beta1, k), .bias2 = 1.0 - pow(o->beta2, k), .grad_scale = fmin(1.0, scale) };
     for (int i = 0; i < o->nset; i++) {
         dt_params *p = o->set[i];
         if (!p->n_train)
             continue;
         p->dev->flat->adamw(p->dev, p->master, p->m, p->v2, p->grad, p->n_train, &a);
         if (p->ema)
-            p->dev->flat->ema(p->dev, p->ema, p->master, p->n_train, (float)decay);
+            p->dev->flat->ema(p->dev, p->ema, p->master, p->n_train, decay);
         dt_params_sync(p);
     }
     dt_optim_zero(o);

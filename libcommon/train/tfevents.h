@@ -14,7 +14,7 @@
 
 typedef struct dt_events dt_events;         /* opaque; one thread at a time */
 
-/* Makes the folder if need be.  done_step: the last step that earlier files of this folder may keep, 0 for a fresh run. */
+/* Makes the folder if need be.  done_step: the last step that earlier files of this folder keep, 0 for a fresh run. */
 int dt_events_open(dt_events **out, const char *logdir, int64_t done_step, dt_err *err);
 
 /* Tags with '/' are grouped by their first part: "Loss/train".  The strings are borrowed for the call. */

@@ -150,6 +150,30 @@ static void test_full_disk(void **state)
     free(path);
 }
 
+static void test_read(void **state)
+{
+    dt_err err = { 0 };
+    char *path = dt_path_join(*state, "m");
+    double *x, *y;
+    int64_t n;
+    const char *text = "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":null}\n{\"step\":2,\"heldout\":7}\n"
+                       "{\"step\":3,\"loss\":0.25}\n{\"step\":4,\"lo";
+    assert_int_equal(dt_file_write(path, text, strlen(text), &err), 0);
+    assert_int_equal(dt_metrics_read(&x, &y, &n, path, "loss", &err), 0);
+    assert_int_equal(n, 3);
+    assert_true(x[0] == 1 && x[1] == 2 && x[2] == 3 && y[0] == 0.5 && isnan(y[1]) && y[2] == 0.25);
+    free(x);
+    free(y);
+    assert_int_equal(dt_metrics_read(&x, &y, &n, path, "absent", &err), 0);
+    assert_int_equal(n, 0);
+    free(x);
+    free(y);
+    assert_int_equal(dt_file_write(path, "{}\n[1]\n", 7, &err), 0);
+    assert_int_equal(dt_metrics_read(&x, &y, &n, path, "loss", &err), DT_EDATA);
+    assert_non_null(strstr(err.msg, "line 2"));
+    free(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -157,6 +181,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
         cmocka_unit_test_setup_teardown(test_misfit, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_read, setup, teardown),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -122,7 +122,7 @@ static void test_grid(void **state)
     free(path);
 }
 
-/* The caption column is as wide as a long prompt may make it, whatever the prompt: it wraps, then ends in an ellipsis. */
+/* A prompt wraps and then ends in an ellipsis: however long it is, it moves nothing. */
 static void test_long_caption(void **state)
 {
     dt_err err = { 0 };
