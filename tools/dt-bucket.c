@@ -91,7 +91,7 @@ int main(int argc, char **argv)
     if (rc == 0)
         rc = dt_out_open(&out, o.output, &err);
     if (rc == 0)
-        rc = dt_plan_write(dt_out_file(out), &o.data, &report, &err);
+        rc = dt_plan_make(dt_out_file(out), &o.data, &report, &err);
     if (rc == 0) {
         rc = dt_out_commit(&out, &err);
         summary(&report);

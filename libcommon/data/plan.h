@@ -64,7 +64,7 @@ int dt_data_settings_check(const struct dt_data_settings *s, dt_err *err);
 
 /* Reads metadata and picture headers and writes the plan.  Nothing is written before every picture is
  * known.  The same settings and files give the same bytes for any number of threads. */
-int dt_plan_write(FILE *out, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err);
+int dt_plan_make(FILE *out, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err);
 
 /* --- reading --- */
 

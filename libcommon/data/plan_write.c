@@ -223,7 +223,7 @@ static void fill_report(struct plan *p)
     qsort(r->bucket, r->n_bucket, sizeof *r->bucket, by_area);
 }
 
-int dt_plan_write(FILE *out, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err)
+int dt_plan_make(FILE *out, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err)
 {
     struct plan p = { .out = out, .report = report };
     int rc;

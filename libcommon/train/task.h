@@ -22,18 +22,18 @@ typedef struct dt_sample {
     uint8_t    *rgb;                /* [h_px, w_px, 3], if the task wants pictures; owned by the batch */
 } dt_sample;
 
-typedef struct dt_batch {
+typedef struct dt_micro {       /* a micro-batch */
     int64_t    index, epoch;        /* micro-batch number over the whole plan, and its epoch */
     int        n;
     int64_t    w_px, h_px;
     dt_sample *s;                   /* [n] */
-} dt_batch;
+} dt_micro;
 
 /* Where batches come from, in the order of the plan. */
 typedef struct dt_source {
     void *ctx;
-    int  (*next)(void *ctx, dt_batch **b, dt_err *err);     /* 1: *b is set, 0: the plan is at its end, < 0: error */
-    void (*done)(void *ctx, dt_batch *b);
+    int  (*next)(void *ctx, dt_micro **b, dt_err *err);     /* 1: *b is set, 0: the plan is at its end, < 0: error */
+    void (*done)(void *ctx, dt_micro *b);
 } dt_source;
 
 /* Where a micro-batch stands in the run: what its random draws are keyed by. */
@@ -49,7 +49,7 @@ typedef struct dt_task {
     dt_build_fn  build;             /* (ctx, shape) */
     dt_shape_key (*shape)(void *ctx, int n, int64_t w_px, int64_t h_px);
     /* Writes every input but loss_scale.  Host work happens here: noise, posterior sample, timesteps. */
-    int  (*feed)(void *ctx, dt_graph *g, dt_plan *p, const dt_batch *b, const dt_step_at *at, dt_err *err);
+    int  (*feed)(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err);
 } dt_task;
 
 #endif

@@ -32,7 +32,7 @@ static int not_finite(const dt_trainer *t, dt_plan *p, const char *what, dt_err 
                       n->op->name, n->scope[0] ? n->scope : "the objective", n->backward ? " (backward)" : "");
 }
 
-static int run_micro(dt_trainer *t, const dt_batch *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan, dt_err *err)
+static int run_micro(dt_trainer *t, const dt_micro *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan, dt_err *err)
 {
     dt_shape_key key = t->task->shape(t->task->ctx, b->n, b->w_px, b->h_px);
     dt_graph *g = NULL;
@@ -84,7 +84,7 @@ static int one_step(dt_trainer *t, struct step *s, dt_err *err)
     int rc = 0;
     *s = (struct step){ 0 };
     for (; s->micros < t->accumulate && rc == 0; s->micros++) {
-        dt_batch *b = NULL;
+        dt_micro *b = NULL;
         rc = t->source.next(t->source.ctx, &b, err);
         if (rc <= 0)
             break;

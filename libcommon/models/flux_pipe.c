@@ -1,0 +1,334 @@
+/* flux_pipe.c - a FLUX model folder.  See flux_pipe.h. */
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include "base/file.h"
+#include "base/mem.h"
+#include "models/flux_pipe.h"
+
+enum { MAX_CONFIG_BYTES = 1 << 20 };
+const char *const dt_flux_part_dir[DT_FLUX_NPART] = { "transformer", "vae", "text_encoder", "text_encoder_2" };
+static const char *const stems[] = { "diffusion_pytorch_model", "model", NULL };
+
+/* --- configs --- */
+
+static char *part_dir(const dt_flux_pipe *p, enum dt_flux_part k) { return dt_path_join(p->dir, dt_flux_part_dir[k]); }
+
+static int read_config(cJSON **out, char **path, const dt_flux_pipe *p, const char *dir, const char *file, dt_err *err)
+{
+    *path = dt_sprintf("%s/%s/%s", p->dir, dir, file);
+    return dt_json_read(out, *path, MAX_CONFIG_BYTES, err);
+}
+
+static int read_part(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
+{
+    cJSON *j = NULL;
+    char *path = NULL;
+    int rc = read_config(&j, &path, p, dt_flux_part_dir[k], "config.json", err);
+    if (rc == 0)
+        rc = k == DT_FLUX_DIT ? dt_flux_config_parse(&p->dit, j, path, err)
+           : k == DT_FLUX_VAE ? dt_vae_config_parse(&p->vae, j, path, err)
+           : k == DT_FLUX_CLIP ? dt_clip_config_parse(&p->clip, j, path, err)
+                               : dt_t5_config_parse(&p->t5, j, path, err);
+    cJSON_Delete(j);
+    free(path);
+    return rc;
+}
+
+static int read_scheduler(dt_flux_pipe *p, dt_err *err)
+{
+    cJSON *j = NULL;
+    char *path = NULL;
+    int rc = read_config(&j, &path, p, "scheduler", "scheduler_config.json", err);
+    if (rc == 0)
+        rc = dt_flow_parse(&p->flow, j, path, err);
+    cJSON_Delete(j);
+    free(path);
+    return rc;
+}
+
+static int check_fit(const dt_flux_pipe *p, dt_err *err)
+{
+    if (p->dit.in_channels != 4 * p->vae.latent_channels)
+        return dt_err_set(err, DT_EDATA, "%s: the transformer takes %lld channels, the vae gives 4 x %lld", p->dir,
+                          (long long)p->dit.in_channels, (long long)p->vae.latent_channels);
+    if (p->dit.joint_dim != p->t5.d_model)
+        return dt_err_set(err, DT_EDATA, "%s: joint_attention_dim is %lld, text_encoder_2 gives %lld", p->dir,
+                          (long long)p->dit.joint_dim, (long long)p->t5.d_model);
+    if (p->dit.pooled_dim != p->clip.hidden)
+        return dt_err_set(err, DT_EDATA, "%s: pooled_projection_dim is %lld, text_encoder gives %lld", p->dir,
+                          (long long)p->dit.pooled_dim, (long long)p->clip.hidden);
+    return 0;
+}
+
+/* --- declaring: each network is built once at its smallest shape --- */
+
+static void declare_dit(dt_graph *g, const dt_flux_pipe *p)
+{
+    dt_flux_in in = { .img = dt_input(g, "img", DT_F32, DT_DIMS(1, 1, p->dit.in_channels)),
+                      .txt = dt_input(g, "txt", DT_F32, DT_DIMS(1, 1, p->dit.joint_dim)),
+                      .pooled = dt_input(g, "pooled", DT_F32, DT_DIMS(1, p->dit.pooled_dim)),
+                      .sigma = dt_input(g, "sigma", DT_F32, DT_DIMS(1)) };
+    if (p->dit.guidance)
+        in.guidance = dt_input(g, "guidance", DT_F32, DT_DIMS(1));
+    dt_flux_rope_grid(g, &p->dit, 1, 1, 1, &in.cos, &in.sin);
+    dt_flux(g, &p->dit, &in);
+}
+
+static void declare_vae(dt_graph *g, const dt_flux_pipe *p)
+{
+    int64_t side = dt_vae_factor(&p->vae);
+    dt_vae_encode(g, &p->vae, dt_input(g, "x", DT_F32, DT_DIMS(1, side, side, 3)));
+    dt_vae_decode(g, &p->vae, dt_input(g, "z", DT_F32, DT_DIMS(1, 1, 1, p->vae.latent_channels)));
+}
+
+static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
+{
+    dt_graph *g = dt_graph_new(DT_F32);
+    dt_params_free(&p->part[k]);
+    p->part[k] = dt_params_new(dt_flux_part_dir[k]);
+    dt_graph_use(g, p->part[k]);
+    if (k == DT_FLUX_DIT)
+        declare_dit(g, p);
+    else if (k == DT_FLUX_VAE)
+        declare_vae(g, p);
+    else if (k == DT_FLUX_CLIP)
+        dt_clip(g, &p->clip, dt_input(g, "ids", DT_I32, DT_DIMS(1, 1)), dt_input(g, "eos", DT_I32, DT_DIMS(1)));
+    else
+        dt_t5(g, &p->t5, dt_input(g, "ids", DT_I32, DT_DIMS(1, 1)), NULL);
+    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s/%s: %s", p->dir, dt_flux_part_dir[k], dt_graph_error(g)) : 0;
+    dt_graph_free(&g);
+    return rc;
+}
+
+int dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_length, dt_err *err)
+{
+    *out = NULL;
+    if (!dt_is_dir(dir))
+        return dt_err_set(err, DT_EDATA, "'%s' is not a folder; a model folder holds transformer/, vae/, text_encoder/, ...", dir);
+    dt_flux_pipe *p = dt_alloc(sizeof(*p));
+    p->dir = dt_strdup(dir);
+    p->clip_len = 77;
+    p->t5_len = max_sequence_length ? max_sequence_length : 512;
+    int rc = read_scheduler(p, err);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+        if ((rc = read_part(p, (enum dt_flux_part)k, err)) == 0)
+            rc = declare(p, (enum dt_flux_part)k, err);
+    if (rc == 0)
+        rc = check_fit(p, err);
+    if (rc < 0)
+        dt_flux_pipe_close(&p);
+    *out = p;
+    return rc;
+}
+
+void dt_flux_pipe_close(dt_flux_pipe **pp)
+{
+    dt_flux_pipe *p = *pp;
+    if (!p)
+        return;
+    for (int k = 0; k < DT_FLUX_NPART; k++) {
+        dt_params_free(&p->part[k]);
+        free(p->weights[k]);
+    }
+    dt_tokenizer_close(&p->clip_tok);
+    dt_tokenizer_close(&p->t5_tok);
+    free(p->dir);
+    free(p);
+    *pp = NULL;
+}
+
+/* --- tokens --- */
+
+static void shorten(int64_t *len, const dt_tokenizer *t)
+{
+    int64_t max = dt_tokenizer_max_len(t);
+    if (max > 0 && max < *len)
+        *len = max;
+}
+
+int dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err)
+{
+    if (p->clip_tok)
+        return 0;
+    char *a = dt_path_join(p->dir, "tokenizer"), *b = dt_path_join(p->dir, "tokenizer_2");
+    int rc = dt_tokenizer_open(&p->clip_tok, a, err);
+    if (rc == 0)
+        rc = dt_tokenizer_open(&p->t5_tok, b, err);
+    free(a);
+    free(b);
+    if (rc < 0)
+        return rc;
+    shorten(&p->clip_len, p->clip_tok);
+    shorten(&p->t5_len, p->t5_tok);
+    if (p->clip_len > p->clip.positions)
+        p->clip_len = p->clip.positions;
+    return 0;
+}
+
+int dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err)
+{
+    int64_t n = dt_tokenize(p->clip_tok, text, p->clip_len, true, clip, err);
+    if (n < 0)
+        return (int)n;
+    *eos_at = dt_clip_eos(&p->clip, clip, p->clip_len);
+    n = dt_tokenize(p->t5_tok, text, p->t5_len, true, t5, err);
+    return n < 0 ? (int)n : 0;
+}
+
+/* --- weights --- */
+
+/* T5 files hold the embedding under either of two names. */
+static int rename_t5(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
+{
+    (void)ctx;
+    const dt_st_entry *e = dt_st_find(st, q->name);
+    if (!e && !strcmp(q->name, "shared.weight"))
+        e = dt_st_find(st, "encoder.embed_tokens.weight");
+    if (!e)
+        return dt_err_set(err, DT_EDATA, "no tensor '%s'", q->name);
+    *out = *e;
+    return 0;
+}
+
+/* transformers 5 leaves the prefix text_model out; the shape check is dt_params_load's. */
+static int rename_clip(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
+{
+    (void)ctx;
+    const dt_st_entry *e = dt_st_find(st, q->name);
+    if (!e && !strncmp(q->name, "text_model.", 11))
+        e = dt_st_find(st, q->name + 11);
+    if (!e)
+        return dt_err_set(err, DT_EDATA, "no tensor '%s'", q->name);
+    *out = *e;
+    return 0;
+}
+
+int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err)
+{
+    static const dt_rename_fn rename[DT_FLUX_NPART] = { [DT_FLUX_CLIP] = rename_clip, [DT_FLUX_T5] = rename_t5 };
+    dt_st *st = NULL;
+    char *dir = p->weights[k] ? dt_strdup(p->weights[k]) : part_dir(p, k);
+    int rc = dt_is_dir(dir) ? dt_st_open_folder(&st, dir, stems, err) : dt_st_open(&st, dir, err);
+    if (rc == 0)
+        rc = dt_params_alloc(p->part[k], dev, dtype, flags, err);
+    if (rc == 0)
+        rc = dt_params_load(p->part[k], st, rename[k], NULL, err);
+    dt_st_close(&st);
+    free(dir);
+    return rc;
+}
+
+int dt_flux_pipe_fresh(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, uint64_t seed,
+                       dt_err *err)
+{
+    int rc = dt_params_alloc(p->part[k], dev, dtype, flags, err);
+    if (rc == 0)
+        dt_params_init(p->part[k], seed);
+    return rc;
+}
+
+void dt_flux_pipe_unload(dt_flux_pipe *p, enum dt_flux_part k)
+{
+    declare(p, k, NULL);            /* succeeded on opening */
+}
+
+/* --- hashing and copying folders --- */
+
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+static int list_dir(dt_strs *names, const char *dir, dt_err *err)
+{
+    DIR *d = opendir(dir);
+    if (!d)
+        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", dir);
+    for (struct dirent *e; (e = readdir(d));)
+        if (e->d_name[0] != '.')
+            dt_strs_add(names, e->d_name);
+    closedir(d);
+    if (names->n)
+        qsort(names->v, (size_t)names->n, sizeof(*names->v), by_name);
+    return 0;
+}
+
+static bool is_weights(const char *name)
+{
+    return !strcmp(dt_path_ext(name), ".safetensors") || strstr(name, ".safetensors.index.json");
+}
+
+int dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, dt_err *err)
+{
+    dt_strs names = { 0 };
+    char *dir = part_dir(p, k);
+    dt_hasher *h = dt_hasher_new();
+    int rc = list_dir(&names, dir, err);
+    for (int64_t i = 0; i < names.n && rc == 0; i++) {
+        dt_hash one;
+        char *path = dt_path_join(dir, names.v[i]);
+        if (!strcmp(names.v[i], "config.json") || (is_weights(names.v[i]) && !p->weights[k])) {
+            rc = dt_hash_file(&one, path, err);
+            if (rc == 0)
+                dt_hasher_str(h, one.hex);
+        }
+        free(path);
+    }
+    if (rc == 0 && p->weights[k]) {
+        dt_hash one;
+        rc = dt_hash_file(&one, p->weights[k], err);
+        if (rc == 0)
+            dt_hasher_str(h, one.hex);
+    }
+    *out = dt_hasher_end(&h);
+    dt_strs_release(&names);
+    free(dir);
+    return rc;
+}
+
+static int copy_file(const char *from, const char *to, dt_err *err)
+{
+    char *data = NULL;
+    size_t bytes = 0;
+    int rc = dt_file_read(&data, &bytes, from, (size_t)256 << 20, err);
+    if (rc == 0)
+        rc = dt_file_write(to, data, bytes, err);
+    free(data);
+    return rc;
+}
+
+/* Copies a folder except weights; one level of folders, as model folders have. */
+static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
+{
+    dt_strs names = { 0 };
+    int rc = dt_mkdirs(to, err);
+    if (rc == 0)
+        rc = list_dir(&names, from, err);
+    for (int64_t i = 0; i < names.n && rc == 0; i++) {
+        char *a = dt_path_join(from, names.v[i]), *b = dt_path_join(to, names.v[i]);
+        if (dt_is_dir(a))
+            rc = depth ? copy_rest(a, b, depth - 1, err) : 0;
+        else if (!is_weights(names.v[i]))
+            rc = copy_file(a, b, err);
+        free(a);
+        free(b);
+    }
+    dt_strs_release(&names);
+    return rc;
+}
+
+int dt_flux_pipe_copy_rest(const dt_flux_pipe *p, const char *dir, dt_err *err) { return copy_rest(p->dir, dir, 1, err); }
+
+int dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *dir, dt_dtype dtype, bool ema,
+                      const dt_st_kv *meta, dt_err *err)
+{
+    bool text = k == DT_FLUX_CLIP || k == DT_FLUX_T5;
+    char *to = dt_path_join(dir, dt_flux_part_dir[k]), *from = part_dir(p, k);
+    char *path = dt_sprintf("%s/%s.safetensors", to, stems[text]);
+    int rc = copy_rest(from, to, 0, err);
+    if (rc == 0)
+        rc = dt_params_save(p->part[k], path, dtype, ema, meta, err);
+    free(path);
+    free(to);
+    free(from);
+    return rc;
+}

@@ -1,0 +1,56 @@
+/* flux_pipe.h - a FLUX model folder (diffusers layout) and the four networks in it.
+ *
+ *   DIR/transformer  DIR/vae  DIR/text_encoder (CLIP)  DIR/text_encoder_2 (T5)  DIR/scheduler
+ *   DIR/tokenizer    DIR/tokenizer_2
+ *
+ * Opening reads the configs and declares every parameter; weights come into memory per component, when asked. */
+#ifndef DT_MODELS_FLUX_PIPE_H
+#define DT_MODELS_FLUX_PIPE_H
+#include "base/hash.h"
+#include "models/flux.h"
+#include "models/text_clip.h"
+#include "models/text_t5.h"
+#include "models/vae_kl.h"
+#include "text/tokenizer.h"
+#include "train/schedule.h"
+
+enum dt_flux_part { DT_FLUX_DIT, DT_FLUX_VAE, DT_FLUX_CLIP, DT_FLUX_T5, DT_FLUX_NPART };
+extern const char *const dt_flux_part_dir[DT_FLUX_NPART];   /* "transformer", "vae", "text_encoder", "text_encoder_2" */
+
+typedef struct dt_flux_pipe {
+    char          *dir;
+    dt_flux_config dit;
+    dt_vae_config  vae;
+    dt_clip_config clip;
+    dt_t5_config   t5;
+    dt_flow        flow;
+    dt_params     *part[DT_FLUX_NPART];     /* declared; allocated by dt_flux_pipe_load or _fresh */
+    char          *weights[DT_FLUX_NPART];  /* file or folder to load from; NULL = DIR/<part> */
+    dt_tokenizer  *clip_tok, *t5_tok;       /* NULL until dt_flux_pipe_tokenizers */
+    int64_t        clip_len, t5_len;        /* tokens that text states have: 77 and 512, or the tokenizers' model_max_length if less */
+} dt_flux_pipe;
+
+/* `max_sequence_length` caps T5's tokens; 0 = 512. */
+int  dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_length, dt_err *err);
+void dt_flux_pipe_close(dt_flux_pipe **p);
+int  dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err);
+
+/* Allocates part `k` on dev in `dtype` (choose trainable parameters before) and loads its weights. */
+int  dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err);
+/* The same with fresh weights drawn from seed. */
+int  dt_flux_pipe_fresh(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, uint64_t seed,
+                        dt_err *err);
+void dt_flux_pipe_unload(dt_flux_pipe *p, enum dt_flux_part k);     /* frees the weights; declared anew on the next load */
+/* Hash of a part's config and weight files: what cached states depend on. */
+int  dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, dt_err *err);
+
+/* Token ids of one caption: clip [clip_len], t5 [t5_len], and where CLIP's pooled state is read. */
+int  dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err);
+
+/* Writes part k in diffusers' layout: DIR/<part>/config.json (copied) and the weights. */
+int  dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *dir, dt_dtype dtype, bool ema,
+                       const dt_st_kv *meta, dt_err *err);
+/* Copies everything that is not weights of the parts (configs, tokenizers, model_index.json) to dir. */
+int  dt_flux_pipe_copy_rest(const dt_flux_pipe *p, const char *dir, dt_err *err);
+
+#endif

@@ -1,0 +1,373 @@
+/* flux_run.c - the networks of a FLUX folder, forward only.  See flux_run.h. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "models/flux_run.h"
+#include "models/tiles.h"
+
+enum job { TEXT_CLIP, TEXT_T5, ENCODE, DECODE, SAMPLE, NJOB };
+
+struct dt_flux_run {
+    struct dt_flux_run_params p;
+    dt_session *session[NJOB];
+    void       *arena;
+    bool        owned;
+};
+
+/* --- graphs --- */
+
+static dt_graph *build_clip(void *ctx, const dt_shape_key *key)
+{
+    dt_flux_run *r = ctx;
+    const dt_flux_pipe *p = r->p.pipe;
+    (void)key;
+    dt_graph *g = dt_graph_new(r->p.act);
+    dt_tensor *ids = dt_input(g, "ids", DT_I32, DT_DIMS(1, p->clip_len)), *eos = dt_input(g, "eos", DT_I32, DT_DIMS(1));
+    dt_graph_use(g, p->part[DT_FLUX_CLIP]);
+    dt_output(g, dt_cast(g, dt_clip(g, &p->clip, ids, eos).pooled, DT_F32), "out");
+    return g;
+}
+
+static dt_graph *build_t5(void *ctx, const dt_shape_key *key)
+{
+    dt_flux_run *r = ctx;
+    const dt_flux_pipe *p = r->p.pipe;
+    (void)key;
+    dt_graph *g = dt_graph_new(r->p.act);
+    dt_tensor *ids = dt_input(g, "ids", DT_I32, DT_DIMS(1, p->t5_len));
+    dt_graph_use(g, p->part[DT_FLUX_T5]);
+    dt_output(g, dt_cast(g, dt_t5(g, &p->t5, ids, NULL), DT_F32), "out");
+    return g;
+}
+
+/* key: n, w_px, h_px */
+static dt_graph *build_encode(void *ctx, const dt_shape_key *key)
+{
+    dt_flux_run *r = ctx;
+    const dt_flux_pipe *p = r->p.pipe;
+    dt_graph *g = dt_graph_new(r->p.act);
+    dt_tensor *x = dt_input(g, "in", DT_F32, DT_DIMS(key->v[0], key->v[2], key->v[1], 3));
+    dt_graph_use(g, p->part[DT_FLUX_VAE]);
+    dt_tensor *q = dt_cast(g, dt_vae_encode(g, &p->vae, dt_cast(g, x, r->p.act)), DT_F32);
+    dt_output(g, dt_permute(g, q, (const int[]){ 0, 3, 1, 2 }), "out");
+    return g;
+}
+
+/* key: 1, w_px, h_px */
+static dt_graph *build_decode(void *ctx, const dt_shape_key *key)
+{
+    dt_flux_run *r = ctx;
+    const dt_flux_pipe *p = r->p.pipe;
+    int64_t f = dt_vae_factor(&p->vae);
+    dt_graph *g = dt_graph_new(r->p.act);
+    dt_tensor *z = dt_input(g, "in", DT_F32, DT_DIMS(1, p->vae.latent_channels, key->v[2] / f, key->v[1] / f));
+    z = dt_permute(g, dt_affine(g, z, 1.0 / p->vae.scaling, p->vae.shift), (const int[]){ 0, 2, 3, 1 });
+    dt_graph_use(g, p->part[DT_FLUX_VAE]);
+    dt_output(g, dt_cast(g, dt_vae_decode(g, &p->vae, dt_cast(g, z, r->p.act)), DT_F32), "out");
+    return g;
+}
+
+/* key: 1, w_px, h_px */
+static dt_graph *build_sample(void *ctx, const dt_shape_key *key)
+{
+    dt_flux_run *r = ctx;
+    const dt_flux_pipe *p = r->p.pipe;
+    int64_t f = dt_vae_factor(&p->vae), w = key->v[1] / f, h = key->v[2] / f;
+    dt_graph *g = dt_graph_new(r->p.act);
+    dt_tensor *x = dt_input(g, "in", DT_F32, DT_DIMS(1, p->vae.latent_channels, h, w));
+    dt_tensor *txt = dt_input(g, "states", DT_F32, DT_DIMS(1, p->t5_len, p->dit.joint_dim));
+    dt_tensor *pooled = dt_input(g, "pooled", DT_F32, DT_DIMS(1, p->dit.pooled_dim));
+    dt_flux_in in = { .img = dt_flux_pack(g, dt_cast(g, x, r->p.act)), .txt = dt_cast(g, txt, r->p.act),
+                      .pooled = dt_cast(g, pooled, r->p.act), .sigma = dt_input(g, "sigma", DT_F32, DT_DIMS(1)) };
+    if (p->dit.guidance)
+        in.guidance = dt_input(g, "guidance", DT_F32, DT_DIMS(1));
+    dt_flux_rope_grid(g, &p->dit, p->t5_len, h / 2, w / 2, &in.cos, &in.sin);
+    dt_graph_use(g, p->part[DT_FLUX_DIT]);
+    dt_tensor *v = dt_cast(g, dt_flux(g, &p->dit, &in), DT_F32);
+    dt_output(g, dt_flux_unpack(g, v, h, w), "out");
+    return g;
+}
+
+/* --- life and announcing --- */
+
+dt_flux_run *dt_flux_run_new(const struct dt_flux_run_params *p)
+{
+    static const dt_build_fn build[NJOB] = { build_clip, build_t5, build_encode, build_decode, build_sample };
+    dt_flux_run *r = dt_alloc(sizeof(*r));
+    r->p = *p;
+    for (int j = 0; j < NJOB; j++)
+        r->session[j] = dt_session_new(p->dev, build[j], r);
+    return r;
+}
+
+void dt_flux_run_free(dt_flux_run **pr)
+{
+    dt_flux_run *r = *pr;
+    if (!r)
+        return;
+    for (int j = 0; j < NJOB; j++)
+        dt_session_free(&r->session[j]);
+    if (r->owned)
+        r->p.dev->free(r->p.dev, r->arena);
+    free(r);
+    *pr = NULL;
+}
+
+static int add(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_err *err)
+{
+    return dt_session_add(r->session[j], &(dt_shape_key){ { n, w, h } }, err);
+}
+
+static int check_sides(const dt_flux_run *r, int64_t w, int64_t h, int64_t multiple, dt_err *err)
+{
+    if (w < multiple || h < multiple || w % multiple || h % multiple)
+        return dt_err_set(err, DT_EUSAGE, "%lldx%lld px: sides must be multiples of %lld for '%s'", (long long)w, (long long)h,
+                          (long long)multiple, r->p.pipe->dir);
+    return 0;
+}
+
+static bool tiled(const dt_flux_run *r, int64_t w, int64_t h) { return r->p.tile_px && (w > r->p.tile_px || h > r->p.tile_px); }
+
+int dt_flux_run_plan_text(dt_flux_run *r, dt_err *err)
+{
+    int rc = add(r, TEXT_CLIP, 0, 0, 0, err);
+    return rc < 0 ? rc : add(r, TEXT_T5, 0, 0, 0, err);
+}
+
+/* A vae job of one picture, or of every distinct tile of it. */
+static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_err *err)
+{
+    int rc = check_sides(r, w, h, dt_vae_factor(&r->p.pipe->vae), err);
+    if (rc < 0 || !tiled(r, w, h))
+        return rc < 0 ? rc : add(r, j, n, w, h, err);
+    dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
+    for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
+        dt_tile a = dt_tiles_at(&t, i);
+        rc = add(r, j, 1, a.w, a.h, err);
+    }
+    return rc;
+}
+
+int dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w, int64_t h, dt_err *err) { return plan_vae(r, ENCODE, n, w, h, err); }
+int dt_flux_run_plan_decode(dt_flux_run *r, int64_t w, int64_t h, dt_err *err) { return plan_vae(r, DECODE, 1, w, h, err); }
+
+int dt_flux_run_plan_sample(dt_flux_run *r, int64_t w, int64_t h, dt_err *err)
+{
+    int rc = check_sides(r, w, h, 2 * dt_vae_factor(&r->p.pipe->vae), err);
+    return rc < 0 ? rc : add(r, SAMPLE, 1, w, h, err);
+}
+
+int64_t dt_flux_run_bytes(const dt_flux_run *r)
+{
+    int64_t most = 0;
+    for (int j = 0; j < NJOB; j++)
+        if (dt_session_bytes(r->session[j]) > most)
+            most = dt_session_bytes(r->session[j]);
+    return most;
+}
+
+double dt_flux_run_flops(const dt_flux_run *r)
+{
+    double sum = 0;
+    const dt_plan_stats *s;
+    for (int j = 0; j < NJOB; j++)
+        for (int i = 0; (s = dt_session_stats(r->session[j], i, NULL)); i++)
+            sum += s->flops;
+    return sum;
+}
+
+int dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err)
+{
+    int64_t bytes = dt_flux_run_bytes(r);
+    if (r->owned)
+        r->p.dev->free(r->p.dev, r->arena);
+    r->owned = !arena;
+    r->arena = arena ? arena : r->p.dev->alloc(r->p.dev, bytes ? bytes : 1);
+    if (!r->arena) {
+        r->owned = false;
+        return dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s", (double)bytes / 1048576.0, r->p.dev->name);
+    }
+    int rc = 0;
+    for (int j = 0; j < NJOB && rc == 0; j++)
+        rc = dt_session_alloc(r->session[j], r->arena, err);
+    return rc;
+}
+
+/* --- running --- */
+
+static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_plan **p, dt_graph **g, dt_err *err)
+{
+    *p = dt_session_use(r->session[j], &(dt_shape_key){ { n, w, h } }, g);
+    return *p ? 0 : dt_err_set(err, DT_EFAIL, "%lldx%lld px was not announced", (long long)w, (long long)h);
+}
+
+static int run_one(dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, dt_err *err)
+{
+    dt_plan_write(p, dt_find(g, in), data);
+    int rc = dt_plan_run(p, err);
+    if (rc == 0)
+        dt_plan_read(p, dt_find(g, "out"), out);
+    return rc;
+}
+
+int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *pooled, dt_err *err)
+{
+    const dt_flux_pipe *pipe = r->p.pipe;
+    int32_t *ids = dt_alloc((size_t)(pipe->clip_len + pipe->t5_len) * sizeof(*ids)), eos;
+    dt_plan *p;
+    dt_graph *g;
+    int rc = dt_flux_tokenize(pipe, caption, ids, &eos, ids + pipe->clip_len, err);
+    if (rc == 0 && (rc = use(r, TEXT_CLIP, 0, 0, 0, &p, &g, err)) == 0) {
+        dt_plan_write(p, dt_find(g, "eos"), &eos);
+        rc = run_one(p, g, "ids", ids, pooled, err);
+    }
+    if (rc == 0 && (rc = use(r, TEXT_T5, 0, 0, 0, &p, &g, err)) == 0)
+        rc = run_one(p, g, "ids", ids + pipe->clip_len, states, err);
+    free(ids);
+    return rc;
+}
+
+static void to_unit(float *x, const uint8_t *rgb, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = (float)rgb[i] / 127.5f - 1.0f;
+}
+
+/* Moments [n][2C, h, w] into mean and logvar [n][C, h, w]. */
+static void split_moments(const float *m, int64_t n, int64_t half, float *mean, float *logvar)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t k = 0; k < half; k++) {
+            mean[i * half + k] = m[2 * i * half + k];
+            logvar[i * half + k] = fminf(20.0f, fmaxf(-30.0f, m[(2 * i + 1) * half + k]));
+        }
+}
+
+static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, float *moments, dt_err *err)
+{
+    int64_t f = dt_vae_factor(&r->p.pipe->vae), C = 2 * r->p.pipe->vae.latent_channels;
+    dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
+    float *in = dt_try_alloc((size_t)(t.tile * t.tile * 3) * sizeof(float)), **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
+    int rc = in ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+    for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
+        dt_tile a = dt_tiles_at(&t, i);
+        dt_plan *p;
+        dt_graph *g;
+        for (int64_t y = 0; y < a.h; y++)
+            memcpy(in + y * a.w * 3, x + ((a.y + y) * w + a.x) * 3, (size_t)(a.w * 3) * sizeof(float));
+        out[i] = dt_try_alloc((size_t)(C * (a.w / f) * (a.h / f)) * sizeof(float));
+        rc = out[i] ? use(r, ENCODE, 1, a.w, a.h, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+        if (rc == 0)
+            rc = run_one(p, g, "in", in, out[i], err);
+    }
+    if (rc == 0)
+        dt_tiles_join(&t, out, C, 1, f, moments);
+    for (int64_t i = 0; i < t.nx * t.ny; i++)
+        free(out[i]);
+    free(out);
+    free(in);
+    return rc;
+}
+
+int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int64_t w, int64_t h, float *mean, float *logvar,
+                       dt_err *err)
+{
+    int64_t f = dt_vae_factor(&r->p.pipe->vae), px = w * h * 3, half = r->p.pipe->vae.latent_channels * (w / f) * (h / f);
+    float *x = dt_try_alloc((size_t)(n * px) * sizeof(float)), *m = dt_try_alloc((size_t)(n * 2 * half) * sizeof(float));
+    int rc = x && m ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for %lld pictures of %lldx%lld px", (long long)n, (long long)w, (long long)h);
+    for (int64_t i = 0; i < n && rc == 0; i++)
+        to_unit(x + i * px, rgb[i], px);
+    if (rc == 0 && tiled(r, w, h)) {
+        for (int64_t i = 0; i < n && rc == 0; i++)
+            rc = encode_tiled(r, x + i * px, w, h, m + 2 * i * half, err);
+    } else if (rc == 0) {
+        dt_plan *p;
+        dt_graph *g;
+        rc = use(r, ENCODE, n, w, h, &p, &g, err);
+        if (rc == 0)
+            rc = run_one(p, g, "in", x, m, err);
+    }
+    if (rc == 0)
+        split_moments(m, n, half, mean, logvar);
+    free(x);
+    free(m);
+    return rc;
+}
+
+int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
+{
+    const dt_flux_pipe *pipe = r->p.pipe;
+    int64_t f = dt_vae_factor(&pipe->vae), h = s->h_px / f, w = s->w_px / f, n = pipe->vae.latent_channels * h * w;
+    dt_plan *p;
+    dt_graph *g;
+    int rc = use(r, SAMPLE, 1, s->w_px, s->h_px, &p, &g, err);
+    if (rc < 0)
+        return rc;
+    double *sigma = dt_alloc((size_t)(s->steps + 1) * sizeof(*sigma));
+    float *v = dt_try_alloc((size_t)n * sizeof(*v)), guidance = (float)s->guidance;
+    if (!v)
+        rc = dt_err_set(err, DT_ENOMEM, "no memory for latents");
+    dt_flow_sigmas(&pipe->flow, sigma, s->steps, h / 2 * (w / 2));
+    for (int64_t i = 0; i < s->steps && rc == 0; i++) {
+        float t = (float)sigma[i], dt = (float)sigma[i + 1] - t;
+        dt_plan_write(p, dt_find(g, "states"), s->states);
+        dt_plan_write(p, dt_find(g, "pooled"), s->pooled);
+        dt_plan_write(p, dt_find(g, "sigma"), &t);
+        if (pipe->dit.guidance)
+            dt_plan_write(p, dt_find(g, "guidance"), &guidance);
+        rc = run_one(p, g, "in", s->latents, v, err);
+        for (int64_t k = 0; k < n && rc == 0; k++)
+            s->latents[k] += dt * v[k];
+        if (rc == 0 && s->on_step && !s->on_step(s->ctx, i + 1))
+            rc = dt_err_set(err, DT_ESIGNAL, "stopped on request");
+    }
+    free(sigma);
+    free(v);
+    return rc;
+}
+
+static int decode_tiled(dt_flux_run *r, const float *lat, int64_t w, int64_t h, float *x, dt_err *err)
+{
+    int64_t f = dt_vae_factor(&r->p.pipe->vae), C = r->p.pipe->vae.latent_channels, lw = w / f, lh = h / f;
+    dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
+    float *in = dt_try_alloc((size_t)(C * (t.tile / f) * (t.tile / f)) * sizeof(float)), **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
+    int rc = in ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+    for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
+        dt_tile a = dt_tiles_at(&t, i);
+        dt_plan *p;
+        dt_graph *g;
+        for (int64_t c = 0; c < C; c++)
+            for (int64_t y = 0; y < a.h / f; y++)
+                memcpy(in + (c * (a.h / f) + y) * (a.w / f), lat + (c * lh + a.y / f + y) * lw + a.x / f, (size_t)(a.w / f) * sizeof(float));
+        out[i] = dt_try_alloc((size_t)(a.w * a.h * 3) * sizeof(float));
+        rc = out[i] ? use(r, DECODE, 1, a.w, a.h, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+        if (rc == 0)
+            rc = run_one(p, g, "in", in, out[i], err);
+    }
+    if (rc == 0)
+        dt_tiles_join(&t, out, 1, 3, 1, x);
+    for (int64_t i = 0; i < t.nx * t.ny; i++)
+        free(out[i]);
+    free(out);
+    free(in);
+    return rc;
+}
+
+int dt_flux_run_decode(dt_flux_run *r, const float *latents, int64_t w, int64_t h, uint8_t *rgb, dt_err *err)
+{
+    float *x = dt_try_alloc((size_t)(w * h * 3) * sizeof(*x));
+    int rc = x ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a picture of %lldx%lld px", (long long)w, (long long)h);
+    if (rc == 0 && tiled(r, w, h)) {
+        rc = decode_tiled(r, latents, w, h, x, err);
+    } else if (rc == 0) {
+        dt_plan *p;
+        dt_graph *g;
+        rc = use(r, DECODE, 1, w, h, &p, &g, err);
+        if (rc == 0)
+            rc = run_one(p, g, "in", latents, x, err);
+    }
+    for (int64_t i = 0; i < w * h * 3 && rc == 0; i++)
+        rgb[i] = (uint8_t)lrintf(fminf(1.0f, fmaxf(0.0f, x[i] * 0.5f + 0.5f)) * 255.0f);
+    free(x);
+    return rc;
+}

@@ -1,0 +1,254 @@
+/* loader.c - micro-batches in the order of the plan.  See loader.h.
+ *
+ * A ring of slots.  Under the lock a worker reads the next batch line into the next free slot; outside it, it fills
+ * the samples; the consumer takes slots in order.  Order and contents are the plan's, whoever did the work. */
+#include <pthread.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "data/media.h"
+#include "train/loader.h"
+
+enum { MAX_THREADS = 64 };
+
+struct slot {
+    enum { FREE, BUSY, READY } state;
+    dt_micro micro;
+    dt_batch_item *item;            /* copies: the reader's are gone after its next call */
+    int64_t  cap;
+    int      rc;                    /* 1 batch, 0 end, < 0 error */
+    dt_err   err;
+};
+
+struct dt_loader {
+    struct dt_loader_params p;
+    dt_batches *plan;
+    struct slot *slot;
+    int64_t nslot, head, tail;      /* next to hand out, next to read */
+    bool ended, quit;
+    pthread_t thread[MAX_THREADS];
+    int nthread;
+    pthread_mutex_t lock;
+    pthread_cond_t  moved;
+};
+
+/* --- filling --- */
+
+static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+{
+    dt_image in = { 0 }, out = { 0 };
+    char *path = dt_path_join(l->p.data_dir ? l->p.data_dir : "", it->item->path);
+    int rc = dt_image_read(&in, path, NULL, err);
+    if (rc == 0)
+        rc = dt_image_resize(&out, &in, it->resize_w, it->resize_h, it->crop_x, it->crop_y, (int)m->w_px, (int)m->h_px, err);
+    if (rc == 0 && it->flip)
+        dt_image_flip(&out);
+    dt_image_release(&in);
+    free(path);
+    s->rgb = out.rgb;
+    return rc;
+}
+
+static int fill_sample(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+{
+    int rc = 0;
+    *s = (dt_sample){ .item = it->item->id, .caption = it->drop ? "" : it->item->text };
+    if (l->p.want & DT_WANT_LATENTS) {
+        dt_cached_image c;
+        if ((rc = dt_cache_image(l->p.cache, it, (int)m->w_px, (int)m->h_px, &c, err)) < 0)
+            return rc;
+        s->C = c.C, s->h = c.h, s->w = c.w, s->lat_dtype = c.dtype, s->mean = c.mean, s->logvar = c.logvar;
+    }
+    if (l->p.want & DT_WANT_STATES) {
+        dt_cached_text c;
+        if ((rc = dt_cache_text(l->p.cache, s->caption, &c, err)) < 0)
+            return rc;
+        s->T = c.T, s->D = c.D, s->P = c.P, s->txt_dtype = c.dtype, s->states = c.states, s->pooled = c.pooled;
+    }
+    return l->p.want & DT_WANT_RGB ? load_rgb(l, it, m, s, err) : 0;
+}
+
+static void fill(const dt_loader *l, struct slot *s)
+{
+    for (int i = 0; s->rc == 1 && i < s->micro.n; i++) {
+        int rc = fill_sample(l, &s->item[i], &s->micro, &s->micro.s[i], &s->err);
+        if (rc < 0)
+            s->rc = rc;
+    }
+}
+
+/* The next batch that still has items once those the cache could not encode are left out. */
+static int next_batch(dt_batches *plan, const dt_cache *cache, dt_batch *b, dt_err *err)
+{
+    int rc;
+    while ((rc = dt_batches_next(plan, b, err)) == 1) {
+        int n = 0;
+        for (int i = 0; i < b->n; i++)
+            if (!cache || !dt_cache_skips(cache, b->item[i].item->id))
+                b->item[n++] = b->item[i];
+        b->n = n;
+        if (n)
+            break;
+    }
+    return rc;
+}
+
+/* Copies the next batch line into the slot at the tail. */
+static void read_next(dt_loader *l, struct slot *s)
+{
+    dt_batch b;
+    s->rc = next_batch(l->plan, l->p.cache, &b, &s->err);
+    if (s->rc != 1) {
+        l->ended = true;
+        return;
+    }
+    s->micro = (dt_micro){ .index = b.index, .epoch = b.epoch, .n = b.n, .w_px = b.w, .h_px = b.h };
+    s->micro.s = dt_alloc((size_t)b.n * sizeof(*s->micro.s));
+    dt_grow(&s->item, &s->cap, b.n, sizeof(*s->item));
+    memcpy(s->item, b.item, (size_t)b.n * sizeof(*s->item));
+}
+
+static void *worker(void *arg)
+{
+    dt_loader *l = arg;
+    pthread_mutex_lock(&l->lock);
+    while (!l->quit) {
+        struct slot *s = &l->slot[l->tail % l->nslot];
+        if (l->ended || s->state != FREE) {
+            pthread_cond_wait(&l->moved, &l->lock);
+            continue;
+        }
+        s->state = BUSY;
+        l->tail++;
+        read_next(l, s);
+        pthread_mutex_unlock(&l->lock);
+        fill(l, s);
+        pthread_mutex_lock(&l->lock);
+        s->state = READY;
+        pthread_cond_broadcast(&l->moved);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* --- handing out --- */
+
+static int next(void *ctx, dt_micro **b, dt_err *err)
+{
+    dt_loader *l = ctx;
+    pthread_mutex_lock(&l->lock);
+    struct slot *s = &l->slot[l->head % l->nslot];
+    if (!l->nthread) {
+        read_next(l, s);
+        fill(l, s);
+        s->state = READY;
+    }
+    while (s->state != READY)
+        pthread_cond_wait(&l->moved, &l->lock);
+    int rc = s->rc;
+    if (rc == 1) {
+        l->head++;
+        *b = &s->micro;
+    } else if (rc < 0 && err) {
+        *err = s->err;
+    }
+    pthread_mutex_unlock(&l->lock);
+    return rc;
+}
+
+static void release(dt_micro *m)
+{
+    for (int i = 0; m->s && i < m->n; i++)
+        free(m->s[i].rgb);
+    free(m->s);
+    m->s = NULL;
+}
+
+static void done(void *ctx, dt_micro *b)
+{
+    dt_loader *l = ctx;
+    struct slot *s = (struct slot *)((char *)b - offsetof(struct slot, micro));
+    pthread_mutex_lock(&l->lock);
+    release(b);
+    s->state = FREE;
+    pthread_cond_broadcast(&l->moved);
+    pthread_mutex_unlock(&l->lock);
+}
+
+dt_source dt_loader_source(dt_loader *l) { return (dt_source){ .ctx = l, .next = next, .done = done }; }
+
+/* --- life --- */
+
+int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *err)
+{
+    dt_loader *l = dt_alloc(sizeof(*l));
+    *out = NULL;
+    l->p = *p;
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_cond_init(&l->moved, NULL);
+    int want = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
+    l->nslot = want ? 2 * want + 1 : 1;
+    l->slot = dt_alloc((size_t)l->nslot * sizeof(*l->slot));
+    int rc = dt_batches_open(&l->plan, p->plan, err);
+    if (rc == 0 && p->first)
+        rc = dt_batches_seek(l->plan, p->first, err);
+    while (rc == 0 && l->nthread < want) {
+        if (pthread_create(&l->thread[l->nthread], NULL, worker, l))
+            rc = dt_err_sys(err, DT_EFAIL, "cannot start a loader thread");
+        else
+            l->nthread++;
+    }
+    if (rc < 0)
+        dt_loader_close(&l);
+    *out = l;
+    return rc;
+}
+
+void dt_loader_close(dt_loader **pl)
+{
+    dt_loader *l = *pl;
+    if (!l)
+        return;
+    pthread_mutex_lock(&l->lock);
+    l->quit = true;
+    pthread_cond_broadcast(&l->moved);
+    pthread_mutex_unlock(&l->lock);
+    for (int i = 0; i < l->nthread; i++)
+        pthread_join(l->thread[i], NULL);
+    for (int64_t i = 0; i < l->nslot; i++) {
+        release(&l->slot[i].micro);
+        free(l->slot[i].item);
+    }
+    dt_batches_close(&l->plan);
+    pthread_mutex_destroy(&l->lock);
+    pthread_cond_destroy(&l->moved);
+    free(l->slot);
+    free(l);
+    *pl = NULL;
+}
+
+int dt_plan_shapes(const char *plan, const dt_cache *cache, int64_t (**shape)[3], int *n, int64_t *batches, dt_err *err)
+{
+    dt_batches *b = NULL;
+    dt_batch line;
+    int64_t cap = 0;
+    *shape = NULL;
+    *n = 0;
+    *batches = 0;
+    int rc = dt_batches_open(&b, plan, err);
+    while (rc == 0 && (rc = next_batch(b, cache, &line, err)) == 1) {
+        int64_t key[3] = { line.n, line.w, line.h };
+        int i = 0;
+        while (i < *n && memcmp((*shape)[i], key, sizeof(key)))
+            i++;
+        if (i == *n) {
+            dt_grow(shape, &cap, *n + 1, sizeof(**shape));
+            memcpy((*shape)[(*n)++], key, sizeof(key));
+        }
+        ++*batches;
+        rc = 0;
+    }
+    dt_batches_close(&b);
+    return rc;
+}

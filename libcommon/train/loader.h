@@ -1,0 +1,27 @@
+/* loader.h - micro-batches in the order of the plan, prepared ahead by threads.  What comes out does not depend on
+ * the number of threads. */
+#ifndef DT_TRAIN_LOADER_H
+#define DT_TRAIN_LOADER_H
+#include "data/cache.h"
+#include "train/task.h"
+
+enum dt_want { DT_WANT_LATENTS = 1, DT_WANT_STATES = 2, DT_WANT_RGB = 4 };
+
+typedef struct dt_loader dt_loader;
+
+struct dt_loader_params {
+    const char     *plan;           /* path of a plan */
+    const dt_cache *cache;          /* for DT_WANT_LATENTS and DT_WANT_STATES; borrowed */
+    const char     *data_dir;       /* for DT_WANT_RGB: in front of relative paths; may be NULL */
+    unsigned        want;
+    int             threads;        /* 0: prepare in the caller's thread */
+    int64_t         first;          /* batch to begin with */
+};
+int  dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *err);
+void dt_loader_close(dt_loader **l);
+dt_source dt_loader_source(dt_loader *l);
+/* Every distinct (batch size, width, height) of the plan once what the cache (may be NULL) skips is left out, and how many
+ * batches there are; *shape is [n][3], caller frees. */
+int  dt_plan_shapes(const char *plan, const dt_cache *cache, int64_t (**shape)[3], int *n, int64_t *batches, dt_err *err);
+
+#endif

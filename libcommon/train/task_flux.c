@@ -1,0 +1,246 @@
+/* task_flux.c - flow matching on FLUX latents.
+ *
+ *   x0 = (mean + exp(logvar / 2) eps - shift) * scaling
+ *   x_sigma = (1 - sigma) x0 + sigma n,   v = n - x0,   loss = mean( w(sigma) 1[|v^ - v| <= 50] (v^ - v)^2 )
+ *
+ *   Lipman et al. 2023 (flow matching), Esser et al. 2024, sec. 3.1 (timestep densities)
+ *   B batch   C latent channels   h, w latent cells   T text tokens
+ *
+ * All mixing is fp32; sigma is never rounded to the activation dtype before it is used (workflows.md H1, 7).
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "train/task_flux.h"
+
+struct flux_task {
+    struct dt_flux_task_params p;
+    double  *sigma;                 /* noise table of `tokens` image tokens, index 0 noisiest */
+    int64_t  tokens;
+    void    *buf[8];                /* host staging, grown to the largest batch */
+    size_t   cap[8];
+};
+enum { B_LATENTS, B_NOISE, B_MIX, B_SCALAR, B_TXT, B_POOLED, B_IDS, B_EPS };
+
+/* --- graph --- */
+
+static void text_inputs(dt_graph *g, const struct flux_task *t, int64_t B, dt_flux_in *in)
+{
+    const dt_flux_pipe *p = t->p.pipe;
+    if (!t->p.train_text) {
+        in->txt = dt_input(g, "text_states", t->p.act, DT_DIMS(B, p->t5_len, p->dit.joint_dim));
+        in->pooled = dt_input(g, "pooled", t->p.act, DT_DIMS(B, p->dit.pooled_dim));
+        return;
+    }
+    dt_tensor *clip = dt_input(g, "clip_ids", DT_I32, DT_DIMS(B, p->clip_len));
+    dt_tensor *eos = dt_input(g, "clip_eos", DT_I32, DT_DIMS(B));
+    dt_tensor *t5 = dt_input(g, "t5_ids", DT_I32, DT_DIMS(B, p->t5_len));
+    dt_graph_use(g, p->part[DT_FLUX_CLIP]);
+    in->pooled = dt_clip(g, &p->clip, clip, eos).pooled;
+    dt_graph_use(g, p->part[DT_FLUX_T5]);
+    in->txt = dt_t5(g, &p->t5, t5, NULL);
+}
+
+static dt_graph *build(void *ctx, const dt_shape_key *key)
+{
+    struct flux_task *t = ctx;
+    const dt_flux_pipe *p = t->p.pipe;
+    int64_t f = dt_vae_factor(&p->vae), B = key->v[0], w = key->v[1] / f, h = key->v[2] / f, C = p->vae.latent_channels;
+    dt_graph *g = dt_graph_new(t->p.act);
+    dt_graph_checkpoint(g, t->p.checkpoint);
+    if (key->v[1] % (2 * f) || key->v[2] % (2 * f))
+        dt_graph_fail(g, "pictures of %lldx%lld px: sides must be multiples of %lld for this model", (long long)key->v[1],
+                      (long long)key->v[2], (long long)(2 * f));
+    dt_tensor *x0 = dt_input(g, "latents", DT_F32, DT_DIMS(B, C, h, w));
+    dt_tensor *noise = dt_input(g, "noise", DT_F32, DT_DIMS(B, C, h, w));
+    dt_tensor *mix = t->p.input_perturbation > 0 ? dt_input(g, "noise_mixed", DT_F32, DT_DIMS(B, C, h, w)) : noise;
+    dt_tensor *weight = dt_input(g, "loss_weight", DT_F32, DT_DIMS(B));
+    dt_tensor *scale = dt_input(g, "loss_scale", DT_F32, DT_DIMS(1)), *per_sample;
+    dt_flux_in in = { .sigma = dt_input(g, "sigma", DT_F32, DT_DIMS(B)) };
+    if (p->dit.guidance)
+        in.guidance = dt_input(g, "guidance", DT_F32, DT_DIMS(B));
+    text_inputs(g, t, B, &in);
+    in.img = dt_flux_pack(g, dt_flow_noise(g, x0, mix, in.sigma));
+    dt_flux_rope_grid(g, &p->dit, p->t5_len, h / 2, w / 2, &in.cos, &in.sin);
+
+    dt_graph_use(g, p->part[DT_FLUX_DIT]);
+    dt_tensor *v = dt_output(g, dt_flux(g, &p->dit, &in), "prediction");
+    dt_graph_use(g, NULL);
+    dt_tensor *loss = dt_mse_loss(g, v, dt_flux_pack(g, dt_sub(g, noise, x0)), weight, t->p.outlier_limit, &per_sample);
+    dt_output(g, loss, "loss");
+    dt_output(g, per_sample, "per_sample");
+    if (t->p.backward)
+        dt_backward(g, loss, scale);
+    return g;
+}
+
+static dt_shape_key shape(void *ctx, int n, int64_t w_px, int64_t h_px)
+{
+    (void)ctx;
+    return (dt_shape_key){ { n, w_px, h_px } };
+}
+
+/* --- feeding --- */
+
+static void *stage(struct flux_task *t, int k, size_t bytes, dt_err *err)
+{
+    if (bytes > t->cap[k]) {
+        free(t->buf[k]);
+        t->buf[k] = dt_try_alloc(bytes);
+        t->cap[k] = t->buf[k] ? bytes : 0;
+        if (!t->buf[k])
+            dt_err_set(err, DT_ENOMEM, "no memory for a batch of %zu bytes", bytes);
+    }
+    return t->buf[k];
+}
+
+static void noise_table(struct flux_task *t, int64_t tokens)
+{
+    int64_t n = t->p.timesteps.steps;
+    if (t->tokens == tokens)
+        return;
+    for (int64_t i = 0; i < n; i++)
+        t->sigma[i] = n == 1 ? 1.0 : 1.0 + (1.0 / (double)n - 1.0) * (double)i / (double)(n - 1);
+    dt_flow_shift(&t->p.pipe->flow, t->sigma, n, tokens);
+    t->tokens = tokens;
+}
+
+static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
+{
+    const dt_vae_config *vae = &t->p.pipe->vae;
+    int64_t one = b->s[0].C * b->s[0].h * b->s[0].w, cells = b->s[0].h * b->s[0].w;
+    size_t bytes = (size_t)(one * b->n) * sizeof(float);
+    float *x0 = stage(t, B_LATENTS, bytes, err), *noise = stage(t, B_NOISE, bytes, err), *mix = stage(t, B_MIX, bytes, err);
+    float *eps = stage(t, B_EPS, 2 * (size_t)one * sizeof(float), err), *logvar = eps ? eps + one : NULL;
+    if (!x0 || !noise || !mix || !eps)
+        return DT_ENOMEM;
+    uint32_t when = (uint32_t)b->index;
+    for (int i = 0; i < b->n; i++) {
+        const dt_sample *s = &b->s[i];
+        float *x = x0 + i * one, *n = noise + i * one, *m = mix + i * one;
+        if (s->C * s->h * s->w != one || s->C != vae->latent_channels)
+            return dt_err_set(err, DT_EDATA, "cached latents of item %lld are [%lld, %lld, %lld], not what this model takes",
+                              (long long)s->item, (long long)s->C, (long long)s->h, (long long)s->w);
+        dt_rng_fill_normal(n, one, at->seed, DT_RNG_NOISE, when, (uint32_t)i);
+        if (t->p.noise_offset > 0) {
+            dt_rng r = dt_rng_make(at->seed, DT_RNG_NOISE_OFFSET, when, (uint32_t)i);
+            for (int64_t c = 0; c < s->C; c++) {
+                float o = (float)(t->p.noise_offset * dt_rng_normal(&r));
+                for (int64_t k = 0; k < cells; k++)
+                    n[c * cells + k] += o;
+            }
+        }
+        dt_rng_fill_normal(eps, one, at->seed, DT_RNG_POSTERIOR, when, (uint32_t)i);
+        dt_convert(x, DT_F32, s->mean, s->lat_dtype, one);
+        dt_convert(logvar, DT_F32, s->logvar, s->lat_dtype, one);
+        for (int64_t k = 0; k < one; k++)
+            x[k] = (x[k] + expf(0.5f * logvar[k]) * eps[k] - (float)vae->shift) * (float)vae->scaling;
+        if (t->p.input_perturbation > 0) {
+            dt_rng_fill_normal(m, one, at->seed, DT_RNG_PERTURB, when, (uint32_t)i);
+            for (int64_t k = 0; k < one; k++)
+                m[k] = n[k] + (float)t->p.input_perturbation * m[k];
+        }
+    }
+    dt_plan_write(p, dt_find(g, "latents"), x0);
+    dt_plan_write(p, dt_find(g, "noise"), noise);
+    if (t->p.input_perturbation > 0)
+        dt_plan_write(p, dt_find(g, "noise_mixed"), mix);
+    return 0;
+}
+
+static int feed_times(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
+{
+    const dt_timesteps *ts = &t->p.timesteps;
+    float *sigma = stage(t, B_SCALAR, 3 * (size_t)b->n * sizeof(float), err);
+    if (!sigma)
+        return DT_ENOMEM;
+    float *weight = sigma + b->n, *guidance = weight + b->n;
+    noise_table(t, b->s[0].h / 2 * (b->s[0].w / 2));
+    for (int i = 0; i < b->n; i++) {
+        int64_t slot = at->micro * b->n + i, nslot = at->nmicro * b->n;
+        int64_t k = t->p.backward ? dt_timestep_index(ts, at->seed, at->step, slot, nslot)
+                                  : (2 * slot + 1) * ts->steps / (2 * nslot);
+        sigma[i] = (float)t->sigma[k];
+        weight[i] = (float)dt_timestep_weight(ts, t->sigma[k]);
+        guidance[i] = (float)t->p.guidance;
+    }
+    dt_plan_write(p, dt_find(g, "sigma"), sigma);
+    dt_plan_write(p, dt_find(g, "loss_weight"), weight);
+    if (t->p.pipe->dit.guidance)
+        dt_plan_write(p, dt_find(g, "guidance"), guidance);
+    return 0;
+}
+
+static int feed_states(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, dt_err *err)
+{
+    int64_t T = t->p.pipe->t5_len, D = t->p.pipe->dit.joint_dim, P = t->p.pipe->dit.pooled_dim;
+    size_t el = dt_dtype_size(t->p.act);
+    char *txt = stage(t, B_TXT, (size_t)(b->n * T * D) * el, err), *pooled = stage(t, B_POOLED, (size_t)(b->n * P) * el, err);
+    if (!txt || !pooled)
+        return DT_ENOMEM;
+    for (int i = 0; i < b->n; i++) {
+        const dt_sample *s = &b->s[i];
+        if (s->T != T || s->D != D || s->P != P)
+            return dt_err_set(err, DT_EDATA, "cached text states are [%lld, %lld] and [%lld], this run takes [%lld, %lld] and [%lld]",
+                              (long long)s->T, (long long)s->D, (long long)s->P, (long long)T, (long long)D, (long long)P);
+        dt_convert(txt + (size_t)(i * T * D) * el, t->p.act, s->states, s->txt_dtype, T * D);
+        dt_convert(pooled + (size_t)(i * P) * el, t->p.act, s->pooled, s->txt_dtype, P);
+    }
+    dt_plan_write(p, dt_find(g, "text_states"), txt);
+    dt_plan_write(p, dt_find(g, "pooled"), pooled);
+    return 0;
+}
+
+static int feed_ids(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, dt_err *err)
+{
+    const dt_flux_pipe *pipe = t->p.pipe;
+    int64_t n = b->n, nc = pipe->clip_len, nt = pipe->t5_len;
+    int32_t *clip = stage(t, B_IDS, (size_t)(n * (nc + nt + 1)) * sizeof(*clip), err);
+    if (!clip)
+        return DT_ENOMEM;
+    int32_t *t5 = clip + n * nc, *eos = t5 + n * nt;
+    for (int64_t i = 0; i < n; i++) {
+        int rc = dt_flux_tokenize(pipe, b->s[i].caption, clip + i * nc, eos + i, t5 + i * nt, err);
+        if (rc < 0)
+            return rc;
+    }
+    dt_plan_write(p, dt_find(g, "clip_ids"), clip);
+    dt_plan_write(p, dt_find(g, "clip_eos"), eos);
+    dt_plan_write(p, dt_find(g, "t5_ids"), t5);
+    return 0;
+}
+
+static int feed(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
+{
+    struct flux_task *t = ctx;
+    int rc = feed_latents(t, g, p, b, at, err);
+    if (rc == 0)
+        rc = feed_times(t, g, p, b, at, err);
+    if (rc == 0)
+        rc = t->p.train_text ? feed_ids(t, g, p, b, err) : feed_states(t, g, p, b, err);
+    return rc;
+}
+
+int dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *err)
+{
+    if (p->timesteps.steps < 1)
+        return dt_err_set(err, DT_EUSAGE, "the noise table needs at least one step");
+    struct flux_task *t = dt_alloc(sizeof(*t));
+    t->p = *p;
+    t->sigma = dt_alloc((size_t)p->timesteps.steps * sizeof(*t->sigma));
+    t->tokens = -1;
+    *out = (dt_task){ .name = "flux", .ctx = t, .build = build, .shape = shape, .feed = feed };
+    return 0;
+}
+
+void dt_flux_task_release(dt_task *task)
+{
+    struct flux_task *t = task->ctx;
+    if (!t)
+        return;
+    for (size_t i = 0; i < sizeof(t->buf) / sizeof(t->buf[0]); i++)
+        free(t->buf[i]);
+    free(t->sigma);
+    free(t);
+    *task = (dt_task){ 0 };
+}
