@@ -1,4 +1,4 @@
-"""FLUX transformer: flux_a (no guidance), flux_b (guidance, non-square, batch 2), flux_b_bf16 (flux_b in bf16 storage)."""
+"""FLUX transformer: flux_a (no guidance, random ids), flux_b (guidance, non-square, batch 2), flux_b_bf16 (flux_b in bf16 storage)."""
 import torch
 from diffusers import FluxTransformer2DModel
 
@@ -31,10 +31,15 @@ def model_b(dtype=torch.float32):
     return randomise(FluxTransformer2DModel(**B), 2).to(dtype)
 
 
-def run(model, inputs, rows, cols, tokens):
-    g = inputs.get("guidance")
+def grid_ids(tokens, rows, cols):
+    """Positions of text, then of the image."""
+    return torch.cat([torch.zeros(tokens, 3), img_ids(rows, cols)])
+
+
+def run(model, inputs, ids):
+    tokens = inputs["txt"].shape[1]
     return model(hidden_states=inputs["img"], encoder_hidden_states=inputs["txt"], pooled_projections=inputs["pooled"],
-                 timestep=inputs["t"], guidance=g, img_ids=img_ids(rows, cols), txt_ids=torch.zeros(tokens, 3),
+                 timestep=inputs["t"], guidance=inputs.get("guidance"), img_ids=ids[tokens:], txt_ids=ids[:tokens],
                  return_dict=False)[0]
 
 
@@ -55,17 +60,18 @@ def inputs_of(seed, batch, rows, cols, tokens, config, guidance, t):
 def main():
     m = randomise(FluxTransformer2DModel(**A), 1)
     i = inputs_of(11, 1, 4, 4, 48, A, None, [1.0])
-    y = run(m, i, 4, 4, 48)
-    save("flux_a", weights(m) | gradients(m, {"y": y}, i, 12), config_of(m), rows="4", cols="4")
+    ids = torch.randint(0, 100, (48 + 16, 3), generator=generator(13)).float()
+    y = run(m, i, ids)
+    save("flux_a", weights(m) | gradients(m, {"y": y}, i, 12) | {"in.ids": ids}, config_of(m))
 
     m = model_b()
     i = inputs_of(21, 2, 6, 10, 7, B, [3.5, 1.0], [0.71875, 0.25])
-    y = run(m, i, 6, 10, 7)
+    y = run(m, i, grid_ids(7, 6, 10))
     save("flux_b", weights(m) | gradients(m, {"y": y}, i, 22), config_of(m), rows="6", cols="10")
 
     m = model_b(torch.bfloat16)
     i = {n: x.detach().bfloat16().requires_grad_(n in ("img", "txt", "pooled")) for n, x in i.items()}
-    y = run(m, i, 6, 10, 7)
+    y = run(m, i, grid_ids(7, 6, 10))
     save("flux_b_bf16", gradients(m, {"y": y}, i, 22), config_of(m), rows="6", cols="10",
          weights="flux_b.safetensors")
 

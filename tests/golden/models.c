@@ -44,6 +44,17 @@ static void output(run *r, const char *name, dt_tensor *t, bool image)
 
 /* --- the models --- */
 
+static void rope_of_ids(run *r, const dt_flux_config *c, dt_flux_in *in)
+{
+    int64_t n = gold_entry(r->f, "in.ids")->dims.d[0], half = c->head_dim / 2;
+    float *ids = gold_f32(r->f, "in.ids"), *cs = dt_alloc((size_t)(n * half) * 2 * sizeof(*cs));
+    dt_flux_rope(c, ids, n, cs, cs + n * half);
+    in->cos = dt_const(r->g, "rope.cos", DT_F32, DT_DIMS(n, half), cs);
+    in->sin = dt_const(r->g, "rope.sin", DT_F32, DT_DIMS(n, half), cs + n * half);
+    free(cs);
+    free(ids);
+}
+
 static void build_flux(run *r)
 {
     dt_err err = { 0 };
@@ -54,7 +65,10 @@ static void build_flux(run *r)
                       .pooled = input(r, "pooled", T, false, true), .sigma = input(r, "t", DT_F32, false, false) };
     if (c.guidance)
         in.guidance = input(r, "guidance", DT_F32, false, false);
-    dt_flux_rope_grid(r->g, &c, in.txt->dims.d[1], gold_int(r->f, "rows"), gold_int(r->f, "cols"), &in.cos, &in.sin);
+    if (dt_st_find(r->f->st, "in.ids"))
+        rope_of_ids(r, &c, &in);
+    else
+        dt_flux_rope_grid(r->g, &c, in.txt->dims.d[1], gold_int(r->f, "rows"), gold_int(r->f, "cols"), &in.cos, &in.sin);
     output(r, "y", dt_flux(r->g, &c, &in), false);
 }
 
