@@ -1,4 +1,4 @@
-# make [CUDA=1] [SAN=address,undefined] [ARCH=native|x86-64-v3] {all,demo,test,bench,install}
+# make [CUDA=1] [SAN=address,undefined] [ARCH=native|x86-64-v3] [TARGET]
 #
 # Targets that people type are at the end of this file; `make help` lists them.
 -include config.mk                      # site settings; the only place a path is guessed
@@ -13,12 +13,14 @@ PREFIX  ?= /usr/local
 PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libjpeg libavformat libavcodec libavfilter libavutil libswscale \
            pangocairo cairo libprotobuf-c sentencepiece
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wno-override-init -Wno-missing-field-initializers
 override CFLAGS   += -std=gnu11 $(OPT) -g -march=$(ARCH) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast $(WARN) -MMD -MP
-override CPPFLAGS += -I. -Ilibcommon -I$(B) -D_GNU_SOURCE -DDT_VERSION='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS))
+override CPPFLAGS += -I. -Ilibcommon -I$(B) -D_GNU_SOURCE -DDT_VERSION='"$(VERSION)"' $(PKG_CFLAGS)
 override CXXFLAGS += -std=c++17 -O2 -g -Wall -Wextra -MMD -MP
-override LDLIBS   += $(shell pkg-config --libs $(PKGS)) -ldnnl -llapacke -lstdc++ -lm -ldl -fopenmp
+override LDLIBS   += $(PKG_LIBS) -ldnnl -llapacke -lstdc++ -lm -ldl -fopenmp
 ifdef SAN
 override CFLAGS   += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 override CXXFLAGS += -fsanitize=$(SAN)
@@ -31,6 +33,7 @@ LIB_X := $(wildcard libcommon/*/*.cc)
 LIB_P := $(wildcard libcommon/*/*.proto)
 LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o) $(LIB_P:libcommon/%.proto=$(B)/%.pb-c.o)
 UNITS := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/*.c))
+PROGS := $(patsubst tests/%.c,$(B)/%,$(shell grep -ls '^int main' tests/*.c))
 CASES := $(patsubst %.c,$(B)/%.o,$(wildcard kernels/*_test.c))
 
 all: $(TOOLS:%=$(B)/bin/%)
@@ -43,9 +46,9 @@ $(B)/bin/%: $(B)/tools/%.o $(B)/libdt.a
 $(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
-$(B)/golden: $(patsubst %.c,$(B)/%.o,tests/golden.c $(wildcard tests/golden/*.c)) $(B)/libdt.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-$(B)/checkop: $(B)/tests/checkop.o $(CASES) $(B)/libdt.a
+# tests/X.c with a main is a program; tests/X_*.c and tests/X/*.c are parts of it.
+.SECONDEXPANSION:
+$(PROGS): $(B)/%: $(B)/tests/%.o $$(addprefix $(B)/,$$(addsuffix .o,$$(basename $$(wildcard tests/$$*_*.c tests/$$*/*.c)))) $(CASES) $(B)/libdt.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
@@ -62,10 +65,38 @@ $(B)/%.pb-c.o: $(B)/%.pb-c.c
 	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
 
-lib: $(B)/libdt.a
-units: $(UNITS)
+# What prints the version is compiled anew when it changes.
+$(B)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' >$@
+$(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)): $(B)/version
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 .SECONDARY:
 .DELETE_ON_ERROR:
-.PHONY: all lib units
+FORCE:
+.PHONY: FORCE all lib units progs check cppflags deps test man install clean help
+
+lib: $(B)/libdt.a
+units: $(UNITS)
+progs: $(PROGS)
+cppflags:
+	@echo '$(CPPFLAGS)'
+check: all units progs
+	@B=$(B) tests/run $(UNITS) $(PROGS) $(wildcard tests/*.t tools/*.t)
+
+# --- targets that people type ---
+deps:           ## install the Debian packages that are missing (DEPS=skip: leave the system alone)
+	@DEPS='$(DEPS)' pipelines/deps.sh
+test: deps      ## build everything and run all tests; `make check` does it without looking at packages
+	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) check
+man: all        ## write the OPTIONS sections of man/ anew from the tools
+	B=$(B) tests/man.t -u
+install: all    ## copy programs and manual pages to $(DESTDIR)$(PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(PREFIX)/share/man/man,$(sort $(patsubst .%,%,$(suffix $(wildcard man/*.[157])))))
+	install $(TOOLS:%=$(B)/bin/%) $(DESTDIR)$(PREFIX)/bin
+	for p in $(wildcard man/*.[157]); do install -m 644 $$p $(DESTDIR)$(PREFIX)/share/man/man$${p##*.}; done
+clean:          ## remove what was built
+	rm -rf build build-*
+help:           ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12

@@ -61,7 +61,8 @@ dt_tensor *dt_mul(dt_graph *g, dt_tensor *a, dt_tensor *b);
 /* ---- broadcast.c ---- */
 /* x + y with y [S, C] or [C] repeated over the leading dims of x [..., S, C] (position embeddings) */
 dt_tensor *dt_add_rows(dt_graph *g, dt_tensor *x, dt_tensor *y);
-dt_tensor *dt_modulate(dt_graph *g, dt_tensor *x, dt_tensor *shift, dt_tensor *scale);  /* x (1 + scale) + shift; x [B, S, C]; shift, scale [B, C] */
+/* x (1 + scale) + shift; x [B, S, C]; shift, scale [B, C] */
+dt_tensor *dt_modulate(dt_graph *g, dt_tensor *x, dt_tensor *shift, dt_tensor *scale);
 dt_tensor *dt_gated_add(dt_graph *g, dt_tensor *x, dt_tensor *gate, dt_tensor *y);      /* x + gate y; gate [B, C] */
 
 /* ---- rope.c ---- */

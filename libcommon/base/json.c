@@ -78,8 +78,8 @@ int dt_json_int(int64_t *out, const cJSON *o, const char *key, int64_t min, int6
     return 0;
 }
 
-int dt_json_int_or(int64_t *out, const cJSON *o, const char *key, int64_t def, int64_t min, int64_t max, const char *what,
-                   dt_err *err)
+int dt_json_int_or(int64_t *out, const cJSON *o, const char *key, int64_t def, int64_t min, int64_t max,
+                   const char *what, dt_err *err)
 {
     *out = def;
     return member(o, key) ? dt_json_int(out, o, key, min, max, what, err) : 0;

@@ -15,7 +15,8 @@ int dt_json_parse(cJSON **out, const char *text, size_t bytes, const char *what,
 /* Typed members of an object; `what` names the file in messages ("FILE: 'num_layers' must be an integer
  * from 1 to 1000").  The _or forms return 0 and the default when the member is absent or null. */
 int dt_json_int(int64_t *out, const cJSON *o, const char *key, int64_t min, int64_t max, const char *what, dt_err *err);
-int dt_json_int_or(int64_t *out, const cJSON *o, const char *key, int64_t def, int64_t min, int64_t max, const char *what, dt_err *err);
+int dt_json_int_or(int64_t *out, const cJSON *o, const char *key, int64_t def, int64_t min, int64_t max,
+                   const char *what, dt_err *err);
 int dt_json_num_or(double *out, const cJSON *o, const char *key, double def, const char *what, dt_err *err);
 int dt_json_bool_or(bool *out, const cJSON *o, const char *key, bool def, const char *what, dt_err *err);
 /* Borrowed from o; NULL when absent (_or) */

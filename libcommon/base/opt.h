@@ -53,7 +53,9 @@ typedef struct dt_cli {
  * --help_man prints the OPTIONS section in mdoc.  A page in man/ holds that text between the lines
  *     .\" options: dt-train lora
  *     .\" end options
- * and tests/man.t fails where the two differ; `make man` writes it anew.  So the table stays the only place. */
+ * and tests/man.t fails where the two differ; `make man` writes it anew.  So the table stays the only place.
+ * A tool of several commands has no table of its own; its --help lists them, one a line, as "  NAME  what it
+ * does" after the line "Commands:", and each stands in the page between such lines. */
 
 /* Parses argv[1..argc) into *opts (already holding the defaults).  Operands (words that are no option, "-",
  * all after "--") are appended to *operands, or are an error if NULL.  The options that only print do so to

@@ -95,7 +95,8 @@ static void bash(const dt_cli *cli, const struct names *n)
                 "    if (( COMP_CWORD > 1 )); then\n"
                 "        declare -F \"$f\" >/dev/null && \"$f\"\n"
                 "    else\n"
-                "        COMPREPLY=($(compgen -W \"$(compgen -A function %1$s__ | sed 's/.*__//')\" -- \"${COMP_WORDS[1]}\"))\n"
+                "        local subs=$(compgen -A function %1$s__ | sed 's/.*__//')\n"
+                "        COMPREPLY=($(compgen -W \"$subs\" -- \"${COMP_WORDS[1]}\"))\n"
                 "    fi\n"
                 "}\n", n->entry);
     fprintf(n->out, "complete -o default -F %s %s\n", n->entry, n->cmd);

@@ -92,6 +92,8 @@ void dt_cli_help(const dt_cli *cli, FILE *out)
     int n = fprintf(out, "Usage: %s ", cli->tool);
     wrap(out, cli->synopsis, n, n);
     wrap(out, cli->summary, 0, 0);
+    if (cli->table->name)
+        fputs("\nOptions:\n", out);
     each_row(cli, help_row, out);
     if (cli->examples)
         fprintf(out, "\nExamples:\n%s%s", cli->examples, cli->examples[strlen(cli->examples) - 1] == '\n' ? "" : "\n");

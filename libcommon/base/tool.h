@@ -8,8 +8,9 @@
 extern const char *dt_argv0;        /* set first thing in main; prefixes every line */
 extern bool dt_quiet;               /* --quiet: dt_info says nothing */
 
+/* In all three a format ending in ':' appends strerror(errno). */
 void dt_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-void dt_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));  /* a format ending in ':' appends strerror(errno) */
+void dt_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void dt_die(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
 /* Prints err and returns its exit status (1 if it has none). */
 int  dt_die_err(const dt_err *err);

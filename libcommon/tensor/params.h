@@ -82,7 +82,8 @@ void dt_params_init(dt_params *p, uint64_t seed);
 /* Fills every parameter from st (any float dtype), many at a time.  Missing tensors and wrong shapes are DT_EDATA naming file and
  * tensor; what the file holds beyond is ignored.
  * `rename` finds the tensor of p in files with other names; NULL = identity.  It fills out[0..k) with pieces that follow one
- * another along p's first dimension (a piece may be some rows of a tensor) and returns k >= 1 or a DT_E code; dt_st_need and dt_st_rows help. */
+ * another along p's first dimension (a piece may be some rows of a tensor) and returns k >= 1 or a DT_E code;
+ * dt_st_need and dt_st_rows help. */
 enum { DT_MAX_PIECES = 4 };
 typedef int (*dt_rename_fn)(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *ctx, dt_err *err);
 int  dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx, dt_err *err);

@@ -250,7 +250,8 @@ static cJSON *parse(const char *text)
 static void json_fields(void **state)
 {
     (void)state;
-    cJSON *o = parse(" {\"i\": 12, \"f\": 1.5, \"s\": \"x\", \"b\": true, \"n\": null, \"a\": [1, 2], \"big\": 1e300, \"m\": [1, 0.5]} \n");
+    cJSON *o = parse(" {\"i\": 12, \"f\": 1.5, \"s\": \"x\", \"b\": true, "
+                     "\"n\": null, \"a\": [1, 2], \"big\": 1e300, \"m\": [1, 0.5]} \n");
     dt_err e = { 0 };
     int64_t i = 0, a[3];
     double d = 0;

@@ -29,8 +29,10 @@ static const dt_opt table[] = {
     { "rank", 'n', "N", DT_OPT_INT, offsetof(struct opts, rank), 1, 1024, .help = "rank of the adapter (default 64)" },
     { "any", 0, "N", DT_OPT_INT, offsetof(struct opts, any), .help = "any integer" },
     { "learning_rate", 0, "F", DT_OPT_FLOAT, offsetof(struct opts, lr), -1, 1,
-      .help = "step size of the optimiser, after the warm-up and before the decay that --rank and others ask for (default 1e-4)" },
-    { "weighting", 0, NULL, DT_OPT_ENUM, offsetof(struct opts, mode), .choices = modes, .help = "how sigmas are drawn" },
+      .help = "step size of the optimiser, after the warm-up and before the decay that --rank and "
+              "others ask for (default 1e-4)" },
+    { "weighting", 0, NULL, DT_OPT_ENUM, offsetof(struct opts, mode), .choices = modes,
+      .help = "how sigmas are drawn" },
     DT_OPT_GROUP("Output"),
     { "output_dir", 'o', "DIR", DT_OPT_STR, offsetof(struct opts, out), .help = ".ckpt's \\folder" },
     { "prompts", 0, "TEXT", DT_OPT_LIST, offsetof(struct opts, words), .help = "prompts" },
@@ -152,7 +154,8 @@ static void errors(void **state)
     fails("--learning_rate=nan", "option '--learning_rate' must be a number from -1 to 1 (got 'nan')");
     fails("--learning_rate=0x1", "option '--learning_rate' must be a number from -1 to 1 (got '0x1')");
     fails("--learning_rate=1e999", "option '--learning_rate' must be a number from -1 to 1 (got '1e999')");
-    fails("--memory=24X", "option '--memory' must be a number of bytes such as 512M or 24G from 0 to 1e+15 (got '24X')");
+    fails("--memory=24X",
+          "option '--memory' must be a number of bytes such as 512M or 24G from 0 to 1e+15 (got '24X')");
     fails("--train_flag=maybe", "option '--train_flag' must be true or false (got 'maybe')");
     fails("--weighting=unifrom", "option '--weighting' must be one of uniform, logit-normal, mode "
           "(got 'unifrom'; did you mean 'uniform'?)");
@@ -206,7 +209,8 @@ static void help_text(void **state)
     assert_non_null(strstr(s, "\n  -n, --rank=N                rank of the adapter (default 64)\n"));
     assert_non_null(strstr(s, "\n      --prompts TEXT...       prompts\n"));
     assert_non_null(strstr(s, "\n      --targets=NAME,...      modules\n"));
-    assert_non_null(strstr(s, "\n      --weighting=uniform|logit-normal|mode\n                              how sigmas"));
+    assert_non_null(strstr(s, "\n      --weighting=uniform|logit-normal|mode\n"
+                              "                              how sigmas"));
     assert_non_null(strstr(s, "\n\nCommon options:\n  -h, --help  "));
     assert_non_null(strstr(s, "\n\nExamples:\n  dt-x lora a b\n"));
     assert_null(strstr(s, "xformers"));
@@ -278,8 +282,10 @@ static void completion(void **state)
         snprintf(cmd, sizeof cmd, "! command -v %s >/dev/null || %s -n %s", dt_cli_shells[i], dt_cli_shells[i], path);
         assert_int_equal(system(cmd), 0);
         if (!i) {
-            snprintf(cmd, sizeof cmd, "bash -c '. %s; t() { COMP_WORDS=(dt-x \"$@\"); COMP_CWORD=$#; COMPREPLY=(); _dt_x 2>/dev/null; "
-                     "echo -n \"${COMPREPLY[*]};\"; }; t l; t lora --ra; t lora --weighting = m; t lora --weighting =; t nix --ra' "
+            snprintf(cmd, sizeof cmd,
+                     "bash -c '. %s; t() { COMP_WORDS=(dt-x \"$@\"); COMP_CWORD=$#; COMPREPLY=(); _dt_x 2>/dev/null; "
+                     "echo -n \"${COMPREPLY[*]};\"; }; "
+                     "t l; t lora --ra; t lora --weighting = m; t lora --weighting =; t nix --ra' "
                      "| grep -qx 'lora;--rank=;mode;uniform logit-normal mode;;'", path);
             assert_int_equal(system(cmd), 0);
         }

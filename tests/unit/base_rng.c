@@ -142,7 +142,8 @@ static void fill_is_addressable(void **state)
         assert_true(b[n] == 123);
     }
     /* part of the file formats: the same numbers on every machine */
-    static const uint32_t first[] = { 0x3fee8ba4, 0x3faab40f, 0xbf1e7f02, 0x3f9f24f4, 0xbfc31171, 0xbf70d06d, 0x3f5d1d55, 0xbe793685 };
+    static const uint32_t first[] = { 0x3fee8ba4, 0x3faab40f, 0xbf1e7f02, 0x3f9f24f4,
+                                      0xbfc31171, 0xbf70d06d, 0x3f5d1d55, 0xbe793685 };
     assert_memory_equal(a, first, sizeof first);
     free(a);
     free(b);

@@ -61,7 +61,8 @@ static void says(void **state)
     char s[8000];
     int st = run(words, s, sizeof s);
     assert_true(WIFEXITED(st) && WEXITSTATUS(st) == 4);
-    assert_memory_equal(s, "dt-x: 3 images\ndt-x: warning: cannot open 'f': No such file or directory\ndt-x: warning: xxx", 90);
+    assert_memory_equal(s, "dt-x: 3 images\ndt-x: warning: cannot open 'f': No such file or directory\n"
+                           "dt-x: warning: xxx", 90);
     assert_null(strstr(s, "unheard"));
     assert_string_equal(s + strlen(s) - 15, "\ndt-x: the end\n");
 }

@@ -246,7 +246,8 @@ static void shards(void **state)
     assert_string_equal(dt_st_find(st, "c")->file, "d/m2.safetensors");
     dt_st_close(&st);
 
-    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"c\":\"m3.safetensors\"}}", "d/m3.safetensors: missing, but named by d/model");
+    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"c\":\"m3.safetensors\"}}",
+                  "d/m3.safetensors: missing, but named by d/model");
     index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"z\":\"m2.safetensors\"}}", "'z' is not in m2.safetensors");
     index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m2.safetensors\"}}", "'b' is not in m2.safetensors");
     index_refused("{\"weight_map\":{\"a\":\"../d/m1.safetensors\"}}", "no file of this folder");
