@@ -1,0 +1,195 @@
+/* names: single files give what diffusers' own folders give. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#include "graph/device.h"
+#include "models/names.h"
+
+static dt_device *cpu;
+static const char *const stems[] = { "diffusion_pytorch_model", NULL };
+
+static dt_st *open_st(const char *path, bool folder)
+{
+    dt_st *st = NULL;
+    dt_err e = { 0 };
+    if ((folder ? dt_st_open_folder(&st, path, stems, &e) : dt_st_open(&st, path, &e)) < 0)
+        fail_msg("%s", e.msg);
+    return st;
+}
+
+/* A set with the tensors of st, whose names begin with `prefix` there. */
+static dt_params *like(const dt_st *st, const char *prefix, dt_dtype t)
+{
+    dt_params *p = dt_params_new("x");
+    size_t k = strlen(prefix);
+    for (int64_t i = 0; i < dt_st_count(st); i++)
+        if (!strncmp(dt_st_at(st, i)->name, prefix, k))
+            dt_params_declare(p, dt_st_at(st, i)->name + k, dt_st_at(st, i)->dims, DT_INIT_ZERO, 0);
+    assert_true(p->n > 10);
+    assert_int_equal(dt_params_alloc(p, cpu, t, 0, NULL), 0);
+    return p;
+}
+
+static void same(const dt_params *p, const dt_st *st, const char *prefix)
+{
+    char name[256];
+    for (int64_t i = 0; i < p->n; i++) {
+        snprintf(name, sizeof(name), "%s%s", prefix, p->v[i]->name);
+        const dt_st_entry *e = dt_st_find(st, name);
+        assert_int_equal(e->dtype, p->dtype);
+        if (memcmp(e->data, p->v[i]->w, e->bytes))
+            fail_msg("'%s' differs", name);
+    }
+}
+
+static void load(dt_params *p, const dt_st *st, dt_rename_fn rename)
+{
+    dt_err e = { 0 };
+    for (int64_t i = 0; i < p->n; i++)
+        memset(p->v[i]->w, 0xff, (size_t)p->v[i]->numel * dt_dtype_size(p->dtype));
+    if (dt_params_load(p, st, rename, NULL, &e) < 0)
+        fail_msg("%s", e.msg);
+}
+
+/* All tensors of st again, names through a function.  Caller frees *mem after closing. */
+static dt_st *renamed(const dt_st *st, void (*name)(char *buf, const char *name), void **mem)
+{
+    int64_t n = dt_st_count(st);
+    dt_st_entry *e = calloc((size_t)n, sizeof(*e));
+    char (*buf)[256] = calloc((size_t)n, sizeof(*buf));
+    for (int64_t i = 0; i < n; i++) {
+        e[i] = *dt_st_at(st, i);
+        name(buf[i], e[i].name);
+        e[i].name = buf[i];
+    }
+    size_t bytes;
+    dt_st *out;
+    assert_int_equal(dt_st_pack(mem, &bytes, e, n, NULL, NULL), 0);
+    assert_int_equal(dt_st_open_mem(&out, *mem, bytes, "renamed", NULL), 0);
+    free(buf);
+    free(e);
+    return out;
+}
+
+static void in_checkpoint(char *buf, const char *name) { snprintf(buf, 256, "model.diffusion_model.%s", name); }
+
+static void flux(void **state)
+{
+    (void)state;
+    dt_st *ours = open_st("tests/golden/tiny-flux/transformer", true);
+    dt_st *single = open_st("tests/golden/tiny-flux/flux1-tiny.safetensors", false);
+    assert_false(dt_flux_is_single(ours));
+    assert_true(dt_flux_is_single(single));
+    dt_params *p = like(ours, "", DT_BF16);
+    load(p, ours, dt_flux_rename);
+    same(p, ours, "");
+    load(p, single, dt_flux_rename);
+    same(p, ours, "");
+    void *mem;
+    dt_st *full = renamed(single, in_checkpoint, &mem);
+    assert_true(dt_flux_is_single(full));
+    load(p, full, dt_flux_rename);
+    same(p, ours, "");
+    dt_st_close(&full);
+    free(mem);
+
+    /* every tensor of the single file is read by somebody, all of it */
+    int64_t n = 0, m = 0;
+    for (int64_t i = 0; i < p->n; i++) {
+        dt_st_entry e[DT_MAX_PIECES];
+        int k = dt_flux_rename(single, p->v[i], e, NULL, NULL);
+        for (int j = 0; j < k; j++)
+            n += dt_numel(e[j].dims);
+    }
+    for (int64_t i = 0; i < dt_st_count(single); i++)
+        m += dt_numel(dt_st_at(single, i)->dims);
+    assert_int_equal(n, m);
+
+    dt_err e = { 0 };
+    dt_params_declare(p, "transformer_blocks.77.attn.to_q.weight", DT_DIMS(32, 32), DT_INIT_ZERO, 0);
+    assert_int_equal(dt_params_load(p, single, dt_flux_rename, NULL, &e), DT_EDATA);
+    assert_non_null(strstr(e.msg, "flux1-tiny.safetensors: no tensor 'double_blocks.77.img_attn.qkv.weight'"));
+    dt_params_free(&p);
+    dt_st_close(&ours);
+    dt_st_close(&single);
+}
+
+static void module_names(void **state)
+{
+    (void)state;
+    dt_other_name o;
+    assert_true(dt_flux_single_name("single_transformer_blocks.12.proj_mlp", &o));
+    assert_string_equal(o.name, "single_blocks.12.linear1");
+    assert_true(o.part == 3 && o.parts == 4 && !o.swap);
+    assert_true(dt_flux_single_name("norm_out.linear", &o));
+    assert_true(o.swap && o.parts == 1);
+    assert_true(dt_flux_single_name("transformer_blocks.3.ff.net.2.bias", &o));
+    assert_string_equal(o.name, "double_blocks.3.img_mlp.2.bias");
+    assert_false(dt_flux_single_name("transformer_blocks.3.ff.net.20", &o));
+    assert_false(dt_flux_single_name("transformer_blocks.x.ff.net.2", &o));
+    assert_false(dt_flux_single_name("nothing", &o));
+}
+
+static void old_attention(char *buf, const char *name)
+{
+    const struct { const char *from, *to; } r[] = {
+        { ".to_q.", ".query." }, { ".to_k.", ".key." }, { ".to_v.", ".value." }, { ".to_out.0.", ".proj_attn." } };
+    snprintf(buf, 256, "%s", name + 2);             /* "w." */
+    for (int i = 0; i < 4; i++) {
+        char *at = strstr(buf, r[i].from);
+        if (at) {
+            char rest[256];
+            snprintf(rest, sizeof(rest), "%s", at + strlen(r[i].from));
+            sprintf(at, "%s%s", r[i].to, rest);
+        }
+    }
+}
+
+static void vae(void **state)
+{
+    (void)state;
+    dt_st *golden = open_st("tests/golden/vae_a.safetensors", false);
+    dt_st *single = open_st("tests/golden/vae_single.safetensors", false);
+    dt_params *p = like(golden, "w.", DT_BF16);
+    assert_true(dt_vae_is_single(single));
+    assert_int_equal(p->n, dt_st_count(single));
+    load(p, single, dt_vae_rename);
+    same(p, golden, "w.");
+
+    void *mem;
+    dt_st *old = renamed(golden, old_attention, &mem);
+    assert_non_null(dt_st_find(old, "encoder.mid_block.attentions.0.query.weight"));
+    assert_false(dt_vae_is_single(old));
+    load(p, old, dt_vae_rename);
+    same(p, golden, "w.");
+    dt_st_close(&old);
+    free(mem);
+    dt_params_free(&p);
+    dt_st_close(&golden);
+    dt_st_close(&single);
+}
+
+static int open_cpu(void **state)
+{
+    (void)state;
+    return dt_device_open(&cpu, "cpu", NULL);
+}
+
+static int close_cpu(void **state)
+{
+    (void)state;
+    dt_device_close(&cpu);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(flux), cmocka_unit_test(module_names), cmocka_unit_test(vae) };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests_name("models/names", tests, open_cpu, close_cpu);
+}
