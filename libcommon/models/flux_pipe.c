@@ -189,7 +189,7 @@ static int rename_t5(const dt_st *st, const dt_param *q, dt_st_entry *out, void 
     if (!e)
         return dt_err_set(err, DT_EDATA, "no tensor '%s'", q->name);
     *out = *e;
-    return 0;
+    return 1;
 }
 
 /* transformers 5 leaves the prefix text_model out; the shape check is dt_params_load's. */
@@ -202,7 +202,7 @@ static int rename_clip(const dt_st *st, const dt_param *q, dt_st_entry *out, voi
     if (!e)
         return dt_err_set(err, DT_EDATA, "no tensor '%s'", q->name);
     *out = *e;
-    return 0;
+    return 1;
 }
 
 int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err)

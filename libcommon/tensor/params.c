@@ -381,6 +381,8 @@ int dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx
     for (int64_t i = 0; i < p->n && rc >= 0; i++) {
         dt_st_entry piece[DT_MAX_PIECES];
         int k = rc = (rename ? rename : identity)(st, p->v[i], piece, ctx, err);
+        if (k == 0)
+            rc = k = dt_err_set(err, DT_EFAIL, "nothing was found for '%s'", p->v[i]->name);
         if (k < 0 || (rc = check_pieces(p->v[i], piece, k, err)) < 0)
             goto out;
         add_tasks(&t, p->v[i], piece, k);
