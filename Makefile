@@ -48,7 +48,7 @@ $(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 # tests/X.c with a main is a program; tests/X_*.c and tests/X/*.c are parts of it.
 .SECONDEXPANSION:
-$(PROGS): $(B)/%: $(B)/tests/%.o $$(addprefix $(B)/,$$(addsuffix .o,$$(basename $$(wildcard tests/$$*_*.c tests/$$*/*.c)))) $(CASES) $(B)/libdt.a
+$(PROGS): $(B)/%: $(B)/tests/%.o $$(addprefix $(B)/,$$(addsuffix .o,$$(basename $$(wildcard tests/$$*_*.c tests/$$*/*.c)))) $(B)/libdt.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
@@ -64,6 +64,8 @@ $(B)/%.pb-c.c $(B)/%.pb-c.h: libcommon/%.proto
 $(B)/%.pb-c.o: $(B)/%.pb-c.c
 	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
+
+$(B)/checkop: $(CASES)
 
 # What prints the version is compiled anew when it changes.
 $(B)/version: FORCE
