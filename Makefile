@@ -49,7 +49,7 @@ $(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
 # tests/X.c with a main is a program; tests/X_*.c and tests/X/*.c are parts of it.
 .SECONDEXPANSION:
 $(PROGS): $(B)/%: $(B)/tests/%.o $$(addprefix $(B)/,$$(addsuffix .o,$$(basename $$(wildcard tests/$$*_*.c tests/$$*/*.c)))) $(B)/libdt.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS)
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
