@@ -1,4 +1,4 @@
-/* charsmap.c - the "Precompiled" normaliser of tokenizer.json: SentencePiece's character map.
+/* charsmap.c - SentencePiece's character map ("Precompiled" in tokenizer.json, in base64).
  *
  *   blob = u32 bytes of the trie | trie (Darts-clone double array, u32 units) | replacements, NUL-terminated
  *
@@ -42,22 +42,21 @@ static int base64_decode(uint8_t *out, const char *s, int64_t *n)
     return 0;
 }
 
-int dt_charsmap_open(dt_charsmap **out, const char *base64, const char *what, dt_err *err)
+/* Takes m->blob, which holds n bytes and room for a NUL. */
+static int parse(dt_charsmap *m, int64_t n)
 {
-    dt_charsmap *m = dt_alloc(sizeof *m);
-    int64_t n, trie;
-    m->blob = dt_alloc(strlen(base64) / 4 * 3 + 8);
-    if (base64_decode(m->blob, base64, &n) < 0 || n < 4)
-        goto bad;
-    trie = m->blob[0] | m->blob[1] << 8 | m->blob[2] << 16 | (int64_t)m->blob[3] << 24;
+    if (n < 4)
+        return -1;
+    int64_t trie = m->blob[0] | m->blob[1] << 8 | m->blob[2] << 16 | (int64_t)m->blob[3] << 24;
     if (trie % 4 || trie == 0 || trie > n - 4)
-        goto bad;
+        return -1;
     m->units = trie / 4;
     m->unit = dt_alloc(trie);
     for (int64_t i = 0; i < m->units; i++) {
         const uint8_t *p = m->blob + 4 + 4 * i;
         m->unit[i] = p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24;
     }
+    m->blob[n] = 0;
     m->text = (const char *)m->blob + 4 + trie;
     m->text_bytes = n - 4 - trie;
     /* What is copied out of it must be UTF-8, as all text below dt_tokenize() is. */
@@ -67,13 +66,23 @@ int dt_charsmap_open(dt_charsmap **out, const char *base64, const char *what, dt
         bool same = clean.n == (int64_t)strlen(m->text + i) && (!clean.n || !memcmp(clean.v, m->text + i, clean.n));
         free(clean.v);
         if (!same)
-            goto bad;
+            return -1;
+    }
+    return 0;
+}
+
+int dt_charsmap_open(dt_charsmap **out, const void *blob, int64_t n, bool base64, const char *what, dt_err *err)
+{
+    dt_charsmap *m = dt_alloc(sizeof *m);
+    m->blob = dt_alloc(n + 1);
+    if (!base64)
+        memcpy(m->blob, blob, n);
+    if ((base64 && base64_decode(m->blob, blob, &n) < 0) || parse(m, n) < 0) {
+        dt_charsmap_close(&m);
+        return dt_err_set(err, DT_EDATA, "%s: 'precompiled_charsmap' is damaged", what);
     }
     *out = m;
     return 0;
-bad:
-    dt_charsmap_close(&m);
-    return dt_err_set(err, DT_EDATA, "%s: 'precompiled_charsmap' is damaged", what);
 }
 
 void dt_charsmap_close(dt_charsmap **m)

@@ -90,7 +90,7 @@ int dt_re_compile(pcre2_code **re, const char *pattern, dt_err *err);
 
 /* --- SentencePiece's precompiled character map (charsmap.c) --- */
 typedef struct dt_charsmap dt_charsmap;
-int  dt_charsmap_open(dt_charsmap **out, const char *base64, const char *what, dt_err *err);
+int  dt_charsmap_open(dt_charsmap **out, const void *blob, int64_t n, bool base64, const char *what, dt_err *err);
 void dt_charsmap_close(dt_charsmap **m);
 void dt_charsmap_run(const dt_charsmap *m, dt_text *out, const char *s, int64_t n);
 
@@ -109,6 +109,7 @@ typedef struct dt_norm {
 } dt_norm;
 int  dt_norm_add(dt_norm *m, enum dt_norm_kind kind, const char *what, dt_err *err);
 int  dt_norm_json(dt_norm *m, const cJSON *node, const char *what, dt_err *err);  /* "normalizer" of tokenizer.json */
+int  dt_norm_charsmap(dt_norm *m, const void *blob, int64_t n, bool base64, const char *what, dt_err *err);
 void dt_norm_release(dt_norm *m);
 /* *s, *n are replaced by the result, which lives in sc->norm until the next run. */
 int  dt_norm_run(const dt_norm *m, dt_scratch *sc, const char **s, int64_t *n, dt_err *err);
@@ -126,9 +127,23 @@ int32_t dt_bpe_char(uint8_t byte);
 extern const char dt_bpe_clip_pattern[];
 extern const char dt_bpe_qwen2_pattern[];
 
-/* --- Unigram from tokenizer.json (unigram.c) --- */
+/* --- spiece.model (spiece.c) --- */
+typedef struct dt_spiece {              /* borrows from the file's bytes */
+    struct dt_piece { const char *text; int64_t len; double score; int64_t type; } *piece;
+    int64_t n, cap;
+    const void *charsmap;
+    int64_t charsmap_bytes, model_type, unk_id;
+    bool    dummy_prefix, collapse_spaces, byte_fallback;
+} dt_spiece;
+enum { DT_PIECE_CONTROL = 3, DT_PIECE_USER = 4 };
+int  dt_spiece_parse(dt_spiece *m, const void *data, int64_t bytes, const char *what, dt_err *err);
+void dt_spiece_release(dt_spiece *m);
+
+/* --- Unigram (unigram.c); both fill v --- */
 typedef struct dt_unigram dt_unigram;
-int  dt_unigram_open(dt_unigram **out, const cJSON *root, dt_vocab *v, const char *what, dt_err *err);
+int  dt_unigram_open_json(dt_unigram **out, const cJSON *root, dt_vocab *v, const char *what, dt_err *err);
+int  dt_unigram_open_spiece(dt_unigram **out, const dt_spiece *m, int64_t extra_ids, dt_vocab *v, const char *what,
+                            dt_err *err);
 void dt_unigram_close(dt_unigram **u);
 const dt_norm *dt_unigram_norm(const dt_unigram *u);                /* of the file; borrowed */
 /* s is normalised; `first`: it begins the text. */
@@ -159,7 +174,6 @@ enum { DT_TOK_BOS, DT_TOK_EOS, DT_TOK_UNK, DT_TOK_SEP, DT_TOK_PAD, DT_TOK_CLS, D
 typedef struct dt_tok_config {
     char   *class;                      /* NULL if no file says */
     int64_t max_len;
-    bool    legacy, add_prefix_space;   /* T5 */
     int64_t extra_ids;                  /* T5; -1 if not said */
     char   *named[DT_TOK_NAMED];
     dt_added_set added;                 /* in the order in which ids are given out; id -1 if not said */
@@ -169,13 +183,5 @@ int  dt_tok_config_read(dt_tok_config *c, const char *dir, const cJSON *fast, dt
 void dt_tok_config_release(dt_tok_config *c);
 /* What the class assumes where the files are silent: names, as plain strings. */
 void dt_tok_config_default(dt_tok_config *c, int which, const char *token);
-
-/* --- SentencePiece as the slow T5Tokenizer uses it (t5_spm.c) --- */
-typedef struct dt_t5 dt_t5;
-int  dt_t5_open(dt_t5 **out, const char *path, const dt_tok_config *c, dt_err *err);
-void dt_t5_close(dt_t5 **t);
-int32_t dt_t5_size(const dt_t5 *t);
-int32_t dt_t5_id(const dt_t5 *t, const char *piece);                /* -1 if absent */
-int  dt_t5_encode(const dt_t5 *t, const dt_added_set *added, dt_scratch *sc, const char *s, int64_t n, dt_err *err);
 
 #endif

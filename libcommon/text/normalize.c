@@ -33,6 +33,12 @@ int dt_norm_add(dt_norm *m, enum dt_norm_kind kind, const char *what, dt_err *er
     return next_step(m, kind, what, err) ? 0 : DT_EDATA;
 }
 
+int dt_norm_charsmap(dt_norm *m, const void *blob, int64_t n, bool base64, const char *what, dt_err *err)
+{
+    struct dt_norm_step *s = next_step(m, DT_NORM_CHARSMAP, what, err);
+    return s ? dt_charsmap_open(&s->map, blob, n, base64, what, err) : DT_EDATA;
+}
+
 void dt_norm_release(dt_norm *m)
 {
     for (int i = 0; i < m->n; i++) {
@@ -88,9 +94,8 @@ int dt_norm_json(dt_norm *m, const cJSON *node, const char *what, dt_err *err)
     if (!strcmp(type, "Replace"))
         return add_replace(m, node, what, err);
     if (!strcmp(type, "Precompiled")) {
-        struct dt_norm_step *s = next_step(m, DT_NORM_CHARSMAP, what, err);
         const char *map = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(node, "precompiled_charsmap"));
-        return !s ? DT_EDATA : dt_charsmap_open(&s->map, map ? map : "", what, err);
+        return dt_norm_charsmap(m, map ? map : "", map ? strlen(map) : 0, true, what, err);
     }
     if (!strcmp(type, "Strip")) {
         struct dt_norm_step *s = next_step(m, DT_NORM_STRIP, what, err);

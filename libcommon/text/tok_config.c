@@ -147,17 +147,13 @@ static void read_names(dt_tok_config *c, const cJSON *node)
 static int read_plain(dt_tok_config *c, const cJSON *o, const char *what, dt_err *err)
 {
     const char *class;
-    bool legacy;
     int rc;
     const cJSON *len = cJSON_GetObjectItemCaseSensitive(o, "model_max_length");
     if (cJSON_IsNumber(len) && len->valuedouble >= 1 && len->valuedouble < INT32_MAX)
         c->max_len = len->valuedouble;          /* 1e30 is how transformers writes "unlimited" */
     if ((rc = dt_json_str_or(&class, o, "tokenizer_class", NULL, what, err)) < 0
-        || (rc = dt_json_bool_or(&legacy, o, "legacy", true, what, err)) < 0
-        || (rc = dt_json_bool_or(&c->add_prefix_space, o, "add_prefix_space", true, what, err)) < 0
         || (rc = dt_json_int_or(&c->extra_ids, o, "extra_ids", -1, -1, 1 << 16, what, err)) < 0)
         return rc;
-    c->legacy = legacy;
     c->class = dt_strdup(class);
     return 0;
 }
@@ -173,7 +169,7 @@ int dt_tok_config_read(dt_tok_config *c, const char *dir, const cJSON *fast, dt_
     char *config_path = NULL, *map_path = NULL;
     cJSON *config = NULL, *map = NULL, *decoder;
     int rc;
-    *c = (dt_tok_config){ .max_len = INT32_MAX, .legacy = true, .add_prefix_space = true, .extra_ids = -1 };
+    *c = (dt_tok_config){ .max_len = INT32_MAX, .extra_ids = -1 };
     if ((rc = read_optional(&config, &config_path, dir, "tokenizer_config.json", err)) < 0
         || (rc = read_optional(&map, &map_path, dir, "special_tokens_map.json", err)) < 0
         || (rc = read_plain(c, config, config_path, err)) < 0)

@@ -1,10 +1,12 @@
 /* tokenizer.c - which tokenizer a folder holds, and the way of a caption through it:
  *   bytes -> UTF-8 -> cut out added tokens -> normalise -> cut out normalised added tokens -> model -> special tokens
  *
- * The ids are those of transformers 5 (whose CLIPTokenizer is what diffusers loads), except for spiece.model, where
- * they are those of the slow T5Tokenizer of transformers 4.  The slow CLIPTokenizer of transformers 4 also cleaned
- * (dropped controls and U+FFFD, put spaces around CJK ideographs, or ran ftfy) and matched contractions in any case:
- * it differs on text with such characters. */
+ * The ids are those of transformers 5, which diffusers loads.  What its older tokenizers do otherwise:
+ *   CLIPTokenizer of transformers 4 (slow)  drops controls and U+FFFD and puts spaces around CJK ideographs, or runs
+ *                                           ftfy if it is installed
+ *   T5Tokenizer of transformers 4 (slow)    does not end with </s> twice, puts no space after an added token, takes
+ *                                           U+2581 in the text for a space, and breaks ties otherwise (unigram.c)
+ *   T5TokenizerFast of transformers 4       nothing */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +14,7 @@
 #include "text/internal.h"
 #include "text/tokenizer.h"
 
-enum kind { KIND_CLIP, KIND_QWEN2, KIND_T5_SPM, KIND_T5_FAST };
+enum kind { KIND_CLIP, KIND_QWEN2, KIND_T5 };
 enum { VOCAB_MAX_BYTES = 256 << 20 };
 
 struct dt_tokenizer {
@@ -21,11 +23,10 @@ struct dt_tokenizer {
     int64_t      max_len;
     int32_t      bos, eos, pad;
     int          specials;              /* ids put around a text */
-    dt_vocab     vocab;                 /* of a spiece.model only the added tokens */
+    dt_vocab     vocab;
     dt_norm      norm;                  /* of BPE; a dt_unigram has its own */
     dt_bpe      *bpe;
     dt_unigram  *unigram;
-    dt_t5       *t5;
     dt_added_set raw, normalized;       /* added tokens matched before, and after, normalising */
     pthread_mutex_t lock;               /* guards `pool` */
     dt_scratch  *pool;
@@ -160,24 +161,37 @@ out:
     return rc;
 }
 
-/* The sentinels of T5, which no file lists when there is no added_tokens_decoder. */
-static void add_sentinels(dt_tok_config *c, int32_t pieces)
+static void add_special(dt_tok_config *c, const char *text, int64_t len)
 {
-    int64_t n = c->extra_ids >= 0 ? c->extra_ids : 100;
-    for (int64_t i = 0; i < n && !c->listed; i++) {
+    for (int64_t k = 0; k < c->added.n; k++)
+        if (c->added.v[k].len == len && !memcmp(c->added.v[k].text, text, len))
+            return;
+    dt_added_put(&c->added, &(dt_added){ .text = (char *)text, .len = len, .id = -1 });
+}
+
+static int open_spiece(dt_tokenizer *t, struct source *src, dt_err *err)
+{
+    dt_spiece m = {0};
+    char *data = NULL;
+    size_t bytes;
+    int64_t sentinels = src->config.extra_ids >= 0 ? src->config.extra_ids : 100;
+    int rc;
+    if ((rc = dt_file_read(&data, &bytes, src->spiece, VOCAB_MAX_BYTES, err)) < 0
+        || (rc = dt_spiece_parse(&m, data, bytes, src->spiece, err)) < 0
+        || (rc = dt_unigram_open_spiece(&t->unigram, &m, sentinels, &t->vocab, src->spiece, err)) < 0)
+        goto out;
+    for (int64_t i = 0; i < m.n; i++)
+        if (m.piece[i].type == DT_PIECE_CONTROL || m.piece[i].type == DT_PIECE_USER)
+            add_special(&src->config, m.piece[i].text, m.piece[i].len);
+    for (int64_t i = 0; i < sentinels; i++) {
         char *text = dt_sprintf("<extra_id_%lld>", (long long)i);
-        dt_added tok = { .text = text, .len = strlen(text), .id = pieces + n - 1 - i, .lstrip = true, .rstrip = true };
-        bool known = false;
-        for (int64_t k = 0; k < c->added.n && !known; k++)
-            if (!strcmp(c->added.v[k].text, text)) {
-                tok.text = c->added.v[k].text;
-                c->added.v[k] = tok;
-                known = true;
-            }
-        if (!known)
-            dt_added_put(&c->added, &tok);
+        add_special(&src->config, text, strlen(text));
         free(text);
     }
+out:
+    dt_spiece_release(&m);
+    free(data);
+    return rc;
 }
 
 static int open_t5(dt_tokenizer *t, struct source *src, dt_err *err)
@@ -185,12 +199,9 @@ static int open_t5(dt_tokenizer *t, struct source *src, dt_err *err)
     dt_tok_config_default(&src->config, DT_TOK_EOS, "</s>");
     dt_tok_config_default(&src->config, DT_TOK_UNK, "<unk>");
     dt_tok_config_default(&src->config, DT_TOK_PAD, "<pad>");
-    if (t->kind == KIND_T5_FAST)
-        return dt_unigram_open(&t->unigram, src->fast, &t->vocab, src->tokenizer_json, err);
-    int rc = dt_t5_open(&t->t5, src->spiece, &src->config, err);
-    if (rc == 0)
-        add_sentinels(&src->config, dt_t5_size(t->t5));
-    return rc;
+    if (src->model)
+        return open_spiece(t, src, err);
+    return dt_unigram_open_json(&t->unigram, src->fast, &t->vocab, src->tokenizer_json, err);
 }
 
 static const dt_norm *norm_of(const dt_tokenizer *t)
@@ -209,14 +220,13 @@ static int place_added(dt_tokenizer *t, const struct source *src, dt_err *err)
         if (known >= 0)
             tok.id = known;
         else if (tok.id < 0)
-            tok.id = t->t5 && t->vocab.top < dt_t5_size(t->t5) ? dt_t5_size(t->t5) : t->vocab.top;
+            tok.id = t->vocab.top;
         dt_vocab_put(&t->vocab, tok.text, tok.len, tok.id);
-        bool after = tok.normalized && !t->t5;
         const char *s = tok.text;
-        if (after && (rc = dt_norm_run(norm_of(t), sc, &s, &tok.len, err)) < 0)
+        if (tok.normalized && (rc = dt_norm_run(norm_of(t), sc, &s, &tok.len, err)) < 0)
             break;
         tok.text = (char *)s;
-        dt_added_put(after ? &t->normalized : &t->raw, &tok);
+        dt_added_put(tok.normalized ? &t->normalized : &t->raw, &tok);
     }
     if (sc)
         scratch_put(t, sc);
@@ -236,7 +246,7 @@ static int find_kind(enum kind *kind, const struct source *src, dt_err *err)
     else if (bpe && !generic && strstr(class, "Qwen2"))
         *kind = KIND_QWEN2;
     else if (unigram && (generic || strstr(class, "T5")))
-        *kind = src->model ? KIND_T5_SPM : KIND_T5_FAST;
+        *kind = KIND_T5;
     else if (class && !generic && !strstr(class, "CLIP") && !strstr(class, "Qwen2") && !strstr(class, "T5"))
         return dt_err_set(err, DT_EDATA, "%s: no support for tokenizer_class '%s' (known: CLIPTokenizer, T5Tokenizer, "
                           "Qwen2Tokenizer)", src->dir, class);
@@ -248,7 +258,7 @@ static int find_kind(enum kind *kind, const struct source *src, dt_err *err)
 
 static int open_source(dt_tokenizer *t, struct source *src, dt_err *err)
 {
-    static const char *const class_of[] = { "CLIPTokenizer", "Qwen2Tokenizer", "T5Tokenizer", "T5Tokenizer" };
+    static const char *const class_of[] = { "CLIPTokenizer", "Qwen2Tokenizer", "T5Tokenizer" };
     int rc;
     if (!dt_is_dir(src->dir))
         return dt_err_set(err, DT_EDATA, "%s: no such folder", src->dir);
@@ -309,7 +319,6 @@ void dt_tokenizer_close(dt_tokenizer **tp)
     dt_norm_release(&t->norm);
     dt_bpe_close(&t->bpe);
     dt_unigram_close(&t->unigram);
-    dt_t5_close(&t->t5);
     dt_added_release(&t->raw);
     dt_added_release(&t->normalized);
     dt_vocab_release(&t->vocab);
@@ -354,8 +363,6 @@ static int encode(dt_tokenizer *t, dt_scratch *sc, dt_err *err)
     int64_t n = sc->clean.n, at = 0, start, stop;
     int32_t id;
     int rc;
-    if (t->t5)
-        return dt_t5_encode(t->t5, &t->raw, sc, s, n, err);
     while (sc->ids.n < sc->limit && dt_added_next(&t->raw, s, n, at, &start, &stop, &id)) {
         if ((rc = encode_stretch(t, sc, s + at, start - at, at == 0, err)) < 0)
             return rc;
@@ -384,8 +391,7 @@ int64_t dt_tokenize(dt_tokenizer *t, const char *utf8, int64_t max_len, bool pad
         if (k)
             memcpy(ids + n, sc->ids.v, k * sizeof *ids);
         n += k;
-        /* the slow T5Tokenizer does not end a text twice */
-        if (t->kind != KIND_QWEN2 && !(t->t5 && n && ids[n - 1] == t->eos))
+        if (t->kind != KIND_QWEN2)
             ids[n++] = t->eos;
         for (int64_t i = n; pad && i < max_len; i++)
             ids[i] = t->pad;
@@ -412,8 +418,7 @@ int32_t dt_tokenizer_pad(const dt_tokenizer *t)
 
 int32_t dt_tokenizer_vocab(const dt_tokenizer *t)
 {
-    int32_t pieces = t->t5 ? dt_t5_size(t->t5) : 0;
-    return t->vocab.top > pieces ? t->vocab.top : pieces;
+    return t->vocab.top;
 }
 
 int64_t dt_tokenizer_max_len(const dt_tokenizer *t)
@@ -428,6 +433,5 @@ const char *dt_tokenizer_name(const dt_tokenizer *t)
 
 int32_t dt_tokenizer_id(const dt_tokenizer *t, const char *token)
 {
-    int32_t id = dt_vocab_get(&t->vocab, token, strlen(token));
-    return id < 0 && t->t5 ? dt_t5_id(t->t5, token) : id;
+    return dt_vocab_get(&t->vocab, token, strlen(token));
 }

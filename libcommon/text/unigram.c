@@ -1,9 +1,13 @@
-/* unigram.c - Unigram language model of a tokenizer.json.  Kudo, "Subword regularization", ACL 2018.
+/* unigram.c - Unigram language model.  Kudo, "Subword regularization", ACL 2018.
  *
  *   best(j) = max over pieces x = s[i..j) of best(i) + score(x),    best(0) = 0, in fp64, the first maximum wins
  *
  * A character that is no piece costs min(score) - 10 as <unk>; runs of them become one.  The normaliser and the
- * pre-tokenisers (WhitespaceSplit, Metaspace) are those of the file. */
+ * pre-tokenisers (WhitespaceSplit, Metaspace) are those of the file.
+ *
+ * libsentencepiece adds scores in fp32, and where two paths cost the same ("!!!!!!!" is "!!" "!!!!!" or the reverse)
+ * its versions choose differently; so a spiece.model is run here too, as transformers 5 does, and the ids do not
+ * depend on the library's version. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +22,7 @@ struct dt_unigram {
     struct node *node;                          /* [nodes], 0 is the root */
     int64_t nodes, node_cap;
     double  min_score;
-    int32_t unk;
+    int32_t unk, pieces;
     int32_t byte_id[256];                       /* byte_fallback; byte_id[0] < 0: none */
     bool    split_spaces;                       /* WhitespaceSplit */
     bool    metaspace, meta_split;
@@ -56,10 +60,10 @@ static int32_t new_node(dt_unigram *u)
     return u->nodes++;
 }
 
-static void add_piece(dt_unigram *u, const char *s, double score, int32_t id)
+static void add_node(dt_unigram *u, const char *s, int64_t n, double score, int32_t id)
 {
     int32_t at = 0;
-    for (; *s; s++) {
+    for (const char *end = s + n; s < end; s++) {
         if (2 * (u->edges + 1) > u->edge_cap)
             grow_edges(u);
         struct edge *e = edge_slot(u, at, *s);
@@ -73,36 +77,38 @@ static void add_piece(dt_unigram *u, const char *s, double score, int32_t id)
     u->node[at] = (struct node){ score, id };
 }
 
-/* --- the file --- */
+/* --- from tokenizer.json --- */
+static void add_piece(dt_unigram *u, dt_vocab *v, const char *s, int64_t n, double score)
+{
+    if (u->pieces == 0 || score < u->min_score)
+        u->min_score = score;
+    if (u->nodes == 0)
+        new_node(u);
+    if (n)
+        add_node(u, s, n, score, u->pieces);
+    dt_vocab_put(v, s, n, u->pieces++);
+}
+
 static int read_vocab(dt_unigram *u, const cJSON *model, dt_vocab *v, const char *what, dt_err *err)
 {
-    const cJSON *list = cJSON_GetObjectItemCaseSensitive(model, "vocab"), *e;
-    int32_t id = 0;
-    new_node(u);
-    cJSON_ArrayForEach(e, list) {
+    const cJSON *e;
+    cJSON_ArrayForEach(e, cJSON_GetObjectItemCaseSensitive(model, "vocab")) {
         const char *piece = cJSON_GetStringValue(cJSON_GetArrayItem(e, 0));
         const cJSON *score = cJSON_GetArrayItem(e, 1);
         if (!piece || !cJSON_IsNumber(score))
-            return dt_err_set(err, DT_EDATA, "%s: entry %d of 'model.vocab' is no [piece, score]", what, id);
-        dt_vocab_put(v, piece, strlen(piece), id);
-        if (*piece)
-            add_piece(u, piece, score->valuedouble, id);
-        if (id == 0 || score->valuedouble < u->min_score)
-            u->min_score = score->valuedouble;
-        id++;
+            return dt_err_set(err, DT_EDATA, "%s: entry %d of 'model.vocab' is no [piece, score]", what, u->pieces);
+        add_piece(u, v, piece, strlen(piece), score->valuedouble);
     }
-    if (!id)
+    if (!u->pieces)
         return dt_err_set(err, DT_EDATA, "%s: 'model.vocab' is empty", what);
     int64_t unk;
-    int rc = dt_json_int(&unk, model, "unk_id", 0, id - 1, what, err);
+    int rc = dt_json_int(&unk, model, "unk_id", 0, u->pieces - 1, what, err);
     u->unk = unk;
     return rc;
 }
 
-static int read_byte_fallback(dt_unigram *u, const cJSON *model, const dt_vocab *v, const char *what, dt_err *err)
+static void set_byte_fallback(dt_unigram *u, bool on, const dt_vocab *v)
 {
-    bool on;
-    int rc = dt_json_bool_or(&on, model, "byte_fallback", false, what, err);
     for (int i = 255; i >= 0; i--) {
         char name[8];
         snprintf(name, sizeof name, "<0x%02X>", i);
@@ -111,7 +117,6 @@ static int read_byte_fallback(dt_unigram *u, const cJSON *model, const dt_vocab 
     }
     if (!on)
         u->byte_id[0] = -1;
-    return rc;
 }
 
 static int read_metaspace(dt_unigram *u, const cJSON *node, const char *what, dt_err *err)
@@ -157,15 +162,45 @@ static int read_pretokenizer(dt_unigram *u, const cJSON *node, const char *what,
     return dt_err_set(err, DT_EDATA, "%s: no support for pre-tokenizer '%s' here", what, type ? type : "");
 }
 
-int dt_unigram_open(dt_unigram **out, const cJSON *root, dt_vocab *v, const char *what, dt_err *err)
+int dt_unigram_open_json(dt_unigram **out, const cJSON *root, dt_vocab *v, const char *what, dt_err *err)
 {
     dt_unigram *u = dt_alloc(sizeof *u);
     const cJSON *model = cJSON_GetObjectItemCaseSensitive(root, "model");
+    bool bytes;
     int rc;
     if ((rc = read_vocab(u, model, v, what, err)) < 0
-        || (rc = read_byte_fallback(u, model, v, what, err)) < 0
+        || (rc = dt_json_bool_or(&bytes, model, "byte_fallback", false, what, err)) < 0
         || (rc = dt_norm_json(&u->norm, cJSON_GetObjectItemCaseSensitive(root, "normalizer"), what, err)) < 0
-        || (rc = read_pretokenizer(u, cJSON_GetObjectItemCaseSensitive(root, "pre_tokenizer"), what, err)) < 0)
+        || (rc = read_pretokenizer(u, cJSON_GetObjectItemCaseSensitive(root, "pre_tokenizer"), what, err)) < 0) {
+        dt_unigram_close(&u);
+        return rc;
+    }
+    set_byte_fallback(u, bytes, v);
+    *out = u;
+    return 0;
+}
+
+/* --- from spiece.model --- */
+int dt_unigram_open_spiece(dt_unigram **out, const dt_spiece *m, int64_t extra_ids, dt_vocab *v, const char *what,
+                           dt_err *err)
+{
+    dt_unigram *u = dt_alloc(sizeof *u);
+    int rc = 0;
+    for (int64_t i = 0; i < m->n; i++)
+        add_piece(u, v, m->piece[i].text, m->piece[i].len, m->piece[i].score);
+    for (int64_t i = extra_ids - 1; i >= 0; i--) {          /* T5 puts its sentinels behind, the last first */
+        char *text = dt_sprintf("<extra_id_%lld>", (long long)i);
+        add_piece(u, v, text, strlen(text), 0);
+        free(text);
+    }
+    u->unk = m->unk_id;
+    u->split_spaces = m->collapse_spaces;
+    u->metaspace = u->meta_split = true;
+    u->prepend = m->dummy_prefix ? PREPEND_ALWAYS : PREPEND_NEVER;
+    set_byte_fallback(u, m->byte_fallback, v);
+    if (m->charsmap_bytes)
+        rc = dt_norm_charsmap(&u->norm, m->charsmap, m->charsmap_bytes, false, what, err);
+    if (rc < 0)
         dt_unigram_close(&u);
     else
         *out = u;
