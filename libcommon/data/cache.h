@@ -30,6 +30,9 @@ typedef struct dt_cache dt_cache;   /* opaque; reading by any number of threads 
 /* Maps all shards and reads all indexes of a folder.  DT_EDATA: no index, a shard that an index names is missing or cut. */
 int  dt_cache_open(dt_cache **out, const char *dir, dt_err *err);
 void dt_cache_close(dt_cache **c);
+/* Spools a stream of `dt-cache-latents -o -` (one tar: plan.ndjson, entries, index.ndjson) into a cache folder that then also holds
+ * plan.ndjson.  A stream that ends early is DT_EDATA. */
+int  dt_cache_receive(FILE *in, const char *dir, dt_err *err);
 /* DT_EDATA: not in the cache ("run dt-cache-latents for this plan"). */
 int  dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_cached_image *out, dt_err *err);
 int  dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, dt_err *err);

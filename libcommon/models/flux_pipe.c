@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "models/flux_pipe.h"
+#include "models/names.h"
 
 enum { MAX_CONFIG_BYTES = 1 << 20 };
 const char *const dt_flux_part_dir[DT_FLUX_NPART] = { "transformer", "vae", "text_encoder", "text_encoder_2" };
@@ -207,7 +208,7 @@ static int rename_clip(const dt_st *st, const dt_param *q, dt_st_entry *out, voi
 
 int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err)
 {
-    static const dt_rename_fn rename[DT_FLUX_NPART] = { [DT_FLUX_CLIP] = rename_clip, [DT_FLUX_T5] = rename_t5 };
+    static const dt_rename_fn rename[DT_FLUX_NPART] = { dt_flux_rename, dt_vae_rename, rename_clip, rename_t5 };
     dt_st *st = NULL;
     char *dir = p->weights[k] ? dt_strdup(p->weights[k]) : part_dir(p, k);
     int rc = dt_is_dir(dir) ? dt_st_open_folder(&st, dir, stems, err) : dt_st_open(&st, dir, err);

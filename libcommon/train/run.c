@@ -1,0 +1,253 @@
+/* run.c - a whole training run.  See run.h. */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "train/chart.h"
+#include "train/run_int.h"
+
+static void speak(const dt_job *j, void (*f)(void *, const char *), const char *fmt, va_list ap)
+{
+    char line[1024];
+    vsnprintf(line, sizeof(line), fmt, ap);
+    if (f)
+        f(j->ui->ctx, line);
+}
+
+void dt_job_say(const dt_job *j, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    speak(j, j->ui->say, fmt, ap);
+    va_end(ap);
+}
+
+void dt_job_warn(const dt_job *j, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    speak(j, j->ui->warn, fmt, ap);
+    va_end(ap);
+}
+
+static int64_t resident_bytes(void)
+{
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%*s %ld", &pages) != 1)
+        pages = 0;
+    if (f)
+        fclose(f);
+    return (int64_t)pages * sysconf(_SC_PAGESIZE);
+}
+
+/* --- steps and schedule --- */
+
+static void set_schedule(dt_job *j)
+{
+    const dt_train_opts *o = j->o;
+    int64_t accumulate = o->data.gradient_accumulation_steps;
+    int64_t steps = (j->batches + accumulate - 1) / accumulate;
+    if (o->data.max_train_steps && o->data.max_train_steps < steps)
+        steps = o->data.max_train_steps;
+    double lr = o->learning_rate;
+    if (o->scale_lr)
+        lr *= (double)(accumulate * o->data.train_batch_size);
+    j->t.max_steps = steps;
+    j->t.accumulate = accumulate;
+    j->t.lr = (dt_lr){ .kind = o->lr_scheduler, .base = lr, .warmup = o->lr_warmup_steps, .total = steps,
+                       .cycles = o->lr_num_cycles, .end = 1e-7, .power = o->lr_power };
+    j->t.validate_every = o->validation_steps;
+    if (o->validation_epochs) {
+        int64_t per_epoch = j->info.epochs ? j->batches / j->info.epochs / accumulate : steps;
+        j->t.validate_every = o->validation_epochs * (per_epoch > 0 ? per_epoch : 1);
+    } else if (!o->validation_steps) {
+        j->t.validate_every = 2000;
+    }
+}
+
+/* --- resuming --- */
+
+static int resume(dt_job *j, const char *settings, dt_err *err)
+{
+    char *dir = NULL;
+    dt_train_state s;
+    if (!j->o->resume)
+        return 0;
+    if (!strcmp(j->o->resume, "latest")) {
+        dir = dt_checkpoint_latest(j->o->output_dir);
+        if (!dir) {
+            dt_job_say(j, "no checkpoint under %s yet: starting from step 0", j->o->output_dir);
+            return 0;
+        }
+    } else {
+        dir = dt_strdup(j->o->resume);
+    }
+    int rc = dt_checkpoint_load(dir, &j->optim, &s, err);
+    if (rc == 0 && strcmp(s.settings, settings))
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made with other settings; resume with the same ones", dir);
+    if (rc == 0 && s.seed != (uint64_t)j->info.seed)
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made with seed %" PRIu64, dir, s.seed);
+    if (rc == 0 && s.threads != j->dev->threads)
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made with %d compute threads; add --threads %d to get the same bits", dir, s.threads,
+                        s.threads);
+    if (rc == 0) {
+        j->t.state = s;
+        dt_job_say(j, "resumed from %s at step %" PRId64, dir, s.step);
+    }
+    free(dir);
+    return rc;
+}
+
+/* --- watching --- */
+
+static int open_watchers(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    char *metrics = dt_path_join(o->output_dir, "metrics.ndjson");
+    int rc = dt_metrics_open(&j->t.metrics, metrics, j->t.state.metrics_bytes, err);
+    if (rc == 0 && o->report_to == 0) {
+        char *logs = dt_path_join(o->output_dir, o->logging_dir), *dir = dt_path_join(logs, o->project);
+        rc = dt_events_open(&j->t.events, dir, j->t.state.step, err);
+        free(dir);
+        free(logs);
+    }
+    if (rc == 0)
+        rc = dt_progress_open(&j->t.progress, "train", "step", j->t.max_steps, o->progress, o->quiet, err);
+    free(metrics);
+    return rc;
+}
+
+static int close_watchers(dt_job *j, int rc, dt_err *err)
+{
+    dt_err later = { 0 };
+    dt_progress_close(&j->t.progress);
+    if (dt_metrics_close(&j->t.metrics, &later) < 0 && rc >= 0)
+        rc = dt_err_set(err, later.code, "%s", later.msg);
+    if (dt_events_close(&j->t.events, &later) < 0 && rc >= 0)
+        rc = dt_err_set(err, later.code, "%s", later.msg);
+    return rc;
+}
+
+static int draw_loss(const dt_job *j, dt_err *err)
+{
+    char *in = dt_path_join(j->o->output_dir, "metrics.ndjson"), *out = dt_path_join(j->o->output_dir, "loss.png");
+    double *x = NULL, *y = NULL;
+    int64_t n = 0, m = 0;
+    const double *hx = NULL, *hy = NULL;
+    int rc = dt_metrics_read(&x, &y, &n, in, "loss", err);
+    if (rc == 0 && n) {
+        dt_validator_held(j->val, &hx, &hy, &m);
+        dt_series s[2] = { { "training loss", DT_SERIES_NOISY, x, y, n }, { "held-out loss", DT_SERIES_POINTS, hx, hy, m } };
+        rc = dt_chart_save(out, s, m ? 2 : 1, dt_chart_params(.title = j->o->method == DT_METHOD_VAE ? "Autoencoder" : "Flow matching"), err);
+    }
+    free(x);
+    free(y);
+    free(in);
+    free(out);
+    return rc;
+}
+
+/* --- the whole --- */
+
+static void say_saved(void *job, const char *line) { dt_job_say(job, "%s", line); }
+
+static int set_up(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    int rc = dt_job_data(j, err);
+    if (rc == 0)
+        rc = dt_job_model(j, err);
+    if (rc == 0)
+        set_schedule(j);
+    if (rc == 0)
+        rc = dt_job_task(j, err);
+    if (rc == 0 && (o->validation_prompts.n || o->held.train_data_dir || o->held.train_data_meta))
+        rc = dt_validator_new(&j->val, j, err);
+    return rc == 0 ? dt_job_memory(j, err) : rc;
+}
+
+static int train(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    char settings[33];
+    dt_train_opts_hash(o, settings);
+    int rc = dt_job_weights(j, err);
+    if (rc == 0)
+        rc = dt_session_alloc(j->session, j->arena, err);
+    if (rc == 0 && j->val)
+        rc = dt_validator_ready(j->val, j->arena, err);
+    j->t.state = (dt_train_state){ .seed = (uint64_t)j->info.seed, .threads = j->dev->threads };
+    memcpy(j->t.state.settings, settings, sizeof(settings));
+    if (rc == 0)
+        rc = resume(j, settings, err);
+    if (rc == 0)
+        rc = open_watchers(j, err);
+    if (rc == 0)
+        rc = dt_loader_open(&j->loader, &(struct dt_loader_params){
+            .plan = j->plan, .cache = j->cache, .data_dir = o->data.train_data_dir,
+            .want = o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
+            .threads = (int)o->data.dataloader_num_workers, .first = j->t.state.batch }, err);
+    if (rc < 0)
+        return rc;
+    char *dump = o->dump_dir ? dt_strdup(o->dump_dir) : dt_path_join(o->output_dir, "dump");
+    j->t.task = &j->task;
+    j->t.source = dt_loader_source(j->loader);
+    j->t.session = j->session;
+    j->t.optim = &j->optim;
+    j->t.dev = j->dev;
+    j->t.save_every = o->checkpointing_steps;
+    j->t.keep = o->checkpoints_total_limit;
+    j->t.output_dir = o->output_dir;
+    j->t.dump_steps = o->dump_steps;
+    j->t.dump_dir = dump;
+    j->t.ctx = j;
+    j->t.save_extra = dt_job_save_extra;
+    j->t.validate = j->val ? dt_validator_run : NULL;
+    j->t.say = say_saved;
+    j->t.stop = j->ui->stop;
+    j->t.save_now = j->ui->save_now;
+    rc = dt_train(&j->t, err);
+    rc = close_watchers(j, rc, err);
+    free(dump);
+    if (rc == 0)
+        rc = dt_job_save_extra(j, o->output_dir, err);
+    return rc == 0 ? draw_loss(j, err) : rc;
+}
+
+static void release(dt_job *j)
+{
+    dt_loader_close(&j->loader);
+    dt_validator_free(&j->val);
+    dt_session_free(&j->session);
+    if (j->o->method == DT_METHOD_VAE)
+        dt_vae_task_release(&j->task);
+    else
+        dt_flux_task_release(&j->task);
+    if (j->arena)
+        j->dev->free(j->dev, j->arena);
+    dt_lora_free(&j->lora);
+    dt_flux_pipe_close(&j->pipe);
+    dt_cache_close(&j->cache);
+    dt_device_close(&j->dev);
+    free(j->shape);
+    free(j->plan);
+}
+
+int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
+{
+    dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing };
+    int rc = dt_device_open(&j.dev, o->device, err);
+    j.rss0 = resident_bytes();
+    if (rc == 0)
+        rc = dt_mkdirs(o->output_dir, err);
+    if (rc == 0)
+        rc = set_up(&j, err);
+    if (rc == 0 && !o->memory_plan)
+        rc = train(&j, err);
+    release(&j);
+    return rc < 0 ? rc : j.skipped;
+}

@@ -1,0 +1,22 @@
+/* run.h - a whole training run from its options: plan, cache, model, memory plan, resume, training, results. */
+#ifndef DT_TRAIN_RUN_H
+#define DT_TRAIN_RUN_H
+#include "data/cache.h"
+#include "train/loader.h"
+#include "train/train_opts.h"
+#include "train/trainer.h"
+
+/* How the library speaks: the tool prints. */
+typedef struct dt_ui {
+    void *ctx;
+    void (*say)(void *ctx, const char *line);
+    void (*warn)(void *ctx, const char *line);
+    void (*table)(void *ctx, const char *text);         /* the memory plan, on stdout */
+    const volatile int *stop, *save_now;
+    const char *bin_dir;                                /* where the sibling tools are */
+} dt_ui;
+
+/* 0 done, 1 done with some items skipped, < 0 error. */
+int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err);
+
+#endif

@@ -1,0 +1,174 @@
+/* run_data.c - the plan and the cache of a run.  What was not given is made first, as dt-bucket and dt-cache-latents would. */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "train/run_int.h"
+
+extern char **environ;
+
+/* --- the plan --- */
+
+static void report_plan(dt_job *j, const struct dt_plan_report *r)
+{
+    for (int64_t i = 0; i < r->skipped.n; i++)
+        dt_job_warn(j, "skipped %s", r->skipped.v[i]);
+    j->skipped |= r->skipped.n > 0;
+    dt_job_say(j, "%" PRId64 " pictures, %" PRId64 " batches in %" PRId64 " epochs; %" PRId64 " without caption, %" PRId64 " skipped",
+               r->used, r->batches, r->epochs, r->no_caption, r->skipped.n);
+    for (int i = 0; i < r->n_bucket; i++)
+        dt_job_say(j, "  bucket %dx%d: %" PRId64 " pictures, %" PRId64 " batches", r->bucket[i].w, r->bucket[i].h,
+                   r->bucket[i].items, r->bucket[i].batches);
+}
+
+int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err)
+{
+    struct dt_plan_report report = { 0 };
+    dt_out *out = NULL;
+    int rc = dt_data_settings_check(s, err);
+    if (rc == 0)
+        rc = dt_out_open(&out, path, err);
+    if (rc == 0)
+        rc = dt_plan_make(dt_out_file(out), s, &report, err);
+    if (rc >= 0)
+        rc = dt_out_commit(&out, err);
+    report_plan(j, &report);
+    dt_plan_report_release(&report);
+    dt_out_abort(&out);
+    return rc;
+}
+
+/* --- the cache, by dt-cache-latents: its encoders are gone from memory when it ends --- */
+
+static int run_child(const dt_job *j, char *const *argv, dt_err *err)
+{
+    pid_t pid;
+    int status;
+    int e = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
+    if (e) {
+        errno = e;
+        return dt_err_sys(err, DT_EFAIL, "cannot run '%s'", argv[0]);
+    }
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR)
+            return dt_err_sys(err, DT_EFAIL, "cannot wait for '%s'", argv[0]);
+        else if (j->ui->stop && *j->ui->stop)
+            kill(pid, *j->ui->stop);
+    if (WIFSIGNALED(status))
+        return dt_err_set(err, DT_EFAIL, "dt-cache-latents was killed by signal %d", WTERMSIG(status));
+    int code = WEXITSTATUS(status);
+    if (code == 130 || code == 143)
+        return dt_err_set(err, DT_ESIGNAL, "stopped on request while caching; what is encoded is kept");
+    if (code != 0 && code != 3)
+        return dt_err_set(err, code == 2 ? DT_EFAIL : -code, "dt-cache-latents failed");
+    return code;
+}
+
+static void arg(dt_strs *v, const char *name, const char *value)
+{
+    dt_strs_add(v, name);
+    if (value)
+        dt_strs_add(v, value);
+}
+
+static void arg_int(dt_strs *v, const char *name, int64_t value)
+{
+    char text[24];
+    snprintf(text, sizeof(text), "%" PRId64, value);
+    arg(v, name, text);
+}
+
+int dt_job_make_cache(dt_job *j, const struct dt_data_settings *s, const char *plan, const char *dir, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    dt_strs v = { 0 };
+    char *tool = dt_path_join(j->ui->bin_dir, "dt-cache-latents");
+    arg(&v, tool, NULL);
+    arg(&v, "--pretrained_model_name_or_path", o->model);
+    arg(&v, "--plan", plan);
+    arg(&v, "--output", dir);
+    if (s->train_data_dir)
+        arg(&v, "--train_data_dir", s->train_data_dir);
+    arg(&v, "--device", o->device);
+    arg_int(&v, "--threads", o->threads);
+    arg(&v, "--mixed_precision", dt_precision_names[o->mixed_precision]);
+    arg_int(&v, "--vae_mini_batch", o->vae_mini_batch);
+    arg_int(&v, "--vae_tile", o->vae_tile_px);
+    if (o->max_sequence_length)
+        arg_int(&v, "--max_sequence_length", o->max_sequence_length);
+    if (o->vae_path)
+        arg(&v, "--vae_path", o->vae_path);
+    if (o->quiet)
+        arg(&v, "--quiet", NULL);
+    dt_grow(&v.v, &v.cap, v.n + 1, sizeof(*v.v));
+    v.v[v.n] = NULL;
+    int rc = run_child(j, v.v, err);
+    if (rc == 3)
+        j->skipped = true;
+    dt_strs_release(&v);
+    free(tool);
+    return rc < 0 ? rc : 0;
+}
+
+/* --- both --- */
+
+static int receive_stream(dt_job *j, const char *dir, dt_err *err)
+{
+    int rc = dt_cache_receive(stdin, dir, err);
+    if (rc == 0 && !j->plan)
+        j->plan = dt_path_join(dir, "plan.ndjson");
+    return rc;
+}
+
+static int open_cache(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
+    int rc = 0;
+    if (!o->latents)
+        rc = dt_job_make_cache(j, &o->data, j->plan, dir, err);
+    if (rc == 0)
+        rc = dt_cache_open(&j->cache, dir, err);
+    free(dir);
+    return rc;
+}
+
+static int read_info(dt_job *j, dt_err *err)
+{
+    dt_batches *b = NULL;
+    int rc = dt_batches_open(&b, j->plan, err);
+    if (rc == 0) {
+        j->info = *dt_batches_info(b);
+        dt_batches_close(&b);
+        rc = dt_plan_shapes(j->plan, j->cache, &j->shape, &j->nshape, &j->batches, err);
+    }
+    if (rc == 0 && !j->batches)
+        rc = dt_err_set(err, DT_EDATA, "%s: no batch is left to train on", j->plan);
+    return rc;
+}
+
+int dt_job_data(dt_job *j, dt_err *err)
+{
+    dt_train_opts *o = j->o;
+    int rc = 0;
+    if (o->plan)
+        j->plan = dt_strdup(o->plan);
+    if (o->latents && !strcmp(o->latents, "-")) {
+        char *dir = dt_path_join(o->output_dir, "cache");
+        rc = receive_stream(j, dir, err);
+        free(dir);
+    } else if (!o->plan) {
+        j->plan = dt_path_join(o->output_dir, "plan.ndjson");
+        o->data.stop = j->ui->stop;
+        rc = dt_job_make_plan(j, &o->data, j->plan, err);
+    }
+    if (rc >= 0 && o->method != DT_METHOD_VAE)
+        rc = open_cache(j, err);
+    return rc < 0 ? rc : read_info(j, err);
+}

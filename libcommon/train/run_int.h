@@ -1,0 +1,67 @@
+/* run_int.h - what the run_*.c files share. */
+#ifndef DT_TRAIN_RUN_INT_H
+#define DT_TRAIN_RUN_INT_H
+#include "models/flux_run.h"
+#include "train/lora.h"
+#include "train/run.h"
+#include "train/task_flux.h"
+#include "train/task_vae.h"
+
+typedef struct dt_job {
+    dt_train_opts *o;
+    const dt_ui   *ui;
+    bool           skipped;         /* some items were */
+    dt_dtype       act;
+    dt_device     *dev;
+    int64_t        rss0;            /* bytes of the process before anything was allocated */
+
+    /* data */
+    char      *plan;                /* path */
+    dt_cache  *cache;
+    dt_plan_info info;
+    int64_t  (*shape)[3];
+    int        nshape;
+    int64_t    batches;
+
+    /* model */
+    dt_flux_pipe *pipe;
+    dt_lora      *lora;
+    dt_optim      optim;
+    dt_task       task;
+    dt_session   *session;
+    void         *arena;
+    int64_t       arena_bytes;
+    bool          checkpoint;       /* recompute, as asked or as the memory budget wants */
+
+    /* watching */
+    struct dt_validator *val;
+    dt_trainer    t;
+    dt_loader    *loader;
+} dt_job;
+
+void dt_job_say(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* run_data.c: the plan and the cache, made if they were not given */
+int dt_job_data(dt_job *j, dt_err *err);
+int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err);
+int dt_job_make_cache(dt_job *j, const struct dt_data_settings *s, const char *plan, const char *dir, dt_err *err);
+/* run_model.c: declares, chooses what trains; loads or draws weights once the memory plan is accepted */
+int dt_job_model(dt_job *j, dt_err *err);
+int dt_job_weights(dt_job *j, dt_err *err);
+int dt_job_task(dt_job *j, dt_err *err);
+int dt_job_save_extra(void *job, const char *dir, dt_err *err);
+/* run_memory.c: the sessions of all shapes, the memory plan, the budget */
+int dt_job_memory(dt_job *j, dt_err *err);
+
+/* validate.c: samples of fixed prompts from fixed noise, and a held-out loss */
+typedef struct dt_validator dt_validator;
+int  dt_validator_new(dt_validator **out, dt_job *j, dt_err *err);
+int64_t dt_validator_bytes(const dt_validator *v);      /* arena */
+int64_t dt_validator_weights(const dt_validator *v);    /* bytes of weights kept only for it */
+int  dt_validator_ready(dt_validator *v, void *arena, dt_err *err);
+int  dt_validator_run(void *job, int64_t step, dt_err *err);
+int  dt_validator_held(const dt_validator *v, const double **step, const double **loss, int64_t *n);
+void dt_validator_free(dt_validator **v);
+
+#endif
