@@ -131,6 +131,8 @@ static void emit(struct dt_gen *g, int queue)
 
 static void shuffle_batches(struct dt_gen *g, int64_t *perm)
 {
+    if (!g->n)                  /* every queue is still waiting */
+        return;
     struct dt_made *old = dt_alloc(g->n * sizeof *old);
     dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_BATCHES);
     memcpy(old, g->made, g->n * sizeof *old);
