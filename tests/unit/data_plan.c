@@ -61,7 +61,7 @@ static char *plan(const struct dt_data_settings *s, struct dt_plan_report *repor
     size_t bytes = 0;
     dt_err err = { 0 };
     FILE *f = open_memstream(&text, &bytes);
-    if (dt_plan_write(f, s, report ? report : &own, &err) < 0)
+    if (dt_plan_make(f, s, report ? report : &own, &err) < 0)
         fail_msg("%s", err.msg);
     fclose(f);
     if (!report)
@@ -267,7 +267,8 @@ static void test_damaged(void **state)
 #define HEAD "{\"dt_plan\":1,\"seed\":1,\"items\":1,\"epochs\":1,\"batches\":1,\"samples\":1,\"steps\":1," \
              "\"train_batch_size\":1,\"gradient_accumulation_steps\":1,\"world_size\":1}\n"
 #define ITEM "{\"item\":4,\"path\":\"a.png\",\"text\":\"\",\"size\":[64,64]}\n"
-#define BATCH(item, crop) "{\"batch\":0,\"epoch\":0,\"size\":[16,16],\"items\":[{\"item\":" item ",\"resize\":[20,16],\"crop\":" crop "}]}\n"
+#define BATCH(item, crop) "{\"batch\":0,\"epoch\":0,\"size\":[16,16],\"items\":[" \
+                          "{\"item\":" item ",\"resize\":[20,16],\"crop\":" crop "}]}\n"
     damaged("", "empty");
     damaged("{}\n", "not a plan");
     damaged("{\"dt_plan\":2}\n", "line 1: 'dt_plan'");
@@ -316,7 +317,7 @@ static void test_settings(void **state)
     s = settings();
     s.trust_sizes = 0;                  /* now the files must be there */
     FILE *f = fopen("/dev/null", "w");
-    assert_int_equal(dt_plan_write(f, &s, &r, &err), DT_EDATA);
+    assert_int_equal(dt_plan_make(f, &s, &r, &err), DT_EDATA);
     assert_non_null(strstr(err.msg, "none of its 203 pictures can be used"));
     assert_int_equal(r.skipped.n, N);
     dt_plan_report_release(&r);

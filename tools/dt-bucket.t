@@ -1,0 +1,67 @@
+#!/bin/sh
+# dt-bucket.t - the command: where data comes from, what is said about bad data, exit codes.
+. tests/lib.sh
+I=$PWD/tests/golden/data_images
+cd "$T" || exit 1
+
+mkdir good mixed bad empty
+for k in 1 2 3; do cp "$I/rgb.png" good/$k.png; echo "caption $k" >good/$k.txt; done
+cp good/* "$I/exif6.jpg" mixed
+head -c 20 "$I/rgb.png" >mixed/cut.png
+echo 'this is no picture' >mixed/text.jpg
+head -c 300 "$I/exif1.jpg" | tail -c 250 >bad/a.jpg
+cat >m.json <<E
+[{"file_path": "1.png", "text": "one", "width": "20", "height": 12, "artist": "Ann"},
+ {"file_path": "2.png", "text": "two", "width": 99, "height": 99},
+ {"file_path": "none.png", "text": "three"}]
+E
+printf 'file_path,text\n1.png,"a, b"\n' >m.csv
+printf '{"file_path":"1.png"}\n{"file_path":\n' >broken.jsonl
+P='--image_sample_size 64 --num_train_epochs 2 --train_batch_size 2 --caption_dropout 0'
+
+check 'a folder gives header, items, batches, footer' \
+    "dt-bucket -q $P good | cut -c3-7 | uniq | tr '\n' ' '" 'dt_pl item" batch end": '
+check 'captions come from .txt' "dt-bucket -q $P good | grep -c '\"text\":\"caption [123]\"'" 3
+check 'EXIF rotation is in the size' "cp '$I/exif6.jpg' good/r.jpg; dt-bucket -q $P good | grep -c '\"size\":\\[12,20\\]'; rm good/r.jpg" 1
+check 'without buckets: square' "dt-bucket -q $P good | grep '\"batch\":0' | cut -c10-46" '0,"epoch":0,"size":[64,64],"items":[{'
+check 'with buckets: 20x12 is 80x48' "dt-bucket -q $P --enable_bucket good | grep '\"batch\":0' | cut -c22-36" '"size":[80,48],'
+check 'fixed size' "dt-bucket -q $P --fix_sample_size 40 70 -- good | grep -c '\"size\":\\[64,32\\].*\"resize\":\\[64,32\\],\"crop\":\\[0,0\\]'" 3
+check 'the same seed, the same bytes, any number of threads' \
+    "dt-bucket -q $P good >a; dt-bucket -q $P --dataloader_num_workers 7 good | cmp - a"
+check 'another seed, another plan' "dt-bucket -q $P --seed 43 good | cmp -s - a; [ \$? = 1 ]"
+check '-o writes the same' "dt-bucket -q $P -o b good && cmp a b && ls | grep -c tmp; :" 0
+check 'metadata through a FIFO' \
+    "mkfifo f; cat m.csv >f & dt-bucket -q $P --train_data_dir good --train_data_meta f | grep -c '\"text\":\"a, b\"'" 1
+check 'metadata on stdin' "dt-bucket -q $P --train_data_dir good - <m.csv | grep -c '\"path\":\"good/1.png\"'" 1
+check 'paths are relative to the metadata' "cp m.csv good/; dt-bucket -q $P good/m.csv | grep -c '\"path\":\"good/1.png\"'; rm good/m.csv" 1
+check 'the reference command line' "dt-bucket -q --train_data_dir=good --train_data_meta=m.csv --train_batch_size=1 \
+    --image_sample_size=1024 --gradient_accumulation_steps=1 --dataloader_num_workers=8 --num_train_epochs=1 --seed=42 \
+    --enable_bucket | grep -c '\"size\":\\[1280,768\\]'" 2
+
+fails 3 'bad pictures are skipped and listed' "dt-bucket $P mixed >p" 'skipped mixed/cut.png: '
+fails 3 'a file that is no picture' "dt-bucket $P mixed >p" 'skipped mixed/text.jpg: not a picture'
+check 'and the others are in the plan' "grep -c '^{\"item\"' p" 4
+check 'and the footer lists them' "tail -n 1 p | grep -c 'mixed/cut.png.*mixed/text.jpg'" 1
+fails 3 'a missing file in the metadata' "dt-bucket $P --train_data_dir=good m.json >p" 'skipped good/none.png: cannot open'
+fails 3 'a size that differs' "dt-bucket $P --train_data_dir=good m.json >p" '1 whose size in the metadata is not'
+check 'unknown fields are kept' "grep -c '\"extra\":{\"artist\":\"Ann\"}' p" 1
+fails 3 'a picture cut short, found by --verify_images' \
+    "mkdir v; cp good/1.png v; head -c 100 good/1.png >v/2.png; dt-bucket $P v >p && dt-bucket $P --verify_images v >p" 'skipped v/2.png: damaged PNG'
+
+fails 4 'all pictures bad' "dt-bucket $P bad >p" 'bad: none of its 1 pictures can be used; the first: bad/a.jpg'
+check 'then nothing is written' 'wc -c <p' 0
+fails 4 'too many bad' "dt-bucket $P --max_skipped_fraction 0.1 mixed" '2 of 6 pictures cannot be used, more than --max_skipped_fraction 0.1'
+fails 4 'an empty folder' "dt-bucket empty" 'empty: no pictures in it'
+fails 4 'a folder that is not there' "dt-bucket --train_data_dir=nowhere" "nowhere"
+fails 4 'broken JSON' "dt-bucket broken.jsonl" 'broken.jsonl: line 2 is not valid JSON'
+fails 4 'a table without paths' "echo a,b >t.csv; dt-bucket t.csv" "t.csv: line 1: the header has no column 'file_path'"
+fails 2 'no data' 'dt-bucket' 'no data: name a folder or a metadata file'
+fails 2 'two data' 'dt-bucket good bad' "one DATA at a time, not also 'bad'"
+fails 2 'data twice' 'dt-bucket --train_data_meta m.json good' 'name the data once'
+fails 2 'a misspelt flag' 'dt-bucket --enable_buket good' "did you mean '--enable_bucket'?"
+fails 2 'a flag without effect' 'dt-bucket --random_hw_adapt good' '--random_hw_adapt needs --enable_bucket'
+fails 2 'a root without effect' 'dt-bucket --train_data_dir x good' "--train_data_dir has no effect: 'good' is a folder"
+fails 2 'a shard out of range' 'dt-bucket --shard 2/2 good' '--shard takes I/N'
+fails 2 'too small' "dt-bucket --image_sample_size 16 --enable_bucket good" 'too small'
+if [ -w /dev/full ]; then fails 7 'full disk' "dt-bucket $P good >/dev/full" 'No space left'; else skip 'full disk' 'no /dev/full'; fi
+fails 7 'a folder that cannot be written' "dt-bucket $P -o nowhere/p good" 'nowhere/p'
