@@ -92,8 +92,9 @@ def config_of(model):
 
 
 def write_tensors(path, tensors, meta={"format": "pt"}):
-    """safetensors with sorted keys: the same tensors give the same bytes, which the library's own writer does not promise."""
-    kinds = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32"}
+    """safetensors with sorted keys: the same tensors give the same bytes (the library's writer promises no order)."""
+    kinds = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+             torch.int32: "I32", torch.uint8: "U8"}
     header, blobs, at = {"__metadata__": dict(sorted(meta.items()))}, [], 0
     for name, x in sorted(tensors.items(), key=lambda kv: (-kv[1].element_size(), kv[0])):
         blob = x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,5 @@
-"""FLUX transformer: flux_a (no guidance, random ids), flux_b (guidance, non-square, batch 2), flux_b_bf16 (flux_b in bf16 storage)."""
+"""FLUX transformer: flux_a (no guidance, random ids), flux_b (guidance, non-square, batch 2), flux_b_bf16 (flux_b in
+bf16 storage)."""
 import torch
 from diffusers import FluxTransformer2DModel
 

@@ -199,13 +199,16 @@ void job_run(job *j)
 
 /* --- results --- */
 
-static void note(tally *t, const char *what, double error, double tol)
+void tally_error(tally *t, const char *what, double error, double tol)
 {
     double share = error / tol;
     t->n++;
     if (!(share <= 1.0)) {
+        size_t used = strlen(t->notes), room = sizeof(t->notes) - used;
+        int n = snprintf(t->notes + used, room, "# %s: off by %.3g, allowed %.3g\n", what, error, tol);
+        if ((size_t)n >= room)
+            t->notes[used] = 0;     /* whole lines only */
         t->bad++;
-        printf("# %s: off by %.3g, allowed %.3g\n", what, error, tol);
     }
     if (!(share <= t->worst)) {
         t->worst = share;
@@ -220,12 +223,12 @@ void tally_add(tally *t, const char *what, const float *a, const float *ref, int
         diff += ((double)a[i] - ref[i]) * ((double)a[i] - ref[i]);
         norm += (double)ref[i] * ref[i];
     }
-    note(t, what, sqrt(diff) / fmax(sqrt(norm), floor), tol);
+    tally_error(t, what, sqrt(diff) / fmax(sqrt(norm), floor), tol);
 }
 
 void tally_num(tally *t, const char *what, double a, double ref, double tol)
 {
-    note(t, what, a == ref ? 0.0 : fabs(a - ref) / fabs(ref), tol);
+    tally_error(t, what, a == ref ? 0.0 : fabs(a - ref) / fabs(ref), tol);
 }
 
 void tap(const tally *t, const char *fmt, ...)
@@ -238,6 +241,7 @@ void tap(const tally *t, const char *fmt, ...)
     va_end(ap);
     printf(" (%d compared, worst %.2g of the tolerance", t->n, t->worst);
     printf(t->where[0] ? " at %s)\n" : ")\n", t->where);
+    fputs(t->notes, stdout);
     fflush(stdout);
     failures += !ok;
 }

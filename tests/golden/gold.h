@@ -1,5 +1,5 @@
-/* gold.h - reading golden files (their form: common.py) and reporting in TAP.  What is wrong with the files themselves or
- * with the library's error codes ends the program. */
+/* gold.h - reading golden files (their form: common.py) and reporting in TAP.  A file that is not as expected and an
+ * error of the library end the program. */
 #ifndef DT_TESTS_GOLD_H
 #define DT_TESTS_GOLD_H
 #include "base/json.h"
@@ -49,10 +49,12 @@ typedef struct tally {              /* of the comparisons behind one TAP line */
     int    n, bad;
     double worst;                   /* largest error as a share of its tolerance */
     char   where[128];
+    char   notes[1000];             /* the first failures, as TAP comments */
 } tally;
 
 /* |a - ref| / max(|ref|, floor) against tol.  `floor` keeps values that are zero in exact arithmetic from mattering. */
 void tally_add(tally *t, const char *what, const float *a, const float *ref, int64_t n, double floor, double tol);
+void tally_error(tally *t, const char *what, double error, double tol);         /* measured by the caller */
 void tally_num(tally *t, const char *what, double a, double ref, double tol);   /* |a - ref| / |ref| */
 /* One TAP line: "ok 3 - NAME (n compared, worst 0.12 of the tolerance at WHERE)". */
 void tap(const tally *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -1,13 +1,15 @@
 """tiny-flux/: a whole FLUX.1 model folder as people have it, and what diffusers.FluxPipeline makes with it.
 
-The folder: transformer in bf16 and two shards, vae in fp16, text_encoder in fp32, text_encoder_2 in bf16, byte-level BPE and
-SentencePiece tokenizers of a few hundred tokens, and flux1-tiny.safetensors, the same transformer under the names of
-Black Forest Labs' single file.
+The folder: transformer in bf16 and two shards, vae in fp16, text_encoder in fp32, text_encoder_2 in bf16, byte-level
+BPE and SentencePiece tokenizers of a few hundred tokens, and flux1-tiny.safetensors, the same transformer under the
+names of Black Forest Labs' single file.
 
 pipeline.safetensors    five prompts (metadata "prompts"): in.clip_ids, in.t5_ids [5, 77 or 64], out.prompt_embeds,
                         out.pooled [5, 32];  images of the first two at 24x40 px: in.latents [2, 4, 12, 20],
                         out.sigmas, out.latents.K after step K = 0..3 (latents, not tokens), out.decoded [2, 3, 24, 40]
                         in about -1..1, out.image clamped to 0..1
+                        in.tiled.rgb [56, 80, 3] u8 -> out.tiled.{mean,logvar} [4, 28, 40] in tiles of 32 px, and
+                        in.tiled.latents [4, 28, 40] -> out.tiled.image [56, 80, 3] in 0..1
 """
 import inspect
 import json
@@ -34,9 +36,9 @@ PROMPTS = [
     "",
     "A Grumpy CAT, sitting on the old windowsill; it's 42 years old!",
     "un café à la façade bleue, 猫 and 🐱",
-    "the quick brown fox jumps over the lazy dog while the old bus waits on the street and nobody knows why it does not "
-    "drive on to the harbour where white ships are lying in the morning sun as they have for years and years, and where "
-    "a man sells small green apples, bread, salt and fish to all those people who come by every day of the week",
+    "the quick brown fox jumps over the lazy dog while the old bus waits on the street and nobody knows why it does "
+    "not drive on to the harbour where white ships are lying in the morning sun as they have for years and years, and "
+    "where a man sells small green apples, bread, salt and fish to all those people who come by every day of the week",
 ]
 CORPUS = " ".join(PROMPTS).replace("猫", " ").replace("🐱", " ") + """
  a drawing of a cat with a red hat. a blue car in the rain on a road by night. portrait of an old man, oil on canvas, warm
@@ -75,7 +77,8 @@ def clip_tokenizer(folder, merges=120):
                     out.append(s)
             merged[tuple(out)] = merged.get(tuple(out), 0) + n
         words = merged
-    tokens = alphabet + [c + "</w>" for c in alphabet] + [a + b for a, b in rules] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = alphabet + [c + "</w>" for c in alphabet] + [a + b for a, b in rules]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
     os.makedirs(folder)
     write(folder, "vocab.json", {t: i for i, t in enumerate(tokens)}, None)
     with open(os.path.join(folder, "merges.txt"), "w") as f:
@@ -123,7 +126,8 @@ def shards(model, folder, n, dtype):
         name = f"diffusion_pytorch_model-{i + 1:05}-of-{n:05}.safetensors"
         write_tensors(os.path.join(folder, name), part)
         index |= {k: name for k in part}
-    write(folder, "diffusion_pytorch_model.safetensors.index.json", dict(metadata=dict(total_size=total), weight_map=index))
+    write(folder, "diffusion_pytorch_model.safetensors.index.json",
+          dict(metadata=dict(total_size=total), weight_map=index))
     config = dict(_class_name="FluxTransformer2DModel", _diffusers_version="0.30.0", **config_of(model))
     write(folder, "config.json", config)
 
@@ -145,7 +149,8 @@ def bfl(state):
 
     put("img_in", "x_embedder")
     put("txt_in", "context_embedder")
-    for dst, src in (("time_in", "timestep_embedder"), ("guidance_in", "guidance_embedder"), ("vector_in", "text_embedder")):
+    embedders = {"time_in": "timestep_embedder", "guidance_in": "guidance_embedder", "vector_in": "text_embedder"}
+    for dst, src in embedders.items():
         put(dst + ".in_layer", f"time_text_embed.{src}.linear_1")
         put(dst + ".out_layer", f"time_text_embed.{src}.linear_2")
     for i in range(2):
@@ -198,10 +203,12 @@ def folder():
 
     os.makedirs(os.path.join(ROOT, "scheduler"))
     write(os.path.join(ROOT, "scheduler"), "scheduler_config.json",
-          dict(_class_name="FlowMatchEulerDiscreteScheduler", _diffusers_version="0.30.0", num_train_timesteps=1000, **FLUX))
+          dict(_class_name="FlowMatchEulerDiscreteScheduler", _diffusers_version="0.30.0", num_train_timesteps=1000,
+               **FLUX))
     write(ROOT, "model_index.json", {
         "_class_name": "FluxPipeline", "_diffusers_version": "0.30.0",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "T5TokenizerFast"], "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"]})
@@ -255,12 +262,28 @@ def run(pipe):
     return t
 
 
+@torch.no_grad()
+def tiled(vae):
+    g = generator(9)
+    vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = 32, 16, 0.25
+    vae.enable_tiling()
+    t = {"in.tiled.rgb": torch.randint(0, 256, (56, 80, 3), generator=g, dtype=torch.uint8),
+         "in.tiled.latents": randn(g, 4, 28, 40)}
+    posterior = vae.encode(t["in.tiled.rgb"].permute(2, 0, 1)[None] / 127.5 - 1).latent_dist
+    t |= {"out.tiled.mean": posterior.mean[0], "out.tiled.logvar": posterior.logvar[0]}
+    z = t["in.tiled.latents"][None] / vae.config.scaling_factor + vae.config.shift_factor
+    t["out.tiled.image"] = (vae.decode(z).sample[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+    vae.disable_tiling()
+    return t
+
+
 def main():
     folder()
     pipe = FluxPipeline.from_pretrained(ROOT, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     check(pipe)
-    save("pipeline", run(pipe), prompts=PROMPTS, folder="tiny-flux", max_sequence_length="64", guidance="3.5", steps="4")
+    save("pipeline", run(pipe) | tiled(pipe.vae), prompts=PROMPTS, folder="tiny-flux",
+         max_sequence_length="64", guidance="3.5", steps="4")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Schedules and the optimiser: sigmas of FlowMatchEulerDiscreteScheduler, the choice of training sigmas, loss weights, the
-learning rates of diffusers.optimization, and torch.optim.AdamW after clip_grad_norm_.
+"""Schedules and the optimiser: sigmas of FlowMatchEulerDiscreteScheduler, the choice of training sigmas, loss weights,
+the learning rates of diffusers.optimization, and torch.optim.AdamW after clip_grad_norm_.
 
 schedule.safetensors
     out.dynamic.TOKENS.STEPS, out.static.SHIFT.STEPS, out.terminal.TOKENS.STEPS    sigmas [STEPS + 1], the last one 0;

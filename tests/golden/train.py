@@ -2,9 +2,9 @@
 
 x_t = (1 - s) x0 + s n, all fp32;  target = n - x0;  loss = mean( 1[|d| <= 50] d^2 ), d = pred - target.
 
-train_inputs.safetensors    in.K.{x0,noise} [2, 4, 8, 12], in.K.txt [2, 7, 32], in.K.pooled [2, 32], in.K.sigma [2] for the
-                            micro-steps K = 0..19 (those of one optimiser step follow each other); in.K.index: sigma's place
-                            in the table of 1000 for 24 tokens
+train_inputs.safetensors    in.K.{x0,noise} [2, 4, 8, 12], in.K.txt [2, 7, 32], in.K.pooled [2, 32], in.K.sigma [2]
+                            for the micro-steps K = 0..19 (those of one optimiser step follow each other);
+                            in.K.index: sigma's place in the table of 1000 for 24 tokens
 {lora,full}_{1,2}.safetensors
     metadata "train"        settings; 1: one micro-step a step; 2: two, with clipping, warm-up and a cosine
     w.*                     LoRA: initial A and B (full: those of flux_b)
