@@ -159,7 +159,8 @@ static int validate(dt_trainer *t, bool last, dt_err *err)
         t->state.validated == t->state.step + 1)
         return 0;
     int rc = t->validate(t->ctx, t->state.step, err);
-    t->state.validated = t->state.step + 1;
+    if (rc == 0)
+        t->state.validated = t->state.step + 1;
     return rc;
 }
 
@@ -167,6 +168,8 @@ static int after_step(dt_trainer *t, int64_t *saved, bool last, dt_err *err)
 {
     bool stop = t->stop && *t->stop;
     int rc = stop ? 0 : validate(t, last, err);
+    if (rc == DT_ESIGNAL)
+        stop = true, rc = 0;
     if (rc == 0 && *saved != t->state.step &&
         (due(t->save_every, t->state.step) || last || stop || (t->save_now && *t->save_now))) {
         rc = save(t, err);
