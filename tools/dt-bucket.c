@@ -2,13 +2,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/progress.h"
 #include "base/tool.h"
 #include "data/data_opts.h"
 
 struct opts {
     struct dt_data_settings data;
     int64_t world_size;
-    const char *shard, *output;
+    const char *shard, *output, *progress;
     int quiet;
 };
 
@@ -21,6 +22,8 @@ static const dt_opt table[] = {
       "write only batches whose number modulo N is I" },
     { "output", 'o', "FILE", DT_OPT_STR, offsetof(struct opts, output), .help =
       "write the plan to FILE, whole or not at all (standard output)" },
+    { "progress", 0, "FILE", DT_OPT_STR, offsetof(struct opts, progress), .help =
+      "write progress as NDJSON to FILE, or to this descriptor if it is a number" },
     { "quiet", 'q', NULL, DT_OPT_FLAG, offsetof(struct opts, quiet), .help = "no summary on standard error" },
     DT_OPT_END
 };
@@ -91,7 +94,10 @@ int main(int argc, char **argv)
     if (rc == 0)
         rc = dt_out_open(&out, o.output, &err);
     if (rc == 0)
+        rc = dt_progress_open(&o.data.progress, "read", "pictures", -1, o.progress, o.quiet, &err);
+    if (rc == 0)
         rc = dt_plan_make(dt_out_file(out), &o.data, &report, &err);
+    dt_progress_close(&o.data.progress);
     if (rc == 0) {
         rc = dt_out_commit(&out, &err);
         summary(&report);

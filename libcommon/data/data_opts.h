@@ -3,7 +3,7 @@
  *   struct opts { struct dt_data_settings data; ... } o = { .data = DT_DATA_DEFAULTS };
  *   static const dt_opt table[] = { DT_DATA_OPTS(struct opts, data), ..., DT_OPT_END };
  *
- * The caller releases o.data.fix_sample_size and sets world_size, shard and stop itself. */
+ * The caller releases o.data.fix_sample_size and sets world_size, shard, stop and progress itself. */
 #ifndef DT_DATA_OPTS_H
 #define DT_DATA_OPTS_H
 #include "base/opt.h"

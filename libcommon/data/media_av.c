@@ -61,6 +61,35 @@ static size_t gif_first_frame(const uint8_t *d, size_t bytes)
     return 0;
 }
 
+/* Leaves only those tags of a TIFF's first directory that describe the samples: told to be strict about damage,
+ * FFmpeg is strict about tags that it does not know as well. */
+static void tiff_prune(uint8_t *d, size_t bytes)
+{
+    static const uint16_t keep[] = {
+        256, 257, 258, 259, 262, 266, 273, 277, 278, 279,   /* size, bits, compression, colours, strips */
+        284, 292, 293, 317, 320, 322, 323, 324, 325,        /* planes, fax options, predictor, palette, tiles */
+        529, 530, 532,                                      /* YCbCr */
+    };
+    bool big = d[0] == 'M';
+    size_t at = big ? (size_t)d[4] << 24 | d[5] << 16 | d[6] << 8 | d[7] : le32(d + 4), n = 0;
+    if (bytes < 10 || at > bytes - 2)
+        return;
+    size_t have = big ? d[at] << 8 | d[at + 1] : d[at + 1] << 8 | d[at];
+    if (have * 12 > bytes - at - 2)
+        return;
+    for (size_t i = 0; i < have; i++) {
+        const uint8_t *e = d + at + 2 + 12 * i;
+        uint16_t tag = big ? e[0] << 8 | e[1] : e[1] << 8 | e[0];
+        for (size_t k = 0; k < sizeof keep / sizeof *keep; k++)
+            if (tag == keep[k])
+                memmove(d + at + 2 + 12 * n++, e, 12);
+    }
+    d[at + big] = n;            /* fewer than 256 */
+    d[at + !big] = 0;
+    if (at + 2 + 12 * n + 4 <= bytes)
+        memset(d + at + 2 + 12 * n, 0, 4);      /* no next directory */
+}
+
 /* Decodes one packet to a frame no larger than `room`; caller frees the frame. */
 static int to_frame(AVFrame **frame, enum AVCodecID id, const uint8_t *data, size_t bytes, const dt_image *room,
                     const char *name, dt_err *err)
@@ -80,11 +109,12 @@ static int to_frame(AVFrame **frame, enum AVCodecID id, const uint8_t *data, siz
         goto out;
     }
     memcpy(pkt->data, data, bytes);
+    if (id == AV_CODEC_ID_TIFF)
+        tiff_prune(pkt->data, bytes);
     pkt->flags |= AV_PKT_FLAG_KEY;
     c->thread_count = 1;
     c->max_pixels = (room->w + 64ll) * (room->h + 64ll);     /* FFmpeg counts its own alignment */
-    if (id != AV_CODEC_ID_TIFF)         /* there it refuses every tag that it does not know */
-        c->err_recognition = AV_EF_EXPLODE;
+    c->err_recognition = AV_EF_EXPLODE;         /* or damaged parts would be left black */
     int bad = avcodec_open2(c, codec, NULL);
     if (bad >= 0 && (bad = avcodec_send_packet(c, pkt)) >= 0) {
         bad = avcodec_receive_frame(c, f);
@@ -223,6 +253,12 @@ static int decode_anmf(dt_image *out, const uint8_t *a, uint32_t len, const char
     return rc;
 }
 
+/* A BITMAPINFOHEADER has no alpha: the fourth byte of its pixels means nothing, unless BI_ALPHABITFIELDS says so. */
+static bool bmp_is_opaque(const uint8_t *d, size_t bytes, enum dt_image_format fmt)
+{
+    return fmt == DT_IMAGE_BMP && bytes >= 34 && le32(d + 14) <= 40 && le32(d + 30) != 6;
+}
+
 int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, size_t bytes, const char *name,
                  dt_err *err)
 {
@@ -244,6 +280,8 @@ int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, s
     if (rc == 0 && (f->width != out->w || f->height != out->h))
         rc = dt_err_set(err, DT_EDATA, "%s: header says %dx%d, the picture is %dx%d", name, out->w, out->h,
                         f->width, f->height);
+    if (rc == 0 && f->format == AV_PIX_FMT_BGRA && bmp_is_opaque(data, bytes, fmt))
+        f->format = AV_PIX_FMT_BGR0;
     if (rc == 0)
         rc = place(out, f, 0, 0, name, err);
     av_frame_free(&f);

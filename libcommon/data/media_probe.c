@@ -48,29 +48,65 @@ static uint32_t le32(const uint8_t *p) { return le16(p + 2) << 16 | le16(p); }
 
 static int64_t side(uint32_t v) { return v > INT32_MAX ? INT32_MAX : v; }
 
-/* First directory of the TIFF structure at `base`: width, height (0 if absent), orientation. */
-static bool tiff_ifd(struct src *s, int64_t base, int64_t wh[2], int *orientation)
+struct ifd { int64_t w, h, compression, format; int orientation; };     /* 0: absent */
+
+/* First directory of the TIFF structure at `base`. */
+static bool tiff_ifd(struct src *s, int64_t base, struct ifd *d)
 {
     const uint8_t *p = peek(s, base, 8);
     if (!p || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4)))
         return false;
     bool big = p[0] == 'M';
-    int64_t ifd = base + (big ? be32(p + 4) : le32(p + 4));
-    if (!(p = peek(s, ifd, 2)))
+    int64_t at = base + (big ? be32(p + 4) : le32(p + 4));
+    if (!(p = peek(s, at, 2)))
         return false;
     int n = big ? be16(p) : le16(p);
     for (int i = 0; i < n; i++) {
-        if (!(p = peek(s, ifd + 2 + 12ll * i, 12)))
+        if (!(p = peek(s, at + 2 + 12ll * i, 12)))
             return false;
         uint32_t tag = big ? be16(p) : le16(p), type = big ? be16(p + 2) : le16(p + 2);
-        uint32_t v = type == 3 ? (big ? be16(p + 8) : le16(p + 8))
-                   : type == 4 ? (big ? be32(p + 8) : le32(p + 8)) : 0;
-        if (tag == 256 || tag == 257)
-            wh[tag - 256] = side(v);
-        else if (tag == 274 && v >= 1 && v <= 8)
-            *orientation = v;
+        uint32_t count = big ? be32(p + 4) : le32(p + 4), v = big ? be32(p + 8) : le32(p + 8);
+        if (type == 3) {                        /* SHORT: here if at most two, else there */
+            p = count > 2 ? peek(s, base + v, 2) : p + 8;
+            v = !p ? 0 : big ? be16(p) : le16(p);
+        }
+        switch (type == 3 || type == 4 ? tag : 0) {
+        case 256: d->w = side(v); break;
+        case 257: d->h = side(v); break;
+        case 259: d->compression = v; break;
+        case 274: d->orientation = v <= 8 ? v : 0; break;
+        case 339: d->format = v; break;
+        }
     }
     return true;
+}
+
+/* Orientation in the EXIF data at `base`, 1 if there is none. */
+static int exif(struct src *s, int64_t base)
+{
+    struct ifd d = { 0 };
+    tiff_ifd(s, base, &d);
+    return d.orientation ? d.orientation : 1;
+}
+
+static const char *tiff(struct src *s, int64_t wh[2], int *orientation)
+{
+    static const uint16_t known[] = { 0, 1, 2, 3, 4, 5, 8, 32773, 32946 };  /* raw, fax, LZW, deflate, packbits */
+    struct ifd d = { 0 };
+    bool ok = false;
+    if (!tiff_ifd(s, 0, &d))
+        return "damaged TIFF header";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        ok |= d.compression == known[i];
+    if (!ok)
+        return d.compression == 6 || d.compression == 7 ? "TIFF with JPEG inside is not read"
+                                                        : "TIFF with a compression that is not read";
+    if (d.format > 1)
+        return "TIFF of numbers that are no unsigned integers";
+    wh[0] = d.w;
+    wh[1] = d.h;
+    *orientation = d.orientation ? d.orientation : 1;
+    return NULL;
 }
 
 static const char *jpeg(struct src *s, int64_t wh[2], int *orientation)
@@ -101,10 +137,8 @@ static const char *jpeg(struct src *s, int64_t wh[2], int *orientation)
             wh[1] = be16(p + 5);
             return NULL;
         }
-        if (m == 0xe1 && len >= 16 && (p = peek(s, off + 4, 6)) && !memcmp(p, "Exif\0\0", 6)) {
-            int64_t ignore[2];
-            tiff_ifd(s, off + 10, ignore, orientation);
-        }
+        if (m == 0xe1 && len >= 16 && (p = peek(s, off + 4, 6)) && !memcmp(p, "Exif\0\0", 6))
+            *orientation = exif(s, off + 10);
         off += 2 + len;
     }
     return "damaged JPEG header";
@@ -121,9 +155,9 @@ static const char *png(struct src *s, int64_t wh[2], int *orientation)
     for (int i = 0; i < MAX_SEGMENTS && (p = peek(s, off, 8)); i++) {
         if (!memcmp(p + 4, "IDAT", 4) || !memcmp(p + 4, "IEND", 4))
             break;
-        int64_t len = be32(p), ignore[2];
+        int64_t len = be32(p);
         if (!memcmp(p + 4, "eXIf", 4))
-            tiff_ifd(s, off + 8, ignore, orientation);
+            *orientation = exif(s, off + 8);
         off += 12 + len;
     }
     return NULL;
@@ -153,13 +187,13 @@ static const char *webp(struct src *s, int64_t wh[2], int *orientation)
     wh[1] = le24(p + 15) + 1;
     if (!(p[8] & 0x08))             /* no EXIF chunk */
         return NULL;
-    int64_t off = 12, ignore[2];
+    int64_t off = 12;
     for (int i = 0; i < MAX_SEGMENTS && (p = peek(s, off, 8)); i++) {
         int64_t len = le32(p + 4);
         if (!memcmp(p, "EXIF", 4)) {
             /* Some writers keep JPEG's prefix inside the chunk. */
             const uint8_t *q = peek(s, off + 8, 6);
-            tiff_ifd(s, off + 8 + (q && !memcmp(q, "Exif\0\0", 6) ? 6 : 0), ignore, orientation);
+            *orientation = exif(s, off + 8 + (q && !memcmp(q, "Exif\0\0", 6) ? 6 : 0));
             break;
         }
         off += 8 + len + (len & 1);
@@ -208,7 +242,7 @@ static const char *parse(struct src *s, dt_image_info *info, int64_t wh[2])
     }
     if (!memcmp(p, "II*\0", 4) || !memcmp(p, "MM\0*", 4)) {
         info->format = DT_IMAGE_TIFF;
-        return tiff_ifd(s, 0, wh, &info->orientation) ? NULL : "damaged TIFF header";
+        return tiff(s, wh, &info->orientation);
     }
     if (!memcmp(p, "BM", 2)) {
         info->format = DT_IMAGE_BMP;

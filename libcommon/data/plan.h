@@ -36,6 +36,7 @@ struct dt_data_settings {
     double   max_skipped_fraction;  /* more bad pictures than this: DT_EDATA; default 0.5 */
     const char *shard;              /* "i/n": only batches with index mod n = i; NULL: all */
     const volatile int *stop;       /* non-zero: give up with DT_ESIGNAL; may be NULL */
+    struct dt_progress *progress;   /* told how many picture files have been read; may be NULL */
 };
 #define DT_DATA_DEFAULTS { \
     .train_batch_size = 16, .image_sample_size = 512, .multiple = 16, .num_train_epochs = 100, \

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/progress.h"
 #include "data/media.h"
 #include "data/plan_int.h"
 
@@ -40,12 +41,21 @@ static void look(struct job *j, int64_t i)
         __atomic_fetch_add(&j->differs, 1, __ATOMIC_RELAXED);
 }
 
+static bool stopped(const struct job *j)
+{
+    return j->s->stop && *j->s->stop;
+}
+
+static int64_t take(struct job *j)
+{
+    return __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+}
+
 static void *work(void *p)
 {
     struct job *j = p;
-    for (int64_t i; !(j->s->stop && *j->s->stop); look(j, i))
-        if ((i = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) >= j->m->n)
-            break;
+    for (int64_t i; !stopped(j) && (i = take(j)) < j->m->n; )
+        look(j, i);
     return NULL;
 }
 
@@ -57,7 +67,13 @@ static void run(struct job *j)
     want = want > MAX_THREADS ? MAX_THREADS : want > j->m->n ? j->m->n : want;
     while (n < want - 1 && pthread_create(&t[n], NULL, work, j) == 0)
         n++;
-    work(j);                    /* this thread is one of them; no thread at all still works */
+    for (int64_t i; !stopped(j) && (i = take(j)) < j->m->n; ) {     /* this thread is one of them */
+        look(j, i);
+        if (j->s->progress && i % 16 == 0)
+            dt_progress_step(j->s->progress, i);
+    }
+    if (j->s->progress)
+        dt_progress_step(j->s->progress, j->m->n);
     while (n)
         pthread_join(t[--n], NULL);
 }
@@ -134,7 +150,7 @@ int dt_pictures_read(dt_meta *m, const struct dt_data_settings *s, struct dt_pla
         return rc;
     struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size), .wrong = dt_alloc(m->n * sizeof *j.wrong) };
     run(&j);
-    if (s->stop && *s->stop) {
+    if (stopped(&j)) {
         for (int64_t i = 0; i < m->n; i++)
             free(j.wrong[i]);
         rc = dt_err_set(err, DT_ESIGNAL, "stopped");

@@ -62,8 +62,8 @@ put("bit1.png", rgb.convert("1"))
 pal = rgb.quantize(16)
 put("palette.png", pal, transparency=3)
 g16 = (scene()[..., 0].astype(np.uint16) * 257) ^ 0x0100
-put("gray16.png", Image.fromarray(g16),
-    want=Image.fromarray(np.repeat(((g16.astype(int) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, -1)))
+gray8 = Image.fromarray(np.repeat(((g16.astype(int) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, -1))
+put("gray16.png", Image.fromarray(g16), want=gray8)
 
 put("lossy.webp", rgb, quality=95)
 put("lossless.webp", rgb, lossless=True)
@@ -79,7 +79,10 @@ put("lzw.tiff", rgba, compression="tiff_lzw")
 put("exif3.tiff", rgb, tiffinfo={274: 3})
 put("exif5.tiff", rgb, compression="tiff_deflate", tiffinfo={274: 5})
 put("cmyk.tiff", cmyk, want=cmyk.convert("RGB"))
+put("gray16.tiff", Image.fromarray(g16), want=gray8)
+put("fax.tiff", rgb.convert("1"), compression="group4")
 put("rgb.bmp", rgb)
+put("rgba.bmp", rgba)
 put("palette.bmp", pal)
 put("bit1.bmp", rgb.convert("1"))
 

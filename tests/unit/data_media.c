@@ -32,6 +32,7 @@ static const struct golden all[] = {
     { "palette.gif", DT_IMAGE_GIF, 0 }, { "transparent.gif", DT_IMAGE_GIF, 0 }, { "anim.gif", DT_IMAGE_GIF, 0 },
     { "rgb.tiff", DT_IMAGE_TIFF, 0 }, { "lzw.tiff", DT_IMAGE_TIFF, .5 }, { "exif3.tiff", DT_IMAGE_TIFF, 0 },
     { "exif5.tiff", DT_IMAGE_TIFF, 0 }, { "cmyk.tiff", DT_IMAGE_TIFF, 1 },
+    { "gray16.tiff", DT_IMAGE_TIFF, .01 }, { "fax.tiff", DT_IMAGE_TIFF, 0 }, { "rgba.bmp", DT_IMAGE_BMP, 0 },
     { "rgb.bmp", DT_IMAGE_BMP, 0 }, { "palette.bmp", DT_IMAGE_BMP, 0 }, { "bit1.bmp", DT_IMAGE_BMP, 0 },
 };
 
@@ -153,6 +154,7 @@ static void test_refused(void **state)
     refused("bomb.png", bomb, sizeof bomb, "65535x65535 is beyond the limit");
     refused("flat.gif", tall, sizeof tall, "header gives a size of 1x0");
     refused("empty.jpg", "", 0, "empty file");
+    refused("jpeg.tiff", "II*\0\10\0\0\0\1\0\3\1\3\0\1\0\0\0\7\0\0\0", 22, "TIFF with JPEG inside");
     refused("text.jpg", "this is not a picture", 21, "not a picture of a known kind");
 
     dt_image_info info;
