@@ -319,6 +319,25 @@ static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
 
 int dt_flux_pipe_copy_rest(const dt_flux_pipe *p, const char *dir, dt_err *err) { return copy_rest(p->dir, dir, 1, err); }
 
+/* The vae's config with the factors in use: a fresh vae's are measured after training. */
+static int write_factors(const dt_flux_pipe *p, const char *from, const char *to, dt_err *err)
+{
+    cJSON *j = NULL;
+    char *in = dt_path_join(from, "config.json"), *out = dt_path_join(to, "config.json");
+    int rc = dt_json_read(&j, in, MAX_CONFIG_BYTES, err);
+    if (rc == 0) {
+        cJSON_DeleteItemFromObject(j, "scaling_factor");
+        cJSON_DeleteItemFromObject(j, "shift_factor");
+        cJSON_AddNumberToObject(j, "scaling_factor", p->vae.scaling);
+        cJSON_AddNumberToObject(j, "shift_factor", p->vae.shift);
+        rc = dt_json_write(out, j, true, err);
+    }
+    cJSON_Delete(j);
+    free(in);
+    free(out);
+    return rc;
+}
+
 int dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *dir, dt_dtype dtype, bool ema,
                       const dt_st_kv *meta, dt_err *err)
 {
@@ -326,6 +345,8 @@ int dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *di
     char *to = dt_path_join(dir, dt_flux_part_dir[k]), *from = part_dir(p, k);
     char *path = dt_sprintf("%s/%s.safetensors", to, stems[text]);
     int rc = copy_rest(from, to, 0, err);
+    if (rc == 0 && k == DT_FLUX_VAE)
+        rc = write_factors(p, from, to, err);
     if (rc == 0)
         rc = dt_params_save(p->part[k], path, dtype, ema, meta, err);
     free(path);

@@ -6,7 +6,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/file.h"
 #include "data/media.h"
 #include "train/loader.h"
 
@@ -35,17 +34,15 @@ struct dt_loader {
 
 /* --- filling --- */
 
-static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+static int load_rgb(const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
 {
     dt_image in = { 0 }, out = { 0 };
-    char *path = dt_path_join(l->p.data_dir ? l->p.data_dir : "", it->item->path);
-    int rc = dt_image_read(&in, path, NULL, err);
+    int rc = dt_image_read(&in, it->item->path, NULL, err);
     if (rc == 0)
         rc = dt_image_resize(&out, &in, it->resize_w, it->resize_h, it->crop_x, it->crop_y, (int)m->w_px, (int)m->h_px, err);
     if (rc == 0 && it->flip)
         dt_image_flip(&out);
     dt_image_release(&in);
-    free(path);
     s->rgb = out.rgb;
     return rc;
 }
@@ -66,7 +63,7 @@ static int fill_sample(const dt_loader *l, const dt_batch_item *it, const dt_mic
             return rc;
         s->T = c.T, s->D = c.D, s->P = c.P, s->txt_dtype = c.dtype, s->states = c.states, s->pooled = c.pooled;
     }
-    return l->p.want & DT_WANT_RGB ? load_rgb(l, it, m, s, err) : 0;
+    return l->p.want & DT_WANT_RGB ? load_rgb(it, m, s, err) : 0;
 }
 
 static void fill(const dt_loader *l, struct slot *s)

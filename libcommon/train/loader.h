@@ -12,7 +12,6 @@ typedef struct dt_loader dt_loader;
 struct dt_loader_params {
     const char     *plan;           /* path of a plan */
     const dt_cache *cache;          /* for DT_WANT_LATENTS and DT_WANT_STATES; borrowed */
-    const char     *data_dir;       /* for DT_WANT_RGB: in front of relative paths; may be NULL */
     unsigned        want;
     int             threads;        /* 0: prepare in the caller's thread */
     int64_t         first;          /* batch to begin with */

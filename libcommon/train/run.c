@@ -188,7 +188,7 @@ static int train(dt_job *j, dt_err *err)
         rc = open_watchers(j, err);
     if (rc == 0)
         rc = dt_loader_open(&j->loader, &(struct dt_loader_params){
-            .plan = j->plan, .cache = j->cache, .data_dir = o->data.train_data_dir,
+            .plan = j->plan, .cache = j->cache,
             .want = o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
             .threads = (int)o->data.dataloader_num_workers, .first = j->t.state.batch }, err);
     if (rc < 0)
@@ -213,6 +213,8 @@ static int train(dt_job *j, dt_err *err)
     rc = dt_train(&j->t, err);
     rc = close_watchers(j, rc, err);
     free(dump);
+    if (rc == 0 && o->fit_scaling)
+        rc = dt_job_fit_scaling(j, err);
     if (rc == 0)
         rc = dt_job_save_extra(j, o->output_dir, err);
     return rc == 0 ? draw_loss(j, err) : rc;

@@ -84,7 +84,7 @@ static void arg_int(dt_strs *v, const char *name, int64_t value)
     arg(v, name, text);
 }
 
-int dt_job_make_cache(dt_job *j, const struct dt_data_settings *s, const char *plan, const char *dir, dt_err *err)
+int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
 {
     const dt_train_opts *o = j->o;
     dt_strs v = { 0 };
@@ -93,8 +93,6 @@ int dt_job_make_cache(dt_job *j, const struct dt_data_settings *s, const char *p
     arg(&v, "--pretrained_model_name_or_path", o->model);
     arg(&v, "--plan", plan);
     arg(&v, "--output", dir);
-    if (s->train_data_dir)
-        arg(&v, "--train_data_dir", s->train_data_dir);
     arg(&v, "--device", o->device);
     arg_int(&v, "--threads", o->threads);
     arg(&v, "--mixed_precision", dt_precision_names[o->mixed_precision]);
@@ -132,7 +130,7 @@ static int open_cache(dt_job *j, dt_err *err)
     char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
     int rc = 0;
     if (!o->latents)
-        rc = dt_job_make_cache(j, &o->data, j->plan, dir, err);
+        rc = dt_job_make_cache(j, j->plan, dir, err);
     if (rc == 0)
         rc = dt_cache_open(&j->cache, dir, err);
     free(dir);

@@ -45,12 +45,13 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(pr
 /* run_data.c: the plan and the cache, made if they were not given */
 int dt_job_data(dt_job *j, dt_err *err);
 int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err);
-int dt_job_make_cache(dt_job *j, const struct dt_data_settings *s, const char *plan, const char *dir, dt_err *err);
+int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err);
 /* run_model.c: declares, chooses what trains; loads or draws weights once the memory plan is accepted */
 int dt_job_model(dt_job *j, dt_err *err);
 int dt_job_weights(dt_job *j, dt_err *err);
 int dt_job_task(dt_job *j, dt_err *err);
 int dt_job_save_extra(void *job, const char *dir, dt_err *err);
+int dt_job_fit_scaling(dt_job *j, dt_err *err);         /* of the vae, over the plan's first pictures */
 /* run_memory.c: the sessions of all shapes, the memory plan, the budget */
 int dt_job_memory(dt_job *j, dt_err *err);
 

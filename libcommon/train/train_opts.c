@@ -7,7 +7,6 @@
 
 const char *const dt_precision_names[] = { "no", "bf16", NULL };
 const char *const dt_save_dtype_names[] = { "fp32", "bf16", "fp16", NULL };
-const char *const dt_lora_format_names[] = { "comfy", "peft", "kohya", NULL };
 static const char *const report_names[] = { "tensorboard", "none", NULL };
 
 #define O(field) offsetof(dt_train_opts, field)
@@ -118,7 +117,7 @@ static const dt_opt lora_table[] = {
     { "target_name", 0, "LIST", DT_OPT_STR, O(target_name), 0, 0, NULL,
       "comma list of module paths, dotted suffixes or globs to adapt (every linear layer)" },
     { "lora_skip_name", 0, "LIST", DT_OPT_STR, O(lora_skip_name), 0, 0, NULL, "comma list, as target_name, of modules to leave out" },
-    { "lora_format", 0, "NAME", DT_OPT_ENUM, O(lora_format), 0, 0, dt_lora_format_names, "layout of lora.safetensors: comfy, peft or kohya (comfy)" },
+    { "lora_format", 0, "NAME", DT_OPT_ENUM, O(lora_format), 0, 0, dt_lora_layouts, "layout of lora.safetensors: comfy, peft or kohya (comfy)" },
     { "use_peft_lora", 0, NULL, DT_OPT_FLAG, O(use_peft_lora), 0, 0, NULL, "the same as --lora_format peft" },
     FLUX_ROWS, RUN_ROWS, REFUSED_ROWS,
     REFUSED("train_text_encoder", "dt-train lora adapts the transformer; dt-train full can train the text encoders"),
@@ -143,6 +142,7 @@ static const dt_opt vae_table[] = {
     DT_DATA_OPTS(dt_train_opts, data),
     { "plan", 0, "FILE", DT_OPT_STR, O(plan), 0, 0, NULL, "the plan that dt-bucket wrote; without it one is made from train_data_dir" },
     DT_OPT_GROUP("Objective"),
+    { "fit_scaling", 0, NULL, DT_OPT_FLAG, O(fit_scaling), 0, 0, NULL, "at the end, set scaling_factor and shift_factor so that latents have mean 0 and variance 1" },
     { "kl_weight", 0, "F", DT_OPT_FLOAT, O(kl_weight), 0, 1e3, NULL, "weight of the KL term beside L1 (1e-6)" },
     { "trainable_modules", 0, "TEXT", DT_OPT_LIST, O(trainable_modules), 0, 0, NULL, "parameters whose name contains one of these are trained (all)" },
     RUN_ROWS, REFUSED_ROWS,
@@ -193,7 +193,7 @@ int dt_train_opts_check(dt_train_opts *o, dt_err *err)
     if (o->latents && !o->plan && strcmp(o->latents, "-"))
         return dt_err_set(err, DT_EUSAGE, "--latents DIR needs the --plan that it was made for");
     if (o->use_peft_lora && o->lora_format >= 0 && o->lora_format != DT_LORA_PEFT)
-        return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other", dt_lora_format_names[o->lora_format]);
+        return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other", dt_lora_layouts[o->lora_format]);
     if (o->lora_format < 0)
         o->lora_format = o->use_peft_lora ? DT_LORA_PEFT : DT_LORA_COMFY;
     if (o->save_dtype < 0)

@@ -3,12 +3,10 @@
 #define DT_TRAIN_TRAIN_OPTS_H
 #include "base/opt.h"
 #include "data/plan.h"
+#include "train/lora.h"
 #include "train/schedule.h"
 
 enum dt_method { DT_METHOD_LORA, DT_METHOD_FULL, DT_METHOD_VAE };
-
-enum { DT_LORA_COMFY, DT_LORA_PEFT, DT_LORA_KOHYA };
-extern const char *const dt_lora_format_names[];
 
 typedef struct dt_train_opts {
     int method;                     /* dt_method; the subcommand */
@@ -17,6 +15,7 @@ typedef struct dt_train_opts {
 
     const char *model, *transformer_path, *vae_path, *output_dir;
     int         from_config;        /* fresh weights */
+    int         fit_scaling;        /* vae: measure scaling_factor and shift_factor at the end */
     const char *plan, *latents;
     int64_t     vae_mini_batch, max_sequence_length, vae_tile_px;
 

@@ -139,7 +139,7 @@ static int held_data(dt_validator *v, dt_err *err)
     dt_job_say(j, "held-out pictures:");
     int rc = dt_job_make_plan(j, &s, v->plan, err);
     if (rc == 0 && !j->o->memory_plan) {
-        rc = dt_job_make_cache(j, &s, v->plan, dir, err);
+        rc = dt_job_make_cache(j, v->plan, dir, err);
         if (rc == 0)
             rc = dt_cache_open(&v->cache, dir, err);
     }

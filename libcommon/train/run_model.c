@@ -1,0 +1,218 @@
+/* run_model.c - which parameters a run trains, their weights, and what is saved of them. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "train/run_int.h"
+
+static const dt_dtype save_types[] = { DT_F32, DT_BF16, DT_F16 };
+
+/* --- choosing what trains --- */
+
+static bool wanted(const dt_train_opts *o, const char *name)
+{
+    for (int64_t i = 0; i < o->trainable_modules.n; i++)
+        if (!strcmp(o->trainable_modules.v[i], ".") || strstr(name, o->trainable_modules.v[i]))
+            return true;
+    return o->trainable_modules.n == 0;
+}
+
+static int choose(dt_job *j, dt_params *p, dt_err *err)
+{
+    int64_t tensors = 0, numbers = 0;
+    for (int64_t i = 0; i < p->n; i++) {
+        p->v[i]->trainable = wanted(j->o, p->v[i]->name);
+        tensors += p->v[i]->trainable;
+        numbers += p->v[i]->trainable ? p->v[i]->numel : 0;
+    }
+    dt_job_say(j, "%s: training %" PRId64 " of %" PRId64 " tensors, %" PRId64 " parameters", p->name, tensors, p->n, numbers);
+    if (!tensors)
+        return dt_err_set(err, DT_EUSAGE, "--trainable_modules matches no parameter of '%s'", p->name);
+    j->optim.set[j->optim.nset++] = p;
+    return 0;
+}
+
+static int choose_lora(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    dt_strs targets = { 0 }, skips = { 0 };
+    if (o->target_name)
+        dt_strs_split(&targets, o->target_name, ',');
+    if (o->lora_skip_name)
+        dt_strs_split(&skips, o->lora_skip_name, ',');
+    dt_params *base = j->pipe->part[DT_FLUX_DIT];
+    int rc = dt_lora_new(&j->lora, base, &(dt_lora_config){ .rank = o->rank, .alpha = o->network_alpha, .targets = &targets,
+                                                          .skips = &skips, .naming = dt_flux_single_name }, err);
+    dt_strs_release(&targets);
+    dt_strs_release(&skips);
+    if (rc < 0)
+        return rc;
+    int64_t numbers = 0;
+    for (int64_t i = 0; i < j->lora->report.n; i++)
+        dt_job_say(j, "%s", j->lora->report.v[i]);
+    for (int64_t i = 0; i < j->lora->params->n; i++)
+        numbers += j->lora->params->v[i]->numel;
+    dt_job_say(j, "lora: rank %" PRId64 ", alpha %g on %" PRId64 " of %" PRId64 " linear layers, %" PRId64 " parameters", o->rank,
+               o->network_alpha, j->lora->n, base->linears.n, numbers);
+    base->lora = j->lora;
+    j->optim.set[j->optim.nset++] = j->lora->params;
+    return 0;
+}
+
+int dt_job_model(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    int rc = dt_flux_pipe_open(&j->pipe, o->model, o->max_sequence_length, err);
+    if (rc < 0)
+        return rc;
+    if (o->transformer_path)
+        j->pipe->weights[DT_FLUX_DIT] = dt_strdup(o->transformer_path);
+    if (o->vae_path)
+        j->pipe->weights[DT_FLUX_VAE] = dt_strdup(o->vae_path);
+    j->optim = (dt_optim){ .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon, .weight_decay = o->weight_decay,
+                           .max_norm = o->max_grad_norm, .ema_decay = o->use_ema ? o->ema_decay : 0 };
+    if (o->method == DT_METHOD_VAE)
+        return choose(j, j->pipe->part[DT_FLUX_VAE], err);
+    if ((rc = dt_flux_pipe_tokenizers(j->pipe, err)) < 0)
+        return rc;
+    if (o->method == DT_METHOD_LORA)
+        return choose_lora(j, err);
+    rc = choose(j, j->pipe->part[DT_FLUX_DIT], err);
+    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
+        rc = choose(j, j->pipe->part[k], err);
+    return rc;
+}
+
+/* --- weights --- */
+
+static int bring(dt_job *j, enum dt_flux_part k, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    unsigned flags = o->use_ema ? DT_PARAMS_EMA : 0;
+    if (!o->from_config)
+        return dt_flux_pipe_load(j->pipe, k, j->dev, j->act, flags, err);
+    return dt_flux_pipe_fresh(j->pipe, k, j->dev, j->act, flags, (uint64_t)j->info.seed, err);
+}
+
+int dt_job_weights(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    if (o->method == DT_METHOD_VAE)
+        return bring(j, DT_FLUX_VAE, err);
+    int rc = bring(j, DT_FLUX_DIT, err);
+    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
+        rc = bring(j, (enum dt_flux_part)k, err);
+    if (rc == 0 && j->lora) {
+        rc = dt_params_alloc(j->lora->params, j->dev, j->act, o->use_ema ? DT_PARAMS_EMA : 0, err);
+        if (rc == 0)
+            dt_params_init(j->lora->params, (uint64_t)j->info.seed);
+    }
+    return rc;
+}
+
+/* --- the task --- */
+
+int dt_job_task(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    if (o->method == DT_METHOD_VAE)
+        return dt_vae_task_new(&j->task, &(struct dt_vae_task_params){
+            .config = &j->pipe->vae, .params = j->pipe->part[DT_FLUX_VAE], .act = j->act, .checkpoint = j->checkpoint,
+            .kl_weight = o->kl_weight });
+    return dt_flux_task_new(&j->task, &(struct dt_flux_task_params){
+        .pipe = j->pipe, .act = j->act, .backward = true, .checkpoint = j->checkpoint, .train_text = o->train_text_encoder,
+        .timesteps = o->timesteps, .guidance = o->guidance, .noise_offset = o->noise_offset,
+        .input_perturbation = o->input_perturbation, .outlier_limit = o->outlier_limit }, err);
+}
+
+/* --- scaling of a fresh vae --- */
+
+enum { FIT_PICTURES = 256 };
+
+static int fit_batch(dt_flux_run *run, const dt_micro *b, int64_t half, double sum[2], dt_err *err)
+{
+    float *mean = dt_alloc(2 * (size_t)half * sizeof(*mean));
+    int rc = 0;
+    for (int i = 0; i < b->n && rc == 0; i++) {
+        rc = dt_flux_run_encode(run, (const uint8_t *const[]){ b->s[i].rgb }, 1, b->w_px, b->h_px, mean, mean + half, err);
+        for (int64_t k = 0; k < half && rc == 0; k++) {
+            sum[0] += mean[k];
+            sum[1] += (double)mean[k] * mean[k];
+        }
+    }
+    free(mean);
+    return rc;
+}
+
+/* Latents as the transformer will see them get mean 0 and variance 1: (z - shift) * scaling. */
+int dt_job_fit_scaling(dt_job *j, dt_err *err)
+{
+    dt_vae_config *vae = &j->pipe->vae;
+    dt_flux_run *run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = j->pipe, .dev = j->dev, .act = j->act });
+    dt_loader *l = NULL;
+    dt_micro *b;
+    double sum[2] = { 0 }, n = 0;
+    int64_t seen = 0, f = dt_vae_factor(vae);
+    int rc = 0;
+    for (int i = 0; i < j->nshape && rc == 0; i++)
+        rc = dt_flux_run_plan_encode(run, 1, j->shape[i][1], j->shape[i][2], err);
+    if (rc == 0)
+        rc = dt_flux_run_alloc(run, NULL, err);
+    if (rc == 0)
+        rc = dt_loader_open(&l, &(struct dt_loader_params){ .plan = j->plan, .want = DT_WANT_RGB }, err);
+    dt_source src = { 0 };
+    if (rc == 0)
+        src = dt_loader_source(l);
+    while (rc == 0 && seen < FIT_PICTURES && (rc = src.next(src.ctx, &b, err)) == 1) {
+        int64_t half = vae->latent_channels * (b->w_px / f) * (b->h_px / f);
+        rc = fit_batch(run, b, half, sum, err);
+        n += (double)(half * b->n);
+        seen += b->n;
+        src.done(src.ctx, b);
+    }
+    if (rc == 0 && n > 0) {
+        double mean = sum[0] / n, var = sum[1] / n - mean * mean;
+        vae->shift = mean;
+        vae->scaling = var > 0 ? 1.0 / sqrt(var) : 1.0;
+        dt_job_say(j, "vae: shift_factor %.5f, scaling_factor %.5f over %" PRId64 " pictures", vae->shift, vae->scaling, seen);
+    }
+    dt_loader_close(&l);
+    dt_flux_run_free(&run);
+    return rc;
+}
+
+/* --- results: into a checkpoint, and at the end into output_dir --- */
+
+static int save_lora(dt_job *j, const char *dir, dt_err *err)
+{
+    char *path = dt_path_join(dir, "lora.safetensors");
+    dt_hash base = { "" };
+    int rc = dt_flux_pipe_hash(j->pipe, DT_FLUX_DIT, &base, err);
+    if (rc == 0)
+        rc = dt_lora_save(j->lora, path, (enum dt_lora_layout)j->o->lora_format, save_types[j->o->save_dtype], j->o->use_ema,
+                          &(dt_lora_info){ .base_hash = base.hex, .steps = j->t.state.step }, err);
+    free(path);
+    return rc;
+}
+
+int dt_job_save_extra(void *job, const char *dir, dt_err *err)
+{
+    dt_job *j = job;
+    const dt_train_opts *o = j->o;
+    dt_dtype t = save_types[o->save_dtype];
+    char *step = dt_sprintf("%" PRId64, j->t.state.step);
+    dt_st_kv meta[] = { { "format", "pt" }, { "dt_version", DT_VERSION }, { "dt_steps", step }, { NULL, NULL } };
+    int rc;
+    if (o->method == DT_METHOD_LORA) {
+        rc = save_lora(j, dir, err);
+    } else if (o->method == DT_METHOD_VAE) {
+        rc = dt_flux_pipe_save(j->pipe, DT_FLUX_VAE, dir, t, o->use_ema, meta, err);
+    } else {
+        rc = dt_flux_pipe_save(j->pipe, DT_FLUX_DIT, dir, t, o->use_ema, meta, err);
+        for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
+            rc = dt_flux_pipe_save(j->pipe, (enum dt_flux_part)k, dir, t, o->use_ema, meta, err);
+    }
+    free(step);
+    return rc;
+}
