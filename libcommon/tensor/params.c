@@ -403,6 +403,44 @@ out:
 
 /* --- save --- */
 
+/* The copy of q that counts, and its type. */
+static const void *best(const dt_param *q, bool use_ema, dt_dtype *type)
+{
+    *type = DT_F32;
+    if (use_ema && q->ema)
+        return q->ema;
+    if (q->master)
+        return q->master;
+    *type = q->dtype;
+    return q->w;
+}
+
+int dt_params_read(const dt_params *p, const dt_param *q, bool use_ema, float *out, dt_err *err)
+{
+    dt_dtype type;
+    const void *src = best(q, use_ema, &type);
+    void *tmp = out;
+    if (type != DT_F32 && !(tmp = dt_try_alloc((size_t)q->numel * dt_dtype_size(type))))
+        return dt_err_set(err, DT_ENOMEM, "no memory to read '%s'", q->name);
+    p->dev->download(p->dev, tmp, src, q->numel * (int64_t)dt_dtype_size(type));
+    if (tmp != out) {
+        dt_convert(out, DT_F32, tmp, type, q->numel);
+        free(tmp);
+    }
+    return p->dev->sync(p->dev, err);
+}
+
+int dt_params_write(dt_params *p, dt_param *q, const float *values, dt_err *err)
+{
+    void *tmp = dt_try_alloc((size_t)q->numel * 4);
+    if (!tmp)
+        return dt_err_set(err, DT_ENOMEM, "no memory to write '%s'", q->name);
+    store(p, q, q->numel, values, tmp);
+    int rc = p->dev->sync(p->dev, err);
+    free(tmp);
+    return rc;
+}
+
 struct saver {
     const dt_params *p;
     dt_dtype dtype;
@@ -415,12 +453,8 @@ static int fetch_param(void *ctx, int64_t i, const void **data, dt_err *err)
     struct saver *s = ctx;
     dt_device *d = s->p->dev;
     const dt_param *q = s->p->v[i];
-    const void *src = q->w;
-    dt_dtype type = q->dtype;
-    if (s->use_ema && q->ema)
-        src = q->ema, type = DT_F32;
-    else if (q->master)
-        src = q->master, type = DT_F32;
+    dt_dtype type;
+    const void *src = best(q, s->use_ema, &type);
     if (d->kind != DT_CPU) {
         d->download(d, s->host, src, q->numel * (int64_t)dt_dtype_size(type));
         src = s->host;

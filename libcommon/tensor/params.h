@@ -90,6 +90,11 @@ int  dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ct
 /* After the master weights changed by other means: working copy := master. */
 void dt_params_sync(dt_params *p);
 
+/* Values of q in fp32, in host memory: the average if use_ema and there is one, else master, else w. */
+int  dt_params_read(const dt_params *p, const dt_param *q, bool use_ema, float *out, dt_err *err);
+/* Sets all copies of q (fp32, host memory). */
+int  dt_params_write(dt_params *p, dt_param *q, const float *values, dt_err *err);
+
 /* Writes all parameters as `dtype` (from master where there is one; ema instead if use_ema). */
 int  dt_params_save(const dt_params *p, const char *path, dt_dtype dtype, bool use_ema, const dt_st_kv *meta, dt_err *err);
 

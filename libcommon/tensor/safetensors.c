@@ -165,8 +165,9 @@ static int parse_tensors(dt_st *st, cJSON *root, const char *path, const uint8_t
         if (rc < 0)
             return rc;
     }
-    qsort(st->e + first, (size_t)(st->n - first), sizeof(*st->e), by_offset);
-    return check_tiling(st->e + first, st->n - first, data, data_bytes, path, err);
+    if (st->n > first)
+        qsort(st->e + first, (size_t)(st->n - first), sizeof(*st->e), by_offset);
+    return check_tiling(st->n > first ? st->e + first : NULL, st->n - first, data, data_bytes, path, err);
 }
 
 /* Appends the tensors of one file. */

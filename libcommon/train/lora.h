@@ -3,14 +3,19 @@
  *   W [out, in] frozen     A [r, in] "down"     B [out, r] "up"
  *
  * Life: build the model's graph once, so that its dt_params knows the linear layers -> dt_lora_new (to train) or
- * dt_lora_open (from a file) -> base->lora = it -> dt_params_alloc(lora->params) -> dt_params_init or the values of the
- * file -> every graph built from then on has the branches: dt_linear calls dt_lora_find.
+ * dt_lora_open (from a file) -> base->lora = it -> dt_params_alloc(lora->params) -> dt_params_init or dt_lora_fill -> every
+ * graph built from then on has the branches: dt_linear calls dt_lora_find.
  * The adapters' parameters are a set of their own, "<module path>.lora_A.weight" and ".lora_B.weight". */
 #ifndef DT_TRAIN_LORA_H
 #define DT_TRAIN_LORA_H
 #include "base/err.h"
 #include "base/mem.h"
+#include "models/names.h"
 #include "tensor/params.h"
+
+/* The single-file name of a module (models/names.h: dt_flux_single_name); kohya's files are written in it.  NULL for
+ * networks that have no other names. */
+typedef bool (*dt_lora_naming)(const char *path, dt_other_name *out);
 
 typedef struct dt_adapter {
     char     *path;                 /* of the linear layer */
@@ -20,18 +25,61 @@ typedef struct dt_adapter {
 } dt_adapter;
 
 typedef struct dt_lora {
+    dt_params *base;                /* borrowed; not written to */
+    dt_lora_naming naming;
     int64_t    rank;                /* asked for; of a file: the largest */
-    double     alpha;
+    double     alpha;               /* asked for; of a file: that of the largest */
     dt_params *params;              /* owned; all trainable */
     dt_adapter *v;                  /* in order of declaration of the layers */
     int64_t    n, cap;
-    dt_strs    targets, skips;      /* as asked for */
+    dt_strs    targets;             /* as asked for; of a file: the layers */
+    dt_strs    report;              /* a line for each target: what it matched */
     void      *index;               /* path -> adapter, private */
+    float    **values;              /* of a file, until dt_lora_fill: A and B of each adapter; private */
 } dt_lora;
 
+/* A target is put on a layer if it is the layer's path, or the end of it after a dot ("to_q"), or a glob that matches all of
+ * it ('*' crosses dots).  "ff.0", "ff.2", "ff_context.0" and "ff_context.2" mean FLUX's "ff.net.0.proj" and so on.  No
+ * targets: every linear layer.  `skips`, likewise, take layers away.  A target or skip that matches nothing is DT_EUSAGE with
+ * the nearest names. */
+typedef struct dt_lora_config {
+    int64_t rank;                   /* >= 1 */
+    double  alpha;                  /* <= 0: rank */
+    const dt_strs *targets, *skips; /* NULL = none */
+    dt_lora_naming naming;
+} dt_lora_config;
+
+int  dt_lora_new(dt_lora **out, dt_params *base, const dt_lora_config *c, dt_err *err);
 void dt_lora_free(dt_lora **l);
 
 /* NULL if the layer has none. */
 const dt_adapter *dt_lora_find(const dt_lora *l, const char *path);
+
+/* --- files (dt-lora(5)) --- */
+enum dt_lora_layout {
+    DT_LORA_COMFY,  /* transformer.<module>.lora_A.weight, .lora_B.weight, .alpha: ComfyUI, diffusers, and most others */
+    DT_LORA_PEFT,   /* the same without .alpha, which is in the metadata lora_adapter_metadata: diffusers and peft */
+    DT_LORA_KOHYA,  /* lora_unet_<single-file name>.lora_down.weight, .lora_up.weight, .alpha: sd-scripts, ComfyUI, diffusers */
+};
+extern const char *const dt_lora_layouts[];         /* "comfy", "peft", "kohya", NULL */
+
+typedef struct dt_lora_info {       /* goes into the metadata; NULL and negative: left out */
+    const char *base_hash;
+    int64_t     steps;
+} dt_lora_info;
+
+/* In every layout, applied at strength 1 the file gives what was trained. */
+int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout, dt_dtype dtype, bool use_ema,
+                 const dt_lora_info *info, dt_err *err);
+
+/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors that belong to no
+ * layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0: their rank. */
+int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err);
+/* Once, after dt_params_alloc(l->params): the values of the file. */
+int dt_lora_fill(dt_lora *l, dt_err *err);
+
+/* For lora_load.c */
+dt_adapter *dt_lora_add(dt_lora *l, const char *path, int64_t rank, double scale);
+dt_lora    *dt_lora_make(dt_params *base, dt_lora_naming naming);
 
 #endif

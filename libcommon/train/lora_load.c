@@ -1,0 +1,464 @@
+/* lora_load.c - reading LoRA files of any of the layouts that FLUX's come in.
+ *
+ * A key is <prefixes><module><half>.  The module may be in diffusers' names or the single file's, with dots or underscores: both
+ * are put into one table with all dots as underscores.  A pair on a fused matrix is taken apart (lora_save.c has the
+ * layout): by blocks if up is block-diagonal, else every part gets all of down and its rows of up. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/json.h"
+#include "tensor/strmap.h"
+#include "train/lora.h"
+
+enum { MAX_PARTS = 4 };
+
+struct module {                     /* a name in the table, and the layers it stands for */
+    char   *key;                    /* dots are underscores */
+    int64_t part[MAX_PARTS];        /* layer + 1, 0 = none */
+    int     parts;
+    bool    swap;
+};
+
+struct pair {                       /* what a file has for one module */
+    char *stem;
+    const dt_st_entry *down, *up, *alpha;
+};
+
+struct layer {                      /* result: fp32 [rank, in], [out, rank]; NULL = none */
+    float  *a, *b;
+    int64_t rank;
+    double  scale;
+};
+
+struct loader {
+    dt_params   *base;
+    const dt_st *st;
+    double       alpha;             /* of files that do not say */
+    cJSON       *config;            /* lora_adapter_metadata, or NULL */
+    struct module *module;
+    int64_t      nmodule, cap_module;
+    dt_strmap   *modules, *stems;
+    struct pair *pair;
+    int64_t      npair, cap_pair;
+    struct layer *layer;            /* of each linear layer of base */
+};
+
+/* --- the table of modules --- */
+
+static void underscores(char *s)
+{
+    for (; *s; s++)
+        if (*s == '.')
+            *s = '_';
+}
+
+static struct module *module_of(struct loader *l, const char *name)
+{
+    char *key = dt_strdup(name);
+    underscores(key);
+    int64_t k = dt_strmap_get(l->modules, key);
+    if (k >= 0) {
+        free(key);
+        return &l->module[k];
+    }
+    dt_grow(&l->module, &l->cap_module, l->nmodule + 1, sizeof(*l->module));
+    struct module *m = &l->module[l->nmodule];
+    *m = (struct module){ .key = key, .parts = 1 };
+    dt_strmap_add(l->modules, key, l->nmodule++);
+    return m;
+}
+
+static void build_table(struct loader *l, dt_lora_naming naming)
+{
+    const dt_strs *linears = &l->base->linears;
+    dt_other_name o;
+    for (int64_t i = 0; i < linears->n; i++) {
+        module_of(l, linears->v[i])->part[0] = i + 1;
+        if (!naming || !naming(linears->v[i], &o))
+            continue;
+        struct module *m = module_of(l, o.name);
+        m->parts = o.parts;
+        m->swap = o.swap;
+        m->part[o.part] = i + 1;
+    }
+}
+
+static const struct module *find_module(const struct loader *l, const char *stem)
+{
+    static const char *const prefixes[] = {
+        "transformer.", "transformer_2.", "unet.", "base_model.model.", "diffusion_model.", "model.", "lora_unet__", "lora_unet_",
+        "lycoris_", "lora_transformer_", NULL,
+    };
+    char *copy = dt_strdup(stem), *s = copy;
+    const struct module *m = NULL;
+    for (bool again = true; again && !m;) {
+        char *key = dt_strdup(s);
+        underscores(key);
+        int64_t k = dt_strmap_get(l->modules, key);
+        free(key);
+        m = k < 0 ? NULL : &l->module[k];
+        again = false;
+        for (const char *const *p = prefixes; *p && !m && !again; p++)
+            if (!strncmp(s, *p, strlen(*p))) {
+                s += strlen(*p);
+                again = true;
+            }
+    }
+    free(copy);
+    return m;
+}
+
+/* --- keys of the file --- */
+
+enum half { DOWN, UP, ALPHA };
+
+static const struct { const char *end; enum half half; } ends[] = {
+    { ".lora_A.weight", DOWN },         { ".lora_B.weight", UP },
+    { ".lora_A.default.weight", DOWN }, { ".lora_B.default.weight", UP },
+    { ".lora_down.weight", DOWN },      { ".lora_up.weight", UP },
+    { ".lora.down.weight", DOWN },      { ".lora.up.weight", UP },
+    { "_lora.down.weight", DOWN },      { "_lora.up.weight", UP },
+    { ".lora_linear_layer.down.weight", DOWN }, { ".lora_linear_layer.up.weight", UP },
+    { ".lora_A", DOWN },                { ".lora_B", UP },
+    { ".alpha", ALPHA },
+};
+
+static struct pair *pair_of(struct loader *l, const char *name, size_t n)
+{
+    char *stem = dt_sprintf("%.*s", (int)n, name);
+    int64_t k = dt_strmap_get(l->stems, stem);
+    if (k >= 0) {
+        free(stem);
+        return &l->pair[k];
+    }
+    dt_grow(&l->pair, &l->cap_pair, l->npair + 1, sizeof(*l->pair));
+    l->pair[l->npair] = (struct pair){ .stem = stem };
+    dt_strmap_add(l->stems, stem, l->npair);
+    return &l->pair[l->npair++];
+}
+
+/* False if the key has no end that we know. */
+static bool take_key(struct loader *l, const dt_st_entry *e)
+{
+    size_t n = strlen(e->name);
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+        size_t k = strlen(ends[i].end);
+        if (n <= k || strcmp(e->name + n - k, ends[i].end))
+            continue;
+        struct pair *p = pair_of(l, e->name, n - k);
+        *(ends[i].half == DOWN ? &p->down : ends[i].half == UP ? &p->up : &p->alpha) = e;
+        return true;
+    }
+    return false;
+}
+
+static int take_keys(struct loader *l, dt_err *err)
+{
+    int64_t n = 0;
+    const char *first = NULL;
+    for (int64_t i = 0; i < dt_st_count(l->st); i++) {
+        const dt_st_entry *e = dt_st_at(l->st, i);
+        if (take_key(l, e))
+            continue;
+        first = first ? first : e->name;
+        n++;
+    }
+    if (n)
+        return dt_err_set(err, DT_EDATA, "%s: %lld tensors are no part of a LoRA that can be read here, first '%s'",
+                          dt_st_path(l->st), (long long)n, first);
+    n = 0;
+    for (int64_t i = 0; i < l->npair; i++)
+        if (!find_module(l, l->pair[i].stem)) {
+            first = first ? first : l->pair[i].stem;
+            n++;
+        }
+    if (n)
+        return dt_err_set(err, DT_EDATA, "%s: %lld of %lld modules are no linear layers of %s, first '%s'", dt_st_path(l->st),
+                          (long long)n, (long long)l->npair, l->base->name, first);
+    if (!l->npair)
+        return dt_err_set(err, DT_EDATA, "%s: holds no LoRA", dt_st_path(l->st));
+    return 0;
+}
+
+/* --- scale --- */
+
+/* Value of "<component>.<key>" in lora_adapter_metadata. */
+static const cJSON *config_item(const struct loader *l, const char *key)
+{
+    char name[128];
+    snprintf(name, sizeof(name), "%s.%s", l->base->name, key);
+    return l->config ? cJSON_GetObjectItemCaseSensitive(l->config, name) : NULL;
+}
+
+/* peft's patterns are regular expressions for the end of a path; those that files have are plain paths, with '^', '$' or '\' at most. */
+static bool pattern_matches(const char *pattern, const char *path)
+{
+    char plain[256];
+    size_t n = 0;
+    bool whole = *pattern == '^';
+    for (const char *c = pattern + whole; *c && n + 1 < sizeof(plain); c++)
+        if (*c != '\\' && *c != '$')
+            plain[n++] = *c;
+    plain[n] = '\0';
+    size_t k = strlen(path);
+    return k >= n && !strcmp(path + k - n, plain) && (k == n || (!whole && path[k - n - 1] == '.'));
+}
+
+static double alpha_of(const struct loader *l, const struct pair *p, const char *path, int64_t rank)
+{
+    float alpha;
+    if (p->alpha) {
+        dt_convert(&alpha, DT_F32, p->alpha->data, p->alpha->dtype, 1);
+        return alpha;
+    }
+    const cJSON *j, *whole = config_item(l, "lora_alpha"), *each = config_item(l, "alpha_pattern");
+    cJSON_ArrayForEach(j, each)
+        if (cJSON_IsNumber(j) && pattern_matches(j->string, path))
+            whole = j;
+    double a = cJSON_IsNumber(whole) ? whole->valuedouble : l->alpha > 0 ? l->alpha : (double)rank;
+    return cJSON_IsTrue(config_item(l, "use_rslora")) ? a * sqrt((double)rank) : a;
+}
+
+/* --- values --- */
+
+/* [rows, cols], trailing ones (1x1 convolutions) ignored. */
+static int matrix(const dt_st_entry *e, int64_t *rows, int64_t *cols, dt_err *err)
+{
+    int nd = e->dims.nd;
+    while (nd > 2 && e->dims.d[nd - 1] == 1)
+        nd--;
+    if (nd != 2 || e->dtype >= DT_I64 || e->dims.d[0] < 1 || e->dims.d[1] < 1)
+        return dt_err_set(err, DT_EDATA, "%s: '%s' is not a matrix of floats", e->file, e->name);
+    *rows = e->dims.d[0];
+    *cols = e->dims.d[1];
+    return 0;
+}
+
+static float *as_f32(const dt_st_entry *e, dt_err *err)
+{
+    int64_t n = dt_numel(e->dims);
+    float *x = dt_try_alloc((size_t)n * 4);
+    if (x)
+        dt_convert(x, DT_F32, e->data, e->dtype, n);
+    else
+        dt_err_set(err, DT_ENOMEM, "%s: no memory to load it", e->file);
+    return x;
+}
+
+static const dt_param *weight_of(const struct loader *l, int64_t part)
+{
+    char *name = dt_sprintf("%s.weight", l->base->linears.v[part - 1]);
+    const dt_param *w = dt_params_find(l->base, name);
+    free(name);
+    return w;
+}
+
+static bool all_zero(const float *x, int64_t rows, int64_t cols, int64_t stride)
+{
+    for (int64_t y = 0; y < rows; y++)
+        for (int64_t i = 0; i < cols; i++)
+            if (x[y * stride + i] != 0)
+                return false;
+    return true;
+}
+
+struct fused {                      /* a pair in fp32, and the rows of its parts */
+    float  *down, *up;
+    int64_t r, in, out, rows[MAX_PARTS];
+};
+
+/* Zero outside the diagonal blocks? */
+static bool is_diagonal(const struct fused *f, int parts)
+{
+    if (parts == 1 || f->r % parts)
+        return false;
+    int64_t slot = f->r / parts, row = 0;
+    for (int i = 0; i < parts; row += f->rows[i++]) {
+        const float *x = f->up + row * f->r;
+        if (!all_zero(x, f->rows[i], slot * i, f->r) ||
+            !all_zero(x + slot * (i + 1), f->rows[i], f->r - slot * (i + 1), f->r))
+            return false;
+    }
+    return true;
+}
+
+/* Part i of f, of rank n from column `at`. */
+static int take_part(struct layer *out, const struct fused *f, int i, int64_t at, int64_t n, double scale, dt_err *err)
+{
+    int64_t row = 0;
+    for (int k = 0; k < i; k++)
+        row += f->rows[k];
+    const float *down = f->down + at * f->in, *up = f->up + row * f->r + at;
+    if (n < f->r && all_zero(down, n, f->in, f->in) && all_zero(up, f->rows[i], n, f->r))
+        return 0;                                   /* filled up: there was none */
+    out->a = dt_try_alloc((size_t)(n * f->in) * 4);
+    out->b = dt_try_alloc((size_t)(f->rows[i] * n) * 4);
+    if (!out->a || !out->b)
+        return dt_err_set(err, DT_ENOMEM, "no memory to load a LoRA");
+    memcpy(out->a, down, (size_t)(n * f->in) * 4);
+    for (int64_t y = 0; y < f->rows[i]; y++)
+        memcpy(out->b + y * n, up + y * f->r, (size_t)n * 4);
+    out->rank = n;
+    out->scale = scale;
+    return 0;
+}
+
+static void swap_halves(float *x, int64_t rows, int64_t cols)
+{
+    for (int64_t i = 0; i < rows / 2 * cols; i++) {
+        float t = x[i];
+        x[i] = x[i + rows / 2 * cols];
+        x[i + rows / 2 * cols] = t;
+    }
+}
+
+static int check_dims(const struct loader *l, const struct module *m, const struct pair *p, struct fused *f, dt_err *err)
+{
+    int64_t r = 0, in = 0, out = 0;
+    int rc;
+    if ((rc = matrix(p->down, &f->r, &f->in, err)) < 0 || (rc = matrix(p->up, &f->out, &r, err)) < 0)
+        return rc;
+    const char *path = "";
+    for (int i = 0; i < m->parts; i++) {
+        if (!m->part[i])
+            return dt_err_set(err, DT_EDATA, "%s: '%s' is on layers that %s has not", p->down->file, p->stem, l->base->name);
+        const dt_param *w = weight_of(l, m->part[i]);
+        f->rows[i] = w->dims.d[0];
+        in = w->dims.d[1];
+        out += f->rows[i];
+        path = l->base->linears.v[m->part[i] - 1];
+        if (l->layer[m->part[i] - 1].a)
+            return dt_err_set(err, DT_EDATA, "%s: layer '%s' is adapted twice, again by '%s'", p->down->file, path, p->stem);
+    }
+    if (f->r != r || f->in != in || f->out != out)
+        return dt_err_set(err, DT_EDATA, "%s: '%s' is [%lld, %lld] and [%lld, %lld], but layer '%s' is [%lld, %lld]",
+                          p->down->file, p->stem, (long long)f->r, (long long)f->in, (long long)f->out, (long long)r, path,
+                          (long long)out, (long long)in);
+    return 0;
+}
+
+static int take_pair(struct loader *l, const struct pair *p, dt_err *err)
+{
+    const char *file = dt_st_path(l->st);
+    if (!p->down || !p->up)
+        return dt_err_set(err, DT_EDATA, "%s: '%s' has no %s matrix", file, p->stem, p->down ? "up" : "down");
+    if (p->alpha && (dt_numel(p->alpha->dims) != 1 || p->alpha->dtype >= DT_I64))
+        return dt_err_set(err, DT_EDATA, "%s: '%s' is not a number", file, p->alpha->name);
+    const struct module *m = find_module(l, p->stem);
+    struct fused f = { 0 };
+    int rc = check_dims(l, m, p, &f, err);
+    if (rc < 0)
+        return rc;
+    f.down = as_f32(p->down, err);
+    f.up = as_f32(p->up, err);
+    if (!f.down || !f.up) {
+        rc = DT_ENOMEM;
+        goto out;
+    }
+    double scale = alpha_of(l, p, l->base->linears.v[m->part[0] - 1], f.r) / (double)f.r;
+    if (!isfinite(scale)) {
+        rc = dt_err_set(err, DT_EDATA, "%s: the alpha of '%s' is not finite", file, p->stem);
+        goto out;
+    }
+    if (m->swap)
+        swap_halves(f.up, f.out, f.r);
+    bool diagonal = is_diagonal(&f, m->parts);
+    int64_t n = diagonal ? f.r / m->parts : f.r;
+    for (int i = 0; i < m->parts && rc == 0; i++)
+        rc = take_part(&l->layer[m->part[i] - 1], &f, i, diagonal ? n * i : 0, n, scale, err);
+out:
+    free(f.down);
+    free(f.up);
+    return rc;
+}
+
+/* --- opening --- */
+
+static dt_lora *make_lora(struct loader *l, dt_lora_naming naming)
+{
+    const dt_strs *linears = &l->base->linears;
+    dt_lora *o = dt_lora_make(l->base, naming);
+    o->values = dt_alloc((size_t)(2 * linears->n) * sizeof(*o->values));
+    for (int64_t i = 0; i < linears->n; i++) {
+        struct layer *y = &l->layer[i];
+        if (!y->a)
+            continue;
+        o->values[2 * o->n] = y->a;
+        o->values[2 * o->n + 1] = y->b;
+        y->a = y->b = NULL;
+        dt_lora_add(o, linears->v[i], y->rank, y->scale);
+        dt_strs_add(&o->targets, linears->v[i]);
+        if (y->rank > o->rank) {
+            o->rank = y->rank;
+            o->alpha = y->scale * (double)y->rank;
+        }
+    }
+    char *line = dt_sprintf("%s: %lld layers, rank %lld, alpha %g", dt_st_path(l->st), (long long)o->n, (long long)o->rank,
+                            o->alpha);
+    dt_strs_add(&o->report, line);
+    free(line);
+    return o;
+}
+
+static void release(struct loader *l)
+{
+    for (int64_t i = 0; i < l->nmodule; i++)
+        free(l->module[i].key);
+    for (int64_t i = 0; i < l->npair; i++)
+        free(l->pair[i].stem);
+    for (int64_t i = 0; l->layer && i < l->base->linears.n; i++) {
+        free(l->layer[i].a);
+        free(l->layer[i].b);
+    }
+    dt_strmap_free(&l->modules);
+    dt_strmap_free(&l->stems);
+    cJSON_Delete(l->config);
+    free(l->module);
+    free(l->pair);
+    free(l->layer);
+}
+
+int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err)
+{
+    dt_st *st = NULL;
+    int rc = dt_st_open(&st, path, err);
+    if (rc < 0)
+        return rc;
+    struct loader l = { .base = base, .st = st, .alpha = alpha, .modules = dt_strmap_new(), .stems = dt_strmap_new() };
+    l.layer = dt_alloc((size_t)(base->linears.n + 1) * sizeof(*l.layer));
+    const char *config = dt_st_meta(st, "lora_adapter_metadata");
+    if (config && !(l.config = cJSON_Parse(config))) {
+        rc = dt_err_set(err, DT_EDATA, "%s: lora_adapter_metadata is not valid JSON", path);
+        goto out;
+    }
+    build_table(&l, naming);
+    if ((rc = take_keys(&l, err)) < 0)
+        goto out;
+    for (int64_t i = 0; i < l.npair; i++)
+        if ((rc = take_pair(&l, &l.pair[i], err)) < 0)
+            goto out;
+    *out = make_lora(&l, naming);
+    if (!(*out)->n) {
+        dt_lora_free(out);
+        rc = dt_err_set(err, DT_EDATA, "%s: all of its matrices are zero", path);
+    }
+out:
+    release(&l);
+    dt_st_close(&st);
+    return rc;
+}
+
+int dt_lora_fill(dt_lora *l, dt_err *err)
+{
+    for (int64_t i = 0; i < 2 * l->n && l->values; i++) {
+        int rc = dt_params_write(l->params, i % 2 ? l->v[i / 2].b : l->v[i / 2].a, l->values[i], err);
+        if (rc < 0)
+            return rc;
+        free(l->values[i]);
+        l->values[i] = NULL;
+    }
+    free(l->values);
+    l->values = NULL;
+    return 0;
+}
