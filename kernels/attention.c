@@ -15,7 +15,6 @@
  * Work goes in groups of (batch entry, key head) pairs: the heads of a group are first packed for tile.h, then tiles of queries
  * (forward) or chunks of keys (backward) are shared out among threads.  Tiles, chunks and the order of sums depend on the shape alone,
  * so the bits do not depend on the number of threads. */
-#include <float.h>
 #include <omp.h>
 #include "kernels/opdef.h"
 #include "kernels/tile.h"
@@ -262,9 +261,8 @@ static void fwd_store(const struct attn *a, const struct tile *t, struct fwd_scr
         for (int64_t c = 0; c < a->d; c++)
             o[c] *= inv;
         put_row(a, r->out[0], query_row(a, t->b, t->head, t->q0 + i), o);
-        /* FLT_MAX makes exp(s - lse) zero for a row that attends nothing. */
         if (lse)
-            lse[(t->b * a->h + t->head) * a->Sq + t->q0 + i] = w->l[i] > 0 ? w->m[i] + logf(w->l[i]) : FLT_MAX;
+            lse[(t->b * a->h + t->head) * a->Sq + t->q0 + i] = w->l[i] > 0 ? w->m[i] + logf(w->l[i]) : 0.0f;
     }
 }
 

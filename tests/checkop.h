@@ -58,6 +58,8 @@ typedef struct check_case {
     unsigned    flags;
     int         nkink;              /* float inputs without a range keep 0.1 away from these values (relu, clamp) */
     double      kink[2];
+    /* Forward in plain loops, for kernels that are not plain loops themselves; in and y as fp32.  NULL = none. */
+    void      (*reference)(const struct check_case *c, const float *const *in, float *y);
 } check_case;
 
 #endif
