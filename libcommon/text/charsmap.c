@@ -6,8 +6,8 @@
  * scales the offset by 256.  Yata, "Darts-clone", github.com/s-yata/darts-clone.
  *
  * The rule is the tokenizers library's, not SentencePiece's longest match: a grapheme of fewer than 6 bytes
- * is replaced whole by what its *shortest* matching prefix maps to; otherwise each of its characters
- * is looked up alone.  Both give the same on ordinary text. */
+ * is replaced whole by what its *shortest* matching prefix maps to (so U+0323 U+0302 on an o lose one mark); otherwise
+ * each of its characters is looked up alone.  Both give the same on ordinary text. */
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>

@@ -5,8 +5,10 @@
  *   CLIPTokenizer of transformers 4 (slow)  drops controls and U+FFFD and puts spaces around CJK ideographs, or runs
  *                                           ftfy if it is installed
  *   T5Tokenizer of transformers 4 (slow)    does not end with </s> twice, puts no space after an added token, takes
- *                                           U+2581 in the text for a space, and breaks ties otherwise (unigram.c)
- *   T5TokenizerFast of transformers 4       nothing */
+ *                                           U+2581 in the text for a space and U+0085 for none, composes a letter
+ *                                           with two marks (charsmap.c), and breaks ties otherwise (unigram.c)
+ *   CLIPTokenizerFast, T5TokenizerFast      nothing
+ * `tests/golden/tok_make.py` under transformers 4 lists the strings. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
