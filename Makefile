@@ -35,6 +35,8 @@ LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o) $(LIB_P:libcommon/%.pro
 UNITS := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/*.c))
 PROGS := $(patsubst tests/%.c,$(B)/%,$(shell grep -ls '^int main' tests/*.c))
 CASES := $(patsubst %.c,$(B)/%.o,$(wildcard kernels/*_test.c))
+CU    := $(wildcard kernels/*.cu)
+EMU_O := $(CU:%.cu=$(B)/cuemu/%.o) $(B)/tests/cuemu/cuemu.cc.o
 
 all: $(TOOLS:%=$(B)/bin/%)
 
@@ -65,7 +67,27 @@ $(B)/%.pb-c.o: $(B)/%.pb-c.c
 	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
 
-$(B)/checkop: $(CASES)
+$(B)/checkop: $(CASES) $(EMU_O)
+
+# CUDA.  The plugin: machine code for A100 and H100, PTX for what comes later.
+override NVCCFLAGS += -std=c++17 -O3 -lineinfo -gencode arch=compute_80,code=sm_80 -gencode 'arch=compute_90,code=[sm_90,compute_90]' \
+    -I. -Ilibcommon -MMD -MP -Xcompiler -fPIC,-Wall,-Wextra,-Wno-missing-field-initializers -Wno-deprecated-gpu-targets
+ifdef CUDA
+all: $(B)/bin/libdt-cuda.so
+endif
+$(B)/bin/libdt-cuda.so: $(CU:%.cu=$(B)/%.cu.o)
+	@mkdir -p $(@D)
+	$(NVCC) -shared -Xlinker -z,defs -o $@ $^
+$(B)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+# The same files under the emulation in tests/cuemu, on any machine.
+$(B)/cuemu/%.o: %.cu
+	@mkdir -p $(@D)
+	$(CXX) -Itests/cuemu -I. -Ilibcommon $(CXXFLAGS) -Wno-missing-field-initializers -x c++ -c -o $@ $<
+$(filter $(B)/unit/cuemu_%,$(UNITS)): $(B)/unit/%: $(B)/tests/unit/%.o $(B)/cuemu/tests/cuemu/broken.o $(EMU_O) $(B)/libdt.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 # What prints the version is compiled anew when it changes.
 $(B)/version: FORCE
