@@ -68,7 +68,8 @@ typedef struct dt_lora_info {       /* goes into the metadata; NULL and negative
     int64_t     steps;
 } dt_lora_info;
 
-/* In every layout, applied at strength 1 the file gives what was trained. */
+/* In every layout, applied at strength 1 the file gives what was trained (tests/golden/lora_check.py).  Of kohya's layout diffusers
+ * 0.42 reads only the layers inside blocks; ComfyUI reads all. */
 int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout, dt_dtype dtype, bool use_ema,
                  const dt_lora_info *info, dt_err *err);
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "tensor/strmap.h"
 #include "train/lora.h"
@@ -35,7 +36,8 @@ struct loader {
     dt_params   *base;
     const dt_st *st;
     double       alpha;             /* of files that do not say */
-    cJSON       *config;            /* lora_adapter_metadata, or NULL */
+    cJSON       *config;            /* peft's settings, or NULL */
+    bool         own_config;        /* they are of this component only */
     struct module *module;
     int64_t      nmodule, cap_module;
     dt_strmap   *modules, *stems;
@@ -183,12 +185,27 @@ static int take_keys(struct loader *l, dt_err *err)
 
 /* --- scale --- */
 
-/* Value of "<component>.<key>" in lora_adapter_metadata. */
+/* Value of "<component>.<key>" in lora_adapter_metadata, of "<key>" in adapter_config.json. */
 static const cJSON *config_item(const struct loader *l, const char *key)
 {
     char name[128];
     snprintf(name, sizeof(name), "%s.%s", l->base->name, key);
-    return l->config ? cJSON_GetObjectItemCaseSensitive(l->config, name) : NULL;
+    return cJSON_GetObjectItemCaseSensitive(l->config, l->own_config ? key : name);
+}
+
+/* diffusers puts peft's settings into the file, peft itself beside it. */
+static int read_config(struct loader *l, const char *path, dt_err *err)
+{
+    const char *text = dt_st_meta(l->st, "lora_adapter_metadata"), *base = dt_path_base(path);
+    if (text && !(l->config = cJSON_Parse(text)))
+        return dt_err_set(err, DT_EDATA, "%s: lora_adapter_metadata is not valid JSON", path);
+    if (text || strcmp(base, "adapter_model.safetensors"))
+        return 0;
+    char *beside = dt_sprintf("%.*sadapter_config.json", (int)(base - path), path);
+    int rc = dt_exists(beside) ? dt_json_read(&l->config, beside, 1 << 20, err) : 0;
+    l->own_config = true;
+    free(beside);
+    return rc;
 }
 
 /* peft's patterns are regular expressions for the end of a path; those that files have are plain paths, with '^', '$' or '\' at most. */
@@ -427,13 +444,8 @@ int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_namin
         return rc;
     struct loader l = { .base = base, .st = st, .alpha = alpha, .modules = dt_strmap_new(), .stems = dt_strmap_new() };
     l.layer = dt_alloc((size_t)(base->linears.n + 1) * sizeof(*l.layer));
-    const char *config = dt_st_meta(st, "lora_adapter_metadata");
-    if (config && !(l.config = cJSON_Parse(config))) {
-        rc = dt_err_set(err, DT_EDATA, "%s: lora_adapter_metadata is not valid JSON", path);
-        goto out;
-    }
     build_table(&l, naming);
-    if ((rc = take_keys(&l, err)) < 0)
+    if ((rc = read_config(&l, path, err)) < 0 || (rc = take_keys(&l, err)) < 0)
         goto out;
     for (int64_t i = 0; i < l.npair; i++)
         if ((rc = take_pair(&l, &l.pair[i], err)) < 0)

@@ -10,7 +10,9 @@
 #include <cmocka.h>
 
 #include "base/file.h"
-#include "graph/device.h"
+#include "base/json.h"
+#include "graph/graph.h"
+#include "models/flux.h"
 #include "train/lora.h"
 
 static dt_device *cpu;
@@ -352,6 +354,16 @@ static void alphas(void **state)
     assert_int_equal(dt_lora_open(&l, p, path, NULL, 2, NULL), 0);  /* the file does not say, the caller does */
     assert_true(l->v[0].scale == 0.5);
     dt_lora_free(&l);
+
+    char config[200];                               /* peft's own folder */
+    const char *json = "{\"r\": 4, \"lora_alpha\": 1, \"alpha_pattern\": {}}";
+    snprintf(path, sizeof(path), "%s/adapter_model.safetensors", (char *)*state);
+    snprintf(config, sizeof(config), "%s/adapter_config.json", (char *)*state);
+    write_keys(path, k, NULL);
+    assert_int_equal(dt_file_write(config, json, strlen(json), NULL), 0);
+    l = open_lora(p, path);
+    assert_true(l->v[0].scale == 0.25);
+    dt_lora_free(&l);
     dt_params_free(&p);
 }
 
@@ -389,12 +401,141 @@ static void bad_files(void **state)
     dt_params_free(&p);
 }
 
+/* --- against peft, diffusers and ComfyUI: tests/golden/lora_check.py --- */
+
+#define GOLDEN "tests/golden/"
+
+static dt_st *open_st(const char *path)
+{
+    dt_st *st = NULL;
+    dt_err e = { 0 };
+    if (dt_st_open(&st, path, &e) < 0)
+        fail_msg("%s", e.msg);
+    return st;
+}
+
+static int with_prefix(const dt_st *st, const dt_param *p, dt_st_entry *out, void *ctx, dt_err *err)
+{
+    (void)ctx;
+    char name[256];
+    snprintf(name, sizeof(name), "w.%s", p->name);
+    int rc = dt_st_need(st, name, out, err);
+    return rc < 0 ? rc : 1;
+}
+
+static dt_tensor *input(dt_graph *g, const dt_st *st, const char *name)
+{
+    char full[64];
+    snprintf(full, sizeof(full), "in.%s", name);
+    return dt_input(g, name, DT_F32, dt_st_find(st, full)->dims);
+}
+
+/* flux_b with the adapters that base->lora has. */
+static dt_graph *flux_graph(const dt_st *st, dt_params *base)
+{
+    dt_flux_config c;
+    cJSON *config = cJSON_Parse(dt_st_meta(st, "config"));
+    assert_int_equal(dt_flux_config_parse(&c, config, "flux_b", NULL), 0);
+    cJSON_Delete(config);
+    dt_graph *g = dt_graph_new(DT_F32);
+    dt_graph_use(g, base);
+    dt_flux_in in = { input(g, st, "img"), input(g, st, "txt"), input(g, st, "pooled"), input(g, st, "t"),
+                      input(g, st, "guidance"), NULL, NULL };
+    dt_flux_rope_grid(g, &c, in.txt->dims.d[1], 6, 10, &in.cos, &in.sin);
+    dt_output(g, dt_flux(g, &c, &in), "y");
+    if (dt_graph_error(g))
+        fail_msg("%s", dt_graph_error(g));
+    return g;
+}
+
+/* Relative L2 distance of the prediction from want. */
+static double distance(const dt_st *st, dt_params *base, const dt_st_entry *want)
+{
+    static const char *const names[] = { "img", "txt", "pooled", "t", "guidance" };
+    dt_graph *g = flux_graph(st, base);
+    dt_plan *plan;
+    assert_int_equal(dt_plan_new(&plan, g, cpu, NULL), 0);
+    void *arena = cpu->alloc(cpu, dt_plan_bytes(plan));
+    dt_plan_bind(plan, arena);
+    for (int i = 0; i < 5; i++) {
+        char full[64];
+        snprintf(full, sizeof(full), "in.%s", names[i]);
+        dt_plan_write(plan, dt_find(g, names[i]), dt_st_find(st, full)->data);
+    }
+    assert_int_equal(dt_plan_run(plan, NULL), 0);
+    int64_t n = dt_numel(want->dims);
+    float *y = malloc(4 * (size_t)n);
+    const float *w = want->data;
+    dt_plan_read(plan, dt_find(g, "y"), y);
+    double d = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        d += (y[i] - w[i]) * (y[i] - w[i]);
+        norm += w[i] * w[i];
+    }
+    free(y);
+    dt_plan_free(&plan);
+    cpu->free(cpu, arena);
+    dt_graph_free(&g);
+    return sqrt(d / norm);
+}
+
+static void same_tensors(const char *a, const char *b)
+{
+    dt_st *x = open_st(a), *y = open_st(b);
+    assert_int_equal(dt_st_count(x), dt_st_count(y));
+    for (int64_t i = 0; i < dt_st_count(x); i++) {
+        const dt_st_entry *e = dt_st_at(x, i), *f = dt_st_find(y, e->name);
+        if (!f || f->dtype != e->dtype || f->bytes != e->bytes || memcmp(e->data, f->data, e->bytes))
+            fail_msg("'%s' of %s is not as in %s", e->name, a, b);
+    }
+    dt_st_close(&x);
+    dt_st_close(&y);
+}
+
+static void readers(void **state)
+{
+    const char *keep = getenv("DT_LORA_KEEP");
+    dt_st *st = open_st(GOLDEN "flux_b.safetensors"), *all = open_st(GOLDEN "lora_all.safetensors");
+    const dt_st_entry *want = dt_st_find(all, "out.y");
+    dt_params *base = dt_params_new("transformer");
+    dt_graph *g = flux_graph(st, base);
+    dt_graph_free(&g);
+    assert_int_equal(dt_params_alloc(base, cpu, DT_F32, 0, NULL), 0);
+    assert_int_equal(dt_params_load(base, st, with_prefix, NULL, NULL), 0);
+    assert_true(distance(st, base, want) > 1e-2);
+
+    dt_lora *l;
+    assert_int_equal(make(&l, base, 2, 1, "", "", NULL), 0);
+    assert_int_equal(2 * l->n + 1, dt_st_count(all));
+    assert_int_equal(dt_params_alloc(l->params, cpu, DT_F32, 0, NULL), 0);
+    assert_int_equal(dt_params_load(l->params, all, with_prefix, NULL, NULL), 0);
+    base->lora = l;
+    assert_true(distance(st, base, want) < 2e-6);
+    for (int i = 0; dt_lora_layouts[i]; i++) {
+        char path[200], golden[200];
+        snprintf(path, sizeof(path), "%s/lora_all_%s.safetensors", keep ? keep : (char *)*state, dt_lora_layouts[i]);
+        snprintf(golden, sizeof(golden), GOLDEN "lora_all_%s.safetensors", dt_lora_layouts[i]);
+        assert_int_equal(dt_lora_save(l, path, (enum dt_lora_layout)i, DT_BF16, false, NULL, NULL), 0);
+        same_tensors(path, golden);
+        dt_lora *again = open_lora(base, golden);
+        same(l, again);
+        base->lora = again;
+        assert_true(distance(st, base, want) < 2e-6);
+        dt_lora_free(&again);
+    }
+    dt_lora_free(&l);
+    dt_params_free(&base);
+    dt_st_close(&st);
+    dt_st_close(&all);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(targets), cmocka_unit_test_setup_teardown(layouts, setup, teardown),
         cmocka_unit_test_setup_teardown(names_in_files, setup, teardown), cmocka_unit_test_setup_teardown(variants, setup, teardown),
         cmocka_unit_test_setup_teardown(alphas, setup, teardown), cmocka_unit_test_setup_teardown(bad_files, setup, teardown),
+        cmocka_unit_test_setup_teardown(readers, setup, teardown),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("train/lora", tests, NULL, NULL);
