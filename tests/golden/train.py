@@ -12,14 +12,20 @@ train_inputs.safetensors    in.K.{x0,noise} [2, 4, 8, 12], in.K.txt [2, 7, 32], 
     out.norm [10]           of the gradient, before clipping
     out.w.*                 what was trained, afterwards (full: one block of each kind)
     out.y                   prediction for micro-step 0 afterwards, as latents
+lora_1_diffusers.safetensors    the LoRA of lora_1 as FluxPipeline.save_lora_weights writes it
 """
+import json
 import math
+import os
+import tempfile
 
 import torch
+from diffusers import FluxPipeline
 from diffusers.optimization import get_scheduler
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors import safe_open
 
-from common import generator, randn, save
+from common import HERE, generator, randn, save, write_tensors
 from flux import img_ids, model_b, pack, unpack
 from schedule import FLUX, sigmas
 
@@ -81,6 +87,19 @@ def lora_name(n):
     return n.replace(".default.", ".")
 
 
+def save_as_diffusers(model, config):
+    """With the lists of the metadata sorted: they come from sets, in an order that changes from run to run."""
+    with tempfile.TemporaryDirectory() as d:
+        FluxPipeline.save_lora_weights(d, transformer_lora_layers=get_peft_model_state_dict(model),
+                                       transformer_lora_adapter_metadata=config.to_dict())
+        with safe_open(os.path.join(d, "pytorch_lora_weights.safetensors"), "pt") as f:
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+    adapter = json.loads(meta["lora_adapter_metadata"])
+    adapter = {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(adapter.items())}
+    meta["lora_adapter_metadata"] = json.dumps(adapter, indent=2)
+    write_tensors(os.path.join(HERE, "lora_1_diffusers.safetensors"), tensors, meta)
+
+
 def main():
     t = inputs()
     save("train_inputs", t)
@@ -91,7 +110,8 @@ def main():
         settings |= dict(steps=STEPS, weight_decay=3e-2, eps=1e-10, guidance=3.5)
 
         torch.manual_seed(92)
-        model = inject_adapter_in_model(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), model_b())
+        config = LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS)
+        model = inject_adapter_in_model(config, model_b())
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         assert all("lora_" in n for n in params) and len(params) == 2 * (2 * 7 + 2 * 3)
         w = {"w." + lora_name(n): p.detach().clone() for n, p in params.items()}
@@ -99,6 +119,8 @@ def main():
         out |= {"out.w." + lora_name(n): p for n, p in params.items()}
         save(f"lora_{number}", w | out, weights="flux_b.safetensors",
              train=settings | dict(lr=5e-3, rank=4, alpha=2, targets=TARGETS))
+        if number == 1:
+            save_as_diffusers(model, config)
 
         model = model_b()
         out = train(model, list(model.parameters()), t, 1e-3, **how)
