@@ -3,10 +3,14 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+enum { SAME_MS = 500 };                         /* signals closer than this are one request */
 
 const char *dt_argv0 = "dt";
 bool dt_quiet;
@@ -83,13 +87,24 @@ int dt_finish(int status)
     return status ? status : -DT_EIO;
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);        /* async-signal-safe */
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* A launcher and make pass on a signal that the process group has got already: at once means not twice. */
 static void on_stop(int sig)
 {
-    if (dt_stop) {                              /* asked twice: leave now, as if never caught */
+    static volatile int64_t first;
+    if (!dt_stop) {
+        first = now_ms();
+        dt_stop = sig;
+    } else if (now_ms() - first > SAME_MS) {    /* asked twice: leave now, as if never caught */
         signal(sig, SIG_DFL);
         raise(sig);
     }
-    dt_stop = sig;
 }
 
 static void on_save(int sig)

@@ -18,7 +18,7 @@ int  dt_die_err(const dt_err *err);
 int  dt_finish(int status);
 
 /* Signals.  First SIGINT/SIGTERM: dt_stop becomes the signal's number and the program goes on until it looks;
- * the second kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly. */
+ * a second one, not at the same moment, kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly. */
 extern volatile int dt_stop, dt_save;
 void dt_signals_install(void);
 

@@ -126,6 +126,8 @@ static int signals(void)
     raise(SIGTERM);
     if (dt_stop != SIGTERM)
         return 2;
+    raise(SIGTERM);                 /* the same request, by another way */
+    usleep(600000);
     raise(SIGINT);
     return 3;
 }
