@@ -99,7 +99,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE all lib units progs check cppflags deps test man install clean help
+.PHONY: FORCE all lib units progs check cppflags deps demo test man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)
@@ -112,6 +112,9 @@ check: all units progs
 # --- targets that people type ---
 deps:           ## install the Debian packages that are missing (DEPS=skip: leave the system alone)
 	@DEPS='$(DEPS)' pipelines/deps.sh
+demo: deps      ## fine-tune a tiny FLUX on eight pictures of examples/ and sample it: out/demo
+	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) all
+	@$(MAKE) --no-print-directory -f pipelines/demo.mk EXAMPLES=examples DT=$(B)/bin/
 test: deps      ## build everything and run all tests; `make check` does it without looking at packages
 	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) check
 man: all        ## write the OPTIONS sections of man/ anew from the tools

@@ -1,0 +1,62 @@
+#!/bin/bash
+# pipelines/flux-lora.mk: its stages, what makes one run anew, signals; with tools that only leave traces, then with the
+# real ones on a few pictures.
+. tests/lib.sh
+
+# --- tools that write what they are asked for and leave a line in $T/log ---
+mkdir "$T/bin" "$T/pictures"
+cat >"$T/bin/tool" <<'E2'
+#!/bin/sh
+echo "${0##*/}" >>"$LOG"
+for a; do
+    case $a in
+    --output=*.ndjson|--grid=*) echo x >"${a#*=}" ;;
+    --output=*)     mkdir -p "${a#*=}" ;;
+    --output_dir=*) echo x >"${a#*=}/lora.safetensors" ;;
+    esac
+done
+case ${0##*/} in
+dt-bucket) echo '{"item":0,"path":"p","text":"a \"b\"","size":[1,1]}' >"$OUT/plan.ndjson"; exit 3 ;;
+dt-train)  [ ! -e "$OUT/slow" ] || { trap 'echo saved >>"$LOG"; exit 143' TERM; echo ready >>"$LOG"; sleep 30 & wait; } ;;
+esac
+E2
+chmod +x "$T/bin/tool"
+for t in dt-bucket dt-cache-latents dt-train dt-sample; do ln -s tool "$T/bin/$t"; done
+export LOG=$T/log OUT=$T/out
+touch "$T/pictures/a.png"
+make=(env -u MAKEFLAGS -u MFLAGS make --no-print-directory -f pipelines/flux-lora.mk MODEL_NAME=model
+    DATASET_NAME="$T/pictures" OUTPUT_DIR="$OUT" DT="$T/bin/")
+pipe() { "${make[@]}" "$@"; }
+# ran ARGUMENTS: the tools that a run of the pipeline starts
+ran() { : >"$LOG"; pipe "$@" >/dev/null 2>"$T/.err" || cat "$T/.err"; xargs <"$LOG"; }
+
+check 'make -n lists the stages in order' "pipe -n | grep -o 'bin/dt-[a-z-]*' | xargs" \
+    'bin/dt-bucket bin/dt-cache-latents bin/dt-train bin/dt-sample'
+check 'and does nothing' "ls $OUT 2>/dev/null; :"
+check 'a stage is a target' "pipe -n $OUT/plan.ndjson | grep -c dt-"  1
+fails 2 'a variable is missing' 'make -f pipelines/flux-lora.mk DATASET_NAME=x' 'MODEL_NAME is not set'
+check 'all stages' 'ran' 'dt-bucket dt-cache-latents dt-train dt-sample'
+check 'captions become prompts' "cat $OUT/prompts.ndjson" '{"prompt":"a \"b\""}'
+check 'nothing twice' 'ran' ''
+check 'another rank: train and sample' 'ran RANK=4' 'dt-train dt-sample'
+check 'the same rank' 'ran RANK=4' ''
+check 'other prompts: sample' "echo x >$T/p; ran RANK=4 PROMPTS=$T/p" 'dt-sample'
+check 'a result that is gone' "rm $OUT/lora.safetensors; ran RANK=4 PROMPTS=$T/p" 'dt-train dt-sample'
+check 'another picture: everything' "sleep 0.01; touch $T/pictures/b.png; ran RANK=4 PROMPTS=$T/p" \
+    'dt-bucket dt-cache-latents dt-train dt-sample'
+check 'shards' 'ran -j4 RANK=4 SHARDS=3 | tr " " "\n" | sort | uniq -c | xargs' '3 dt-cache-latents 1 dt-sample 1 dt-train'
+check 'each has its part' "cat $OUT/.cache-*of3.cmd | grep -o 'shard=[^ ]*' | sort | xargs" 'shard=0/3 shard=1/3 shard=2/3'
+
+# --- the wrapper of a stage ---
+check 'skipped items are no failure' "pipelines/stage $T/s/.r sh -c 'exit 3'; cat $T/s/.r" 'sh -c exit 3'
+fails 4 'a failure is one' "pipelines/stage $T/s/.f sh -c 'exit 4'"
+check 'and leaves no record' "ls -A $T/s" '.r'
+touch "$OUT/slow"
+: >"$LOG"
+"${make[@]}" RANK=5 >/dev/null 2>&1 &
+for _ in $(seq 100); do grep -q ready "$LOG" && break; sleep 0.1; done
+kill -TERM $!
+wait $!
+check 'SIGTERM to make reaches the tool' "xargs <$LOG" 'dt-train ready saved'
+rm "$OUT/slow"
+check 'and the next make goes on' 'ran RANK=5 SHARDS=1' 'dt-train dt-sample'
