@@ -260,30 +260,37 @@ static bool is_weights(const char *name)
     return !strcmp(dt_path_ext(name), ".safetensors") || strstr(name, ".safetensors.index.json");
 }
 
-int dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, dt_err *err)
+/* Adds the hashes of a folder's config and weights, as asked, in the order of their names. */
+static int hash_files(dt_hasher *h, const char *dir, bool config, bool weights, dt_err *err)
 {
     dt_strs names = { 0 };
-    char *dir = part_dir(p, k);
-    dt_hasher *h = dt_hasher_new();
     int rc = list_dir(&names, dir, err);
     for (int64_t i = 0; i < names.n && rc == 0; i++) {
         dt_hash one;
         char *path = dt_path_join(dir, names.v[i]);
-        if (!strcmp(names.v[i], "config.json") || (is_weights(names.v[i]) && !p->weights[k])) {
+        if ((config && !strcmp(names.v[i], "config.json")) || (weights && is_weights(names.v[i]))) {
             rc = dt_hash_file(&one, path, err);
             if (rc == 0)
                 dt_hasher_str(h, one.hex);
         }
         free(path);
     }
-    if (rc == 0 && p->weights[k]) {
-        dt_hash one;
-        rc = dt_hash_file(&one, p->weights[k], err);
-        if (rc == 0)
-            dt_hasher_str(h, one.hex);
-    }
-    *out = dt_hasher_end(&h);
     dt_strs_release(&names);
+    return rc;
+}
+
+int dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, dt_err *err)
+{
+    char *dir = part_dir(p, k);
+    const char *w = p->weights[k];
+    dt_hash one;
+    dt_hasher *h = dt_hasher_new();
+    int rc = hash_files(h, dir, true, !w, err);
+    if (rc == 0 && w && dt_is_dir(w))
+        rc = hash_files(h, w, false, true, err);
+    else if (rc == 0 && w && (rc = dt_hash_file(&one, w, err)) == 0)
+        dt_hasher_str(h, one.hex);
+    *out = dt_hasher_end(&h);
     free(dir);
     return rc;
 }
