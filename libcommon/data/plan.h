@@ -101,6 +101,8 @@ typedef struct dt_batches dt_batches;   /* opaque; one thread at a time */
 
 /* Reads the header and the items; "-" is stdin.  DT_EDATA names line and field. */
 int  dt_batches_open(dt_batches **b, const char *path, dt_err *err);
+/* The same for an open file, which it takes (also on failure); `name` stands in messages. */
+int  dt_batches_open_file(dt_batches **b, FILE *f, const char *name, dt_err *err);
 const dt_plan_info *dt_batches_info(const dt_batches *b);
 int64_t dt_batches_items(const dt_batches *b);
 const dt_plan_item *dt_batches_item(const dt_batches *b, int64_t i);    /* i-th of the file; borrowed until close */

@@ -261,18 +261,15 @@ int dt_batches_seek(dt_batches *b, int64_t k, dt_err *err)
     return 0;
 }
 
-int dt_batches_open(dt_batches **out, const char *path, dt_err *err)
+int dt_batches_open_file(dt_batches **out, FILE *f, const char *name, dt_err *err)
 {
-    bool in = !strcmp(path, "-");
     dt_batches *b = dt_alloc(sizeof *b);
     int rc;
 
     b->last = -1;
-    b->name = dt_strdup(in ? "<stdin>" : path);
-    b->f = in ? stdin : fopen(path, "re");
-    if (!b->f)
-        rc = dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
-    else if ((rc = read_header(b, err)) < 0)
+    b->name = dt_strdup(name);
+    b->f = f;
+    if ((rc = read_header(b, err)) < 0)
         b->info.items = 0;
     else
         rc = read_items(b, err);
@@ -284,6 +281,14 @@ int dt_batches_open(dt_batches **out, const char *path, dt_err *err)
     b->first_line = b->n_line;
     *out = b;
     return 0;
+}
+
+int dt_batches_open(dt_batches **out, const char *path, dt_err *err)
+{
+    bool in = !strcmp(path, "-");
+    FILE *f = in ? stdin : fopen(path, "re");
+    return f ? dt_batches_open_file(out, f, in ? "<stdin>" : path, err)
+             : dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
 }
 
 void dt_batches_close(dt_batches **pb)

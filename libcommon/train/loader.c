@@ -82,7 +82,7 @@ static int next_batch(dt_batches *plan, const dt_cache *cache, dt_batch *b, dt_e
     while ((rc = dt_batches_next(plan, b, err)) == 1) {
         int n = 0;
         for (int i = 0; i < b->n; i++)
-            if (!cache || !dt_cache_skips(cache, b->item[i].item->id))
+            if (!cache || !dt_cache_skips(cache, b->item[i].item->path))
                 b->item[n++] = b->item[i];
         b->n = n;
         if (n)

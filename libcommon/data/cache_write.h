@@ -1,0 +1,112 @@
+/* cache_write.h - making caches: keys, records, indexes, shards.  Format: dt-cache(5).
+ *
+ * A store is a cache folder being filled, or one tar stream.  Every entry has a place; entries are put in any order, become
+ * visible with their shard, and are found by readers once an index names them. */
+#ifndef DT_DATA_CACHE_WRITE_H
+#define DT_DATA_CACHE_WRITE_H
+#include <stdbool.h>
+#include "base/hash.h"
+#include "base/mem.h"
+#include "data/cache.h"
+
+enum { DT_CACHE_MAX_PARTS = 8 };
+
+/* A network (or tokenizer) that entries depend on. */
+typedef struct dt_cache_part {
+    char    name[40];               /* "vae", "text_encoder", ... */
+    bool    text;                   /* captions depend on it; otherwise pictures do */
+    dt_hash hash;                   /* of config and weights */
+    dt_hash stat;                   /* of names, sizes, times and inodes of the files: same stat, no need to hash them again */
+} dt_cache_part;
+
+/* What all entries of a run have in common: the part of their keys that is not in the request. */
+typedef struct dt_cache_recipe {
+    int64_t  code;                  /* version of the encoding code; rises when its results change */
+    dt_dtype dtype, compute;        /* of what is stored, and of the encoders' activations */
+    int64_t  tile_px;               /* pictures larger than this are encoded in tiles; 0: never */
+    int64_t  text_len;              /* tokens of a caption's states, padding included */
+    int      n;
+    dt_cache_part part[DT_CACHE_MAX_PARTS];
+} dt_cache_recipe;
+
+enum dt_cache_kind { DT_CACHE_IMAGE, DT_CACHE_TEXT, DT_CACHE_SKIP };
+
+/* A line of an index: what a request means. */
+typedef struct dt_cache_rec {
+    enum dt_cache_kind kind;
+    char   *req;                    /* image: dt_cache_request(); text: the caption; skip: the path.  Owned */
+    char   *why;                    /* skip: what is wrong with the file.  Owned */
+    dt_hash key, sum;               /* of the entry: its content address, and the hash of its bytes */
+    dt_hash source;                 /* image: of the file's bytes */
+    int64_t file, off, bytes;       /* index of a shard, and where its member's data is */
+} dt_cache_rec;
+
+typedef struct dt_cache_index {
+    char   *name;                   /* of the file, for messages */
+    int64_t serial;                 /* of the run; where indexes disagree, the highest is right */
+    int64_t shard, shards;
+    dt_cache_recipe recipe;
+    dt_strs  files;                 /* shards that entries are in */
+    int64_t *file_bytes;            /* [files.n] */
+    dt_cache_rec *rec;
+    int64_t n, cap;
+} dt_cache_index;
+
+/* "RW RH X Y W H FLIP PATH", the request of a picture; caller frees.  And the path in it. */
+char       *dt_cache_request(const dt_batch_item *it, int w, int h);
+const char *dt_cache_request_path(const char *req);
+/* W and H of it. */
+void        dt_cache_request_size(const char *req, int *w, int *h);
+
+dt_hash dt_cache_image_key(const dt_cache_recipe *r, const char *req, const dt_hash *source);
+dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption);
+const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *name);      /* NULL if absent */
+bool    dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b);
+
+/* Adds an empty record; borrowed until the next. */
+dt_cache_rec *dt_cache_index_add(dt_cache_index *x, enum dt_cache_kind kind, const char *req);
+int  dt_cache_index_read(dt_cache_index *x, const char *text, size_t bytes, const char *name, dt_err *err);
+int  dt_cache_index_write(const dt_cache_index *x, FILE *f, dt_err *err);
+void dt_cache_index_release(dt_cache_index *x);
+
+/* Indexes of a folder, newest first; caller releases each and frees *x.  `broken` NULL: an index that cannot be read is an
+ * error; otherwise it is left out and its message added there. */
+int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *broken, dt_err *err);
+
+/* --- stores --- */
+typedef struct dt_cache_store dt_cache_store;       /* opaque; one thread at a time, but _find by any number while nobody puts */
+
+struct dt_cache_store_params {
+    const char *dir;                /* made if it is not there; NULL: a stream */
+    FILE       *out;                /* of the stream; borrowed */
+    int64_t     shard, shards;      /* names of files carry these, so that several may fill one folder */
+    int64_t     max_bytes;          /* a shard that has grown to this is completed */
+};
+/* Takes stock of a folder.  DT_EFAIL: another process is filling it under the same shard/shards. */
+int  dt_cache_store_open(dt_cache_store **s, const struct dt_cache_store_params *p, dt_err *err);
+/* Leaves complete shards, removes the one being written. */
+void dt_cache_store_close(dt_cache_store **s);
+const dt_strs *dt_cache_store_broken(const dt_cache_store *s);      /* files of the folder that are of no use, with reasons */
+/* Indexes that were there, newest first. */
+const dt_cache_index *dt_cache_store_index(const dt_cache_store *s, int64_t i);
+
+int64_t dt_cache_store_found(const dt_cache_store *s);              /* entries that were there on opening */
+/* Place of an entry, -1 if there is none. */
+int64_t dt_cache_store_find(const dt_cache_store *s, const dt_hash *key);
+/* A place for an entry that has none yet; it must be put before the index is written. */
+int64_t dt_cache_store_claim(dt_cache_store *s, const dt_hash *key);
+int     dt_cache_store_put(dt_cache_store *s, int64_t place, const void *data, size_t bytes, dt_err *err);
+int64_t dt_cache_store_bytes(const dt_cache_store *s, int64_t place);
+const char *dt_cache_store_key(const dt_cache_store *s, int64_t place);
+const char *dt_cache_store_file(const dt_cache_store *s, int64_t place);
+/* A file of a stream that is no entry ("plan.ndjson"). */
+int     dt_cache_store_member(dt_cache_store *s, const char *name, const void *data, size_t bytes, dt_err *err);
+/* Points a record at a place. */
+void    dt_cache_store_fill(const dt_cache_store *s, dt_cache_rec *rec, int64_t place);
+/* Completes the shard being written; the next entry begins another. */
+int     dt_cache_store_finish(dt_cache_store *s, dt_err *err);
+/* Completes the shard and writes the index (its serial and files are set here); nothing is written if the folder says all of
+ * it already.  A stream gets the index as its last member. */
+int     dt_cache_store_commit(dt_cache_store *s, dt_cache_index *x, bool *wrote, dt_err *err);
+
+#endif
