@@ -1,0 +1,48 @@
+/* encode.h - fills a cache with what a plan asks for: every distinct picture by the autoencoder, every distinct caption by CLIP
+ * and T5.  See dt-cache-latents(1) and data/cache.h. */
+#ifndef DT_TRAIN_ENCODE_H
+#define DT_TRAIN_ENCODE_H
+#include <stdio.h>
+#include "graph/device.h"
+#include "models/flux_pipe.h"
+
+struct dt_encode_params {
+    dt_flux_pipe *pipe;             /* opened, not loaded; borrowed */
+    dt_device    *dev;
+    const char   *plan;             /* path, "-" is stdin */
+    const char   *dir;              /* cache folder; NULL: one tar stream to `out` */
+    FILE         *out;
+    dt_dtype      compute, store;   /* of activations and weights; of what is kept */
+    int64_t       vae_mini_batch;   /* pictures encoded at once, at most; never more than one megapixel together unless it is one */
+    int64_t       tile_px;          /* 0: never in tiles */
+    int64_t       max_shard_bytes;
+    int64_t       shard, shards;    /* only what the hash of a path or caption gives to `shard` */
+    int           workers;          /* threads that read pictures */
+    double        max_skipped_fraction;
+    const char   *progress;         /* NDJSON, or NULL */
+    bool          quiet;
+    const volatile int *stop;
+    void        (*say)(void *ctx, bool warning, const char *line);     /* may be NULL */
+    void         *ctx;
+};
+
+struct dt_encode_count { int64_t wanted, made, there, shared; };    /* wanted = made + there + shared, skipped ones aside */
+
+struct dt_encode_report {           /* filled also on failure, as far as it got; release always */
+    struct dt_encode_count images, texts;
+    dt_strs skipped;                /* one line per path */
+    int64_t paths;                  /* distinct pictures of the plan */
+    int64_t bytes;                  /* of this plan's entries, each counted once */
+    int64_t naive_bytes;            /* one fp32 file of latents and one of text states for each picture */
+    bool    wrote_index;
+};
+void dt_encode_report_release(struct dt_encode_report *r);
+
+/* DT_ESIGNAL: stopped, what was made is in the cache. */
+int dt_encode_run(const struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err);
+
+/* Says on `out` for a picture of the plan and its captions whether their entries would be reused, and if not, which part of their
+ * keys is another.  Encodes nothing.  DT_EDATA: not in the plan. */
+int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *out, dt_err *err);
+
+#endif

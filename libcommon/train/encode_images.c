@@ -1,0 +1,256 @@
+/* encode_images.c - the pictures of a plan through the autoencoder.  See encode.h.
+ *
+ * If the cache has entries already, all files are hashed first and only what is missing goes on.  Pictures are encoded size by
+ * size, each size in the order of the plan, in groups; an entry's bits depend neither on its group nor on threads. */
+#include <stdlib.h>
+#include <string.h>
+#include "train/encode_int.h"
+
+enum { MAX_GROUP = 1024 };
+#define GROUP_PX ((int64_t)1 << 20)
+
+struct size { int w, h; int64_t n, whole, rest; };      /* pictures to encode; those of a whole group, of the last one */
+
+struct group {                      /* waiting to be encoded, all of one size */
+    int64_t n;
+    dt_image im[MAX_GROUP];
+    int64_t  place[MAX_GROUP];
+};
+
+struct encoder {
+    dt_enc      *e;
+    dt_flux_run *run;
+    dt_progress *bar;
+    struct size *size;
+    int64_t      n_size, size_cap;
+    struct group group;
+    float       *mean, *logvar;     /* for the largest group */
+    int64_t      done;
+};
+
+/* --- what is missing --- */
+
+static bool found(dt_enc *e, const dt_got_picture *got)
+{
+    dt_hash key = dt_cache_image_key(&e->recipe, e->want[got->i].req, &got->source);
+    struct dt_enc_image *im = &e->image[got->i];
+    im->source = got->source;
+    im->place = dt_cache_store_find(e->store, &key);
+    return im->place >= 0;
+}
+
+/* Files that cannot be read are left to the pass that decodes. */
+static int find_there(dt_enc *e, int64_t *order, dt_err *err)
+{
+    dt_pictures *p = NULL;
+    dt_progress *bar = NULL;
+    dt_got_picture got;
+    int64_t done = 0;
+    for (int64_t i = 0; i < e->n; i++)
+        order[i] = i;
+    int rc = dt_progress_open(&bar, "hash", "file", e->n, e->p->progress, e->p->quiet, err);
+    if (rc == 0)
+        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .want = e->want, .order = order, .n = e->n,
+                              .threads = e->p->workers, .hash_only = true }, err);
+    if (rc == 0)
+        dt_progress_step(bar, 0);
+    while (rc == 0 && !dt_enc_stopped(e) && dt_pictures_next(p, &got) == 1) {
+        if (got.rc == 0 && found(e, &got))
+            e->r->images.there++;
+        dt_progress_step(bar, ++done);
+    }
+    dt_pictures_close(&p);
+    dt_progress_close(&bar);
+    return rc;
+}
+
+static struct size *size_of(struct encoder *c, int w, int h)
+{
+    for (int64_t i = 0; i < c->n_size; i++)
+        if (c->size[i].w == w && c->size[i].h == h)
+            return &c->size[i];
+    dt_grow(&c->size, &c->size_cap, c->n_size + 1, sizeof(*c->size));
+    c->size[c->n_size] = (struct size){ .w = w, .h = h };
+    return &c->size[c->n_size++];
+}
+
+/* Missing pictures, size by size.  Returns how many. */
+static int64_t put_in_order(struct encoder *c, int64_t *order)
+{
+    dt_enc *e = c->e;
+    int64_t n = 0;
+    for (int64_t i = 0; i < e->n; i++)
+        if (e->image[i].place < 0)
+            size_of(c, e->want[i].w, e->want[i].h)->n++;
+    for (int64_t s = 0; s < c->n_size; s++)
+        for (int64_t i = 0; i < e->n; i++)
+            if (e->image[i].place < 0 && e->want[i].w == c->size[s].w && e->want[i].h == c->size[s].h)
+                order[n++] = i;
+    return n;
+}
+
+/* --- the encoder --- */
+
+static int64_t group_of(const struct dt_encode_params *p, int w, int h)
+{
+    int64_t most = GROUP_PX / ((int64_t)w * h), n = p->vae_mini_batch < most ? p->vae_mini_batch : most;
+    bool tiled = p->tile_px && (w > p->tile_px || h > p->tile_px);
+    return n < 1 || tiled ? 1 : n > MAX_GROUP ? MAX_GROUP : n;
+}
+
+static int plan_sizes(struct encoder *c, dt_err *err)
+{
+    const struct dt_encode_params *p = c->e->p;
+    int64_t f = dt_vae_factor(&p->pipe->vae), most = 0;
+    int rc = 0;
+    for (int64_t i = 0; i < c->n_size && rc == 0; i++) {
+        struct size *s = &c->size[i];
+        s->whole = group_of(p, s->w, s->h);
+        s->rest = s->n % s->whole;
+        if ((rc = dt_flux_run_plan_encode(c->run, 1, s->w, s->h, err)) == 0 && s->n >= s->whole && s->whole > 1)
+            rc = dt_flux_run_plan_encode(c->run, s->whole, s->w, s->h, err);
+        if (rc == 0 && s->rest > 1)
+            rc = dt_flux_run_plan_encode(c->run, s->rest, s->w, s->h, err);
+        int64_t len = s->whole * p->pipe->vae.latent_channels * (s->h / f) * (s->w / f);
+        most = len > most ? len : most;
+    }
+    if (rc == 0)
+        rc = dt_flux_run_alloc(c->run, NULL, err);
+    c->mean = rc == 0 ? dt_try_alloc((size_t)most * sizeof(float)) : NULL;
+    c->logvar = rc == 0 ? dt_try_alloc((size_t)most * sizeof(float)) : NULL;
+    if (rc == 0 && (!c->mean || !c->logvar))
+        rc = dt_err_set(err, DT_ENOMEM, "no memory for latents");
+    return rc;
+}
+
+static int open_encoder(struct encoder *c, int64_t n, dt_err *err)
+{
+    const struct dt_encode_params *p = c->e->p;
+    int rc = dt_flux_pipe_load(p->pipe, DT_FLUX_VAE, p->dev, p->compute, 0, err);
+    if (rc < 0)
+        return rc;
+    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute, .tile_px = p->tile_px });
+    rc = plan_sizes(c, err);
+    return rc == 0 ? dt_progress_open(&c->bar, "encode", "img", n, p->progress, p->quiet, err) : rc;
+}
+
+static void release_group(struct group *g)
+{
+    for (int64_t i = 0; i < g->n; i++)
+        dt_image_release(&g->im[i]);
+    g->n = 0;
+}
+
+static void close_encoder(struct encoder *c)
+{
+    release_group(&c->group);
+    dt_progress_close(&c->bar);
+    dt_flux_run_free(&c->run);
+    dt_flux_pipe_unload(c->e->p->pipe, DT_FLUX_VAE);
+    free(c->size);
+    free(c->mean);
+    free(c->logvar);
+}
+
+/* Encodes the group; one by one if it has a size that was not announced, because pictures of it were left out. */
+static int flush(struct encoder *c, dt_err *err)
+{
+    static const char *const name[2] = { "mean", "logvar" };
+    struct group *g = &c->group;
+    if (!g->n)
+        return 0;
+    const dt_flux_pipe *pipe = c->e->p->pipe;
+    int w = g->im[0].w, h = g->im[0].h, rc = 0;
+    const struct size *s = size_of(c, w, h);
+    int64_t f = dt_vae_factor(&pipe->vae), step = g->n == s->whole || g->n == s->rest ? g->n : 1;
+    dt_dims dims = DT_DIMS(pipe->vae.latent_channels, h / f, w / f);
+    for (int64_t i = 0; i < g->n && rc == 0; i += step) {
+        const uint8_t *rgb[MAX_GROUP];
+        for (int64_t k = 0; k < step; k++)
+            rgb[k] = g->im[i + k].rgb;
+        rc = dt_flux_run_encode(c->run, rgb, step, w, h, c->mean, c->logvar, err);
+        for (int64_t k = 0; k < step && rc == 0; k++) {
+            int64_t at = k * dt_numel(dims);
+            rc = dt_enc_put(c->e, g->place[i + k], name, (const float *const[]){ c->mean + at, c->logvar + at },
+                            (const dt_dims[]){ dims, dims }, err);
+        }
+    }
+    if (rc == 0) {
+        c->e->r->images.made += g->n;
+        c->done += g->n;
+        dt_progress_step(c->bar, c->done);
+    }
+    release_group(g);
+    return rc;
+}
+
+/* Takes one picture: skipped, found, or into the group. */
+static int take(struct encoder *c, dt_got_picture *got, dt_err *err)
+{
+    dt_enc *e = c->e;
+    struct group *g = &c->group;
+    int rc = 0;
+    if (got->rc < 0) {
+        if (got->rc != DT_EDATA) {
+            if (err)
+                *err = got->err;
+            return got->rc;
+        }
+        dt_enc_skip(e, got->i, got->err.msg);
+        c->done++;
+        return 0;
+    }
+    if (found(e, got)) {
+        e->r->images.shared++;
+        c->done++;
+        dt_image_release(&got->im);
+        return 0;
+    }
+    if (g->n && (g->im[0].w != got->im.w || g->im[0].h != got->im.h))
+        rc = flush(c, err);
+    if (rc < 0) {
+        dt_image_release(&got->im);
+        return rc;
+    }
+    dt_hash key = dt_cache_image_key(&e->recipe, e->want[got->i].req, &got->source);
+    e->image[got->i].place = g->place[g->n] = dt_cache_store_claim(e->store, &key);
+    g->im[g->n++] = got->im;
+    return g->n == size_of(c, got->im.w, got->im.h)->whole ? flush(c, err) : 0;
+}
+
+static int encode(struct encoder *c, const int64_t *order, int64_t n, dt_err *err)
+{
+    dt_pictures *p = NULL;
+    dt_got_picture got;
+    int rc = open_encoder(c, n, err);
+    if (rc == 0)
+        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .want = c->e->want, .order = order, .n = n,
+                              .threads = c->e->p->workers }, err);
+    if (rc == 0)
+        dt_progress_step(c->bar, 0);
+    while (rc == 0 && !dt_enc_stopped(c->e) && dt_pictures_next(p, &got) == 1)
+        rc = take(c, &got, err);
+    if (rc == 0)
+        rc = flush(c, err);
+    dt_pictures_close(&p);
+    close_encoder(c);
+    return rc;
+}
+
+int dt_enc_images(dt_enc *e, dt_err *err)
+{
+    struct encoder *c = dt_alloc(sizeof(*c));
+    int64_t *order = dt_alloc((size_t)(e->n + 1) * sizeof(*order));
+    int rc = 0;
+    c->e = e;
+    if (dt_cache_store_found(e->store))
+        rc = find_there(e, order, err);
+    int64_t n = rc == 0 ? put_in_order(c, order) : 0;
+    if (rc == 0 && n && !dt_enc_stopped(e))
+        rc = encode(c, order, n, err);
+    else
+        free(c->size);
+    free(order);
+    free(c);
+    return rc;
+}

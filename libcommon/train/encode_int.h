@@ -1,0 +1,46 @@
+/* encode_int.h - what the encode*.c files share. */
+#ifndef DT_TRAIN_ENCODE_INT_H
+#define DT_TRAIN_ENCODE_INT_H
+#include "base/progress.h"
+#include "data/cache_write.h"
+#include "models/flux_run.h"
+#include "tensor/strmap.h"
+#include "train/encode.h"
+#include "train/pictures.h"
+
+/* A picture of the plan at one size. */
+struct dt_enc_image {
+    int64_t place;                  /* in the store; -1: none (skipped, or not reached) */
+    dt_hash source;
+    bool    skip;
+};
+
+typedef struct dt_enc {
+    const struct dt_encode_params *p;
+    struct dt_encode_report *r;
+    FILE   *plan_file;              /* rewindable copy of the plan */
+    dt_batches *plan;
+    dt_want_picture *want;          /* distinct requests in the order of the plan */
+    struct dt_enc_image *image;     /* [n] */
+    int64_t n, cap;
+    const char **caption;           /* distinct captions, likewise */
+    int64_t *text_place;            /* [texts] */
+    int64_t texts, texts_cap;
+    dt_strmap *reqs, *captions, *paths, *bad;   /* bad: path -> index into r->skipped */
+    dt_cache_recipe recipe;
+    dt_cache_store *store;
+} dt_enc;
+
+/* Opens plan and store, collects requests, computes the recipe. */
+int  dt_enc_open(dt_enc *e, const struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err);
+void dt_enc_close(dt_enc *e);
+bool dt_enc_stopped(const dt_enc *e);
+void dt_enc_say(const dt_enc *e, bool warning, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void dt_enc_skip(dt_enc *e, int64_t i, const char *why);
+/* Packs two named arrays, given as fp32, in the storage dtype and puts them at `place`. */
+int  dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2], dt_err *err);
+
+int  dt_enc_images(dt_enc *e, dt_err *err);
+int  dt_enc_texts(dt_enc *e, dt_err *err);
+
+#endif

@@ -1,0 +1,134 @@
+/* pictures.c - pictures made ready by threads.  See pictures.h.
+ *
+ * A ring of slots: a thread takes the next request and its slot, works outside the lock; the consumer takes slots in order. */
+#include <pthread.h>
+#include <stdlib.h>
+#include "base/file.h"
+#include "base/mem.h"
+#include "train/pictures.h"
+
+enum { MAX_THREADS = 64, SLOTS_PER_THREAD = 3 };
+#define MAX_FILE_BYTES ((size_t)2 << 30)
+
+struct slot {
+    bool ready;
+    dt_got_picture got;
+};
+
+struct dt_pictures {
+    struct dt_pictures_params p;
+    struct slot *slot;
+    int64_t nslot, head, tail;      /* next to hand out, next to work on */
+    bool quit;
+    pthread_t thread[MAX_THREADS];
+    int nthread;
+    pthread_mutex_t lock;
+    pthread_cond_t  moved;
+};
+
+static int make_ready(dt_got_picture *got, const dt_want_picture *w, const char *data, size_t bytes)
+{
+    const dt_batch_item *t = &w->at;
+    dt_image in = { 0 };
+    int rc = dt_image_decode(&in, data, bytes, w->item->path, NULL, &got->err);
+    if (rc == 0 && (in.w != w->item->w || in.h != w->item->h))
+        rc = dt_err_set(&got->err, DT_EDATA, "%s: is %dx%d px, the plan says %dx%d; make the plan again", w->item->path, in.w, in.h,
+                        w->item->w, w->item->h);
+    if (rc == 0)
+        rc = dt_image_resize(&got->im, &in, t->resize_w, t->resize_h, t->crop_x, t->crop_y, w->w, w->h, &got->err);
+    if (rc == 0 && t->flip)
+        dt_image_flip(&got->im);
+    dt_image_release(&in);
+    return rc;
+}
+
+void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_only)
+{
+    char *data = NULL;
+    size_t bytes = 0;
+    got->err = (dt_err){ 0 };
+    got->im = (dt_image){ 0 };
+    got->rc = dt_file_read(&data, &bytes, want->item->path, MAX_FILE_BYTES, &got->err);
+    if (got->rc == 0)
+        got->source = dt_hash_bytes(data, bytes);
+    if (got->rc == 0 && !hash_only)
+        got->rc = make_ready(got, want, data, bytes);
+    free(data);
+}
+
+static void *worker(void *arg)
+{
+    dt_pictures *p = arg;
+    pthread_mutex_lock(&p->lock);
+    while (!p->quit && p->tail < p->p.n) {
+        if (p->tail - p->head >= p->nslot) {
+            pthread_cond_wait(&p->moved, &p->lock);
+            continue;
+        }
+        int64_t k = p->tail++;
+        struct slot *s = &p->slot[k % p->nslot];
+        pthread_mutex_unlock(&p->lock);
+        s->got.i = p->p.order[k];
+        dt_picture_get(&s->got, &p->p.want[s->got.i], p->p.hash_only);
+        pthread_mutex_lock(&p->lock);
+        s->ready = true;
+        pthread_cond_broadcast(&p->moved);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+int dt_pictures_open(dt_pictures **out, const struct dt_pictures_params *params, dt_err *err)
+{
+    dt_pictures *p = dt_alloc(sizeof(*p));
+    int want = params->threads < 1 ? 1 : params->threads > MAX_THREADS ? MAX_THREADS : params->threads;
+    p->p = *params;
+    p->nslot = SLOTS_PER_THREAD * want;
+    p->slot = dt_alloc((size_t)p->nslot * sizeof(*p->slot));
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->moved, NULL);
+    while (p->nthread < want && pthread_create(&p->thread[p->nthread], NULL, worker, p) == 0)
+        p->nthread++;
+    *out = p;
+    if (p->nthread)
+        return 0;
+    dt_pictures_close(out);
+    return dt_err_set(err, DT_EFAIL, "cannot start a thread that reads pictures");
+}
+
+int dt_pictures_next(dt_pictures *p, dt_got_picture *got)
+{
+    if (p->head >= p->p.n)
+        return 0;
+    pthread_mutex_lock(&p->lock);
+    struct slot *s = &p->slot[p->head % p->nslot];
+    while (!s->ready)
+        pthread_cond_wait(&p->moved, &p->lock);
+    *got = s->got;
+    s->got.im = (dt_image){ 0 };
+    s->ready = false;
+    p->head++;
+    pthread_cond_broadcast(&p->moved);
+    pthread_mutex_unlock(&p->lock);
+    return 1;
+}
+
+void dt_pictures_close(dt_pictures **pp)
+{
+    dt_pictures *p = *pp;
+    *pp = NULL;
+    if (!p)
+        return;
+    pthread_mutex_lock(&p->lock);
+    p->quit = true;
+    pthread_cond_broadcast(&p->moved);
+    pthread_mutex_unlock(&p->lock);
+    for (int i = 0; i < p->nthread; i++)
+        pthread_join(p->thread[i], NULL);
+    for (int64_t i = 0; i < p->nslot; i++)
+        dt_image_release(&p->slot[i].got.im);
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->moved);
+    free(p->slot);
+    free(p);
+}
