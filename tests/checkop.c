@@ -20,6 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "tests/checkop_run.h"
+#include "tests/tolerance.h"
 
 extern const check_case attention_cases[], broadcast_cases[], conv_cases[], embed_cases[], groupnorm_cases[], matmul_cases[],
     norm_cases[], objective_cases[], pointwise_cases[], rope_cases[], shape_cases[];
@@ -34,14 +35,6 @@ struct opts {
     int         count, failed;
     double      peak_flops, peak_bytes;
 };
-
-/* --- tolerance: relative L2 error by type and reduction length, the only place --- */
-
-static double tolerance(dt_dtype t, int64_t k)
-{
-    double sum = 8 * 0x1p-24 * sqrt((double)(k > 1 ? k : 1));       /* all sums are fp32 */
-    return t == DT_BF16 ? 4 * 0x1p-8 + sum : sum;
-}
 
 static double norm2(const float *x, int64_t n)
 {
@@ -265,7 +258,7 @@ static bool splits_by_thread(const dt_node *n)
 
 static const char *check_variants(const struct check_graph *x, const struct opts *o)
 {
-    double tol = tolerance(DT_F32, x->c->k);
+    double tol = tol_op(DT_F32, x->c->k);
     dt_device other = *o->cpu;
     int threads = omp_get_max_threads();
     other.threads = threads == 1 ? 3 : 1;
@@ -322,7 +315,7 @@ static const char *check_reference(const struct check_graph *x, const struct che
     for (int i = 0; i < x->nin; i++)
         in[i] = check_leaf_of(d, x->in[i]->name)->v;
     x->c->reference(x->c, in, ref);
-    double e = rel_error(y, ref, n, 0), tol = tolerance(DT_F32, x->c->k);
+    double e = rel_error(y, ref, n, 0), tol = tol_op(DT_F32, x->c->k);
     free(ref);
     free(y);
     snprintf(msg, sizeof(msg), "off by %.2g, allowed %.2g", e, tol);
@@ -344,7 +337,7 @@ static const char *compare(const char *what, float *a, float *b, int64_t n, doub
 static const char *check_bf16(const struct check_graph *ref, const struct check_data *d, const struct opts *o)
 {
     struct check_graph x;
-    double tol = tolerance(DT_BF16, ref->c->k);
+    double tol = tol_op(DT_BF16, ref->c->k);
     const char *bad = check_graph_init(&x, ref->c, DT_BF16);
     if (!bad) {
         check_graph_load(&x, d);
@@ -385,7 +378,7 @@ static const char *compare_plan(const struct check_graph *x, const struct check_
         for (int64_t k = 0; k < t->param->numel; k++)
             twice[k] *= 2;
         memcpy(got, dt_params_find(x->set, t->name)->grad, (size_t)t->param->numel * sizeof(*got));
-        bad = compare(t->name, got, twice, t->param->numel, tolerance(DT_F32, ref->c->k));
+        bad = compare(t->name, got, twice, t->param->numel, tol_op(DT_F32, ref->c->k));
     }
     return bad;
 }
@@ -436,7 +429,7 @@ static const char *check_device(const check_case *c, const struct opts *o, dt_dt
         check_graph_load(&x, &d);
         bad = check_run(&x, o->cpu, true);
     }
-    double tol = tolerance(t, c->k);
+    double tol = tol_op(t, c->k);
     for (int64_t i = 0; !bad && i < x.g->nnode; i++)
         if (!check_skips(x.g->node[i]))
             bad = node_variants(&x, x.g->node[i], o->dev, tol, tol);

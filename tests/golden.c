@@ -1,5 +1,5 @@
 /* golden.c - the library against PyTorch, diffusers, transformers and peft: networks, schedules, training, sampling.
- * The files and how they were made: tests/golden/common.py.  Run from the top folder, or with GOLDEN_DIR.  TAP on stdout.
+ * The files and how they were made: tests/golden/common.py.  Run from the top folder, or with GOLDEN_DIR.
  *
  *   golden [DEVICE]             cpu unless named */
 #include <stdio.h>
@@ -12,6 +12,7 @@ int main(int argc, char **argv)
     must(dt_device_open(&dev, argc > 1 ? argv[1] : "cpu", &err), &err);
     golden_schedules();
     golden_models(dev);
+    golden_objectives(dev);
     golden_training(dev);
     golden_folder(dev);
     dt_device_close(&dev);

@@ -35,7 +35,8 @@ static void compare_rgb(tally *t, const char *name, const uint8_t *rgb, const fl
 
 static dt_flux_run *start(const scene *s, int64_t tile_px)
 {
-    return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = s->pipe, .dev = s->dev, .act = DT_F32, .tile_px = tile_px });
+    struct dt_flux_run_params p = { .pipe = s->pipe, .dev = s->dev, .act = DT_F32, .tile_px = tile_px };
+    return dt_flux_run_new(&p);
 }
 
 static void same_ids(tally *t, const char *what, const int32_t *a, const float *ref, int64_t n)

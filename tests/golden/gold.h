@@ -63,6 +63,7 @@ int  tap_done(void);                /* prints the plan; exit status */
 /* --- groups of tests --- */
 void golden_models(dt_device *dev);         /* flux, vae, clip, t5: outputs and all gradients */
 void golden_schedules(void);                /* sigmas, densities, weights, learning rates */
+void golden_objectives(dt_device *dev);     /* losses, noise mixing, the posterior */
 void golden_training(dt_device *dev);       /* AdamW, ten steps of LoRA and of full training */
 void golden_folder(dt_device *dev);         /* a model folder, text states, samples */
 

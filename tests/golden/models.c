@@ -1,6 +1,7 @@
 /* models.c - outputs and the gradients of all parameters and float inputs, without and with recompute.
  *
- * loss = sum over outputs of <out, dy>, dy fixed: as a matmul of one row with one row, so that its gradient is dy itself. */
+ * loss = sum over outputs of <out, dy>, dy fixed: as a matmul of one row with one row, so that its gradient is dy
+ * itself. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +69,8 @@ static void build_flux(run *r)
     if (dt_st_find(r->f->st, "in.ids"))
         rope_of_ids(r, &c, &in);
     else
-        dt_flux_rope_grid(r->g, &c, in.txt->dims.d[1], gold_int(r->f, "rows"), gold_int(r->f, "cols"), &in.cos, &in.sin);
+        dt_flux_rope_grid(r->g, &c, in.txt->dims.d[1], gold_int(r->f, "rows"), gold_int(r->f, "cols"),
+                          &in.cos, &in.sin);
     output(r, "y", dt_flux(r->g, &c, &in), false);
 }
 
@@ -162,7 +164,8 @@ static void feed(run *r, job *j, const char *ours_prefix, const char *prefix, co
     free(ours);
 }
 
-static void compare(run *r, job *j, tally *result, const char *ours_prefix, const char *prefix, const io *x, double tol)
+static void compare(run *r, job *j, tally *result, const char *ours_prefix, const char *prefix, const io *x,
+                    double tol)
 {
     int64_t n;
     char *ours = dt_sprintf("%s%s", ours_prefix, x->name), *what = dt_sprintf("%s%s", prefix, x->name);
@@ -175,11 +178,11 @@ static void compare(run *r, job *j, tally *result, const char *ours_prefix, cons
     free(ours);
 }
 
-/* Parameter gradients; one that is zero in exact arithmetic (a key bias, which softmax cancels) may show rounding errors as
- * large as 1e-2 tol of a typical gradient. */
+/* Parameter gradients.  One that is zero in exact arithmetic (a key bias, which softmax cancels) shows rounding
+ * errors: its size counts as `floor` of a typical gradient's. */
 static void compare_grads(run *r, const dt_params *p, tally *result, double tol)
 {
-    double sum = 0, count = 0;
+    double sum = 0, count = 0, floor = p->dtype == DT_F32 ? 1e-2 : 1e-1;
     for (int64_t i = 0; i < p->n; i++) {
         char *name = dt_sprintf("grad.w.%s", p->v[i]->name);
         float *ref = gold_f32(r->f, name);
@@ -194,7 +197,7 @@ static void compare_grads(run *r, const dt_params *p, tally *result, double tol)
         char *name = dt_sprintf("grad.w.%s", p->v[i]->name);
         float *ref = gold_f32(r->f, name), *a = dt_alloc((size_t)n * sizeof(*a));
         p->dev->download(p->dev, a, p->v[i]->grad, n * (int64_t)sizeof(*a));
-        tally_add(result, name, a, ref, n, 1e-2 * sqrt(sum / count * (double)n), tol);
+        tally_add(result, name, a, ref, n, floor * sqrt(sum / count * (double)n), tol);
         free(a);
         free(ref);
         free(name);
@@ -267,4 +270,9 @@ void golden_models(dt_device *dev)
     check_model(dev, "clip_a", DT_F32, build_clip);
     check_model(dev, "clip_b", DT_F32, build_clip);
     check_model(dev, "t5", DT_F32, build_t5);
+    /* bf16 against fp32: unlike flux's time, nothing is rounded on purpose here.  (vae_a has a bias before a GroupNorm
+     * of two channels whose gradient nearly cancels; torch in bf16 misses it, too.) */
+    check_model(dev, "vae_b", DT_BF16, build_vae);
+    check_model(dev, "clip_a", DT_BF16, build_clip);
+    check_model(dev, "t5", DT_BF16, build_t5);
 }

@@ -28,7 +28,8 @@ static void one_table(const gold *f, tally *t, const dt_flow *flow, int64_t toke
 static void sigmas(const gold *f)
 {
     tally t = { 0 };
-    static const int64_t steps[] = { 1, 4, 28, 1000 }, tokens[] = { 60, 256, 1024, 2304, 4096, 8100 }, shift[] = { 1, 3, 7 };
+    static const int64_t steps[] = { 1, 4, 28, 1000 }, tokens[] = { 60, 256, 1024, 2304, 4096, 8100 };
+    static const int64_t shift[] = { 1, 3, 7 };
     char name[64];
     for (int i = 0; i < 4; i++) {
         for (int k = 0; k < 6; k++) {
