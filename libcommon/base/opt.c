@@ -42,6 +42,7 @@ struct word {
     bool joined;                /* --name=value: for a LIST exactly one */
     char *value;                /* borrowed from argv; NULL: none */
     int n;                      /* LIST: words in argv from `value` on */
+    bool again;                 /* it was there before */
 };
 
 static char plain(char c)
@@ -295,7 +296,8 @@ static int set_enum(const dt_opt *o, int *field, const char *value, dt_err *err)
 
 static int set_list(const struct word *w, dt_strs *field, char *const *words, dt_err *err)
 {
-    dt_strs_release(field);
+    if (!w->again)
+        dt_strs_release(field);
     for (int i = 0; i < w->n; i++) {
         const char *v = w->joined ? w->value : words[i];
         if (w->opt->comma)
@@ -362,7 +364,8 @@ int dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *
             continue;
         }
         int64_t k = w.opt - cli->table;
-        if (k < MAX_OPTS && seen[k])
+        w.again = k < MAX_OPTS && seen[k];
+        if (w.again && !w.opt->repeat)
             return dt_err_set(err, DT_EUSAGE, "option '--%s' is given twice", w.opt->name);
         if (k < MAX_OPTS)
             seen[k] = true;

@@ -36,6 +36,7 @@ typedef struct dt_opt {
     const char *const *choices;     /* ENUM: NULL-terminated */
     const char *help;               /* one or two lines, lower case, default in parentheses */
     bool        comma;              /* LIST */
+    bool        repeat;             /* LIST: may be given again, and adds up */
 } dt_opt;
 
 #define DT_OPT_GROUP(text) { .help = text }

@@ -137,7 +137,11 @@ int dt_flux_run_plan_text(dt_flux_run *r, dt_err *err)
 /* A vae job of one picture, or of every distinct tile of it. */
 static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_err *err)
 {
-    int rc = check_sides(r, w, h, dt_vae_factor(&r->p.pipe->vae), err);
+    int64_t f = dt_vae_factor(&r->p.pipe->vae);
+    int rc = check_sides(r, w, h, f, err);
+    if (rc == 0 && r->p.tile_px % (4 * f))
+        rc = dt_err_set(err, DT_EUSAGE, "tiles of %lld px: must be a multiple of %lld for '%s'", (long long)r->p.tile_px,
+                        (long long)(4 * f), r->p.pipe->dir);
     if (rc < 0 || !tiled(r, w, h))
         return rc < 0 ? rc : add(r, j, n, w, h, err);
     dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
@@ -274,7 +278,8 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
 {
     int64_t f = dt_vae_factor(&r->p.pipe->vae), px = w * h * 3, half = r->p.pipe->vae.latent_channels * (w / f) * (h / f);
     float *x = dt_try_alloc((size_t)(n * px) * sizeof(float)), *m = dt_try_alloc((size_t)(n * 2 * half) * sizeof(float));
-    int rc = x && m ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for %lld pictures of %lldx%lld px", (long long)n, (long long)w, (long long)h);
+    int rc = x && m ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for %lld pictures of %lldx%lld px", (long long)n, (long long)w,
+                                     (long long)h);
     for (int64_t i = 0; i < n && rc == 0; i++)
         to_unit(x + i * px, rgb[i], px);
     if (rc == 0 && tiled(r, w, h)) {
@@ -292,6 +297,17 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
     free(x);
     free(m);
     return rc;
+}
+
+/* x += dt v */
+static int euler(float *x, const float *v, float dt, int64_t n, int64_t step, dt_err *err)
+{
+    bool ok = true;
+    for (int64_t k = 0; k < n; k++) {
+        x[k] += dt * v[k];
+        ok &= isfinite(x[k]) != 0;
+    }
+    return ok ? 0 : dt_err_set(err, DT_ENAN, "sampling step %lld: the latents are not finite", (long long)step + 1);
 }
 
 int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
@@ -316,8 +332,8 @@ int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
         if (pipe->dit.guidance)
             dt_plan_write(p, dt_find(g, "guidance"), &guidance);
         rc = run_one(p, g, "in", s->latents, v, err);
-        for (int64_t k = 0; k < n && rc == 0; k++)
-            s->latents[k] += dt * v[k];
+        if (rc == 0)
+            rc = euler(s->latents, v, dt, n, i, err);
         if (rc == 0 && s->on_step && !s->on_step(s->ctx, i + 1))
             rc = dt_err_set(err, DT_ESIGNAL, "stopped on request");
     }
@@ -330,15 +346,17 @@ static int decode_tiled(dt_flux_run *r, const float *lat, int64_t w, int64_t h, 
 {
     int64_t f = dt_vae_factor(&r->p.pipe->vae), C = r->p.pipe->vae.latent_channels, lw = w / f, lh = h / f;
     dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
-    float *in = dt_try_alloc((size_t)(C * (t.tile / f) * (t.tile / f)) * sizeof(float)), **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
+    float *in = dt_try_alloc((size_t)(C * (t.tile / f) * (t.tile / f)) * sizeof(float));
+    float **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
     int rc = in ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
     for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
         dt_tile a = dt_tiles_at(&t, i);
         dt_plan *p;
         dt_graph *g;
+        int64_t ah = a.h / f, aw = a.w / f;
         for (int64_t c = 0; c < C; c++)
-            for (int64_t y = 0; y < a.h / f; y++)
-                memcpy(in + (c * (a.h / f) + y) * (a.w / f), lat + (c * lh + a.y / f + y) * lw + a.x / f, (size_t)(a.w / f) * sizeof(float));
+            for (int64_t y = 0; y < ah; y++)
+                memcpy(in + (c * ah + y) * aw, lat + (c * lh + a.y / f + y) * lw + a.x / f, (size_t)aw * sizeof(float));
         out[i] = dt_try_alloc((size_t)(a.w * a.h * 3) * sizeof(float));
         rc = out[i] ? use(r, DECODE, 1, a.w, a.h, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)

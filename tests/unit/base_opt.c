@@ -36,7 +36,8 @@ static const dt_opt table[] = {
     DT_OPT_GROUP("Output"),
     { "output_dir", 'o', "DIR", DT_OPT_STR, offsetof(struct opts, out), .help = ".ckpt's \\folder" },
     { "prompts", 0, "TEXT", DT_OPT_LIST, offsetof(struct opts, words), .help = "prompts" },
-    { "targets", 0, "NAME", DT_OPT_LIST, offsetof(struct opts, target), .help = "modules", .comma = true },
+    { "targets", 0, "NAME", DT_OPT_LIST, offsetof(struct opts, target), .help = "modules", .comma = true,
+      .repeat = true },
     { "memory", 0, "SIZE", DT_OPT_BYTES, offsetof(struct opts, bytes), 0, 1e15, .help = "memory" },
     DT_OPT_GROUP("Gone"),
     { "xformers", 0, NULL, DT_OPT_REFUSED, .help = "attention is always fused" },
@@ -127,6 +128,10 @@ static void lists(void **state)
     assert_int_equal(o.words.n, 1);
     assert_int_equal(o.target.n, 2);
     dt_strs_release(&o.words);
+    dt_strs_release(&o.target);
+    ok(&o, "--targets|x,y|-q|--targets=z");
+    assert_int_equal(o.target.n, 3);
+    assert_string_equal(o.target.v[2], "z");
     dt_strs_release(&o.target);
     fails("--prompts", "option '--prompts' needs a value");
     fails("--prompts|--rank=3", "option '--prompts' needs a value");

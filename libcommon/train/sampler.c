@@ -1,0 +1,167 @@
+/* sampler.c - see sampler.h. */
+#include <stdlib.h>
+#include "tensor/strmap.h"
+#include "train/sampler.h"
+
+struct dt_sampler {
+    struct dt_sampler_params p;
+    dt_flux_run *text;              /* gone once the prompts are encoded */
+    dt_flux_run *plain, *adapted;   /* transformer without and with the LoRA; plain has the vae as well.  NULL if not wanted */
+    dt_strs      prompts;
+    dt_strmap   *index;
+    int64_t      encoders, encoders_arena;
+    float       *states, *pooled;   /* [prompts][t5_len, joint_dim], [prompts][pooled_dim] */
+    void        *arena;
+};
+
+static int64_t states_len(const dt_flux_pipe *p) { return p->t5_len * p->dit.joint_dim; }
+
+static int64_t weights(const dt_sampler *s, enum dt_flux_part k)
+{
+    return dt_params_size(s->p.pipe->part[k], s->p.act, DT_PARAMS_NO_OPTIM).weights;
+}
+
+static dt_flux_run *new_run(const dt_sampler *s)
+{
+    return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = s->p.pipe, .dev = s->p.dev, .act = s->p.act, .tile_px = s->p.tile_px });
+}
+
+int dt_sampler_new(dt_sampler **out, const struct dt_sampler_params *p, dt_err *err)
+{
+    dt_sampler *s = dt_alloc(sizeof(*s));
+    *out = s;
+    *s = (dt_sampler){ .p = *p, .index = dt_strmap_new() };
+    int rc = dt_flux_pipe_tokenizers(p->pipe, err);
+    for (int64_t i = 0; p->lora && i < p->lora->params->n; i++)
+        p->lora->params->v[i]->trainable = false;
+    s->text = new_run(s);
+    s->plain = new_run(s);
+    s->adapted = p->lora ? new_run(s) : NULL;
+    if (rc == 0)
+        rc = dt_flux_run_plan_text(s->text, err);
+    s->encoders = weights(s, DT_FLUX_CLIP) + weights(s, DT_FLUX_T5);
+    s->encoders_arena = dt_flux_run_bytes(s->text);
+    if (rc < 0)
+        dt_sampler_free(out);
+    return rc;
+}
+
+void dt_sampler_free(dt_sampler **ps)
+{
+    dt_sampler *s = *ps;
+    if (!s)
+        return;
+    dt_flux_run_free(&s->text);
+    dt_flux_run_free(&s->plain);
+    dt_flux_run_free(&s->adapted);
+    s->p.pipe->part[DT_FLUX_DIT]->lora = NULL;
+    if (s->arena)
+        s->p.dev->free(s->p.dev, s->arena);
+    dt_strmap_free(&s->index);
+    dt_strs_release(&s->prompts);
+    free(s->states);
+    free(s->pooled);
+    free(s);
+    *ps = NULL;
+}
+
+int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text)
+{
+    int64_t i = dt_strmap_get(s->index, text);
+    if (i >= 0)
+        return i;
+    dt_strs_add(&s->prompts, text);
+    return dt_strmap_add(s->index, s->prompts.v[s->prompts.n - 1], s->prompts.n - 1);
+}
+
+/* A graph has the branches of the LoRA that is set while it is built. */
+int dt_sampler_add_size(dt_sampler *s, int64_t w, int64_t h, dt_err *err)
+{
+    dt_params *dit = s->p.pipe->part[DT_FLUX_DIT];
+    int rc = 0;
+    dit->lora = NULL;
+    if (!s->adapted || s->p.base)
+        rc = dt_flux_run_plan_sample(s->plain, w, h, err);
+    dit->lora = s->p.lora;
+    if (rc == 0 && s->adapted)
+        rc = dt_flux_run_plan_sample(s->adapted, w, h, err);
+    return rc == 0 ? dt_flux_run_plan_decode(s->plain, w, h, err) : rc;
+}
+
+static int64_t arena_bytes(const dt_sampler *s)
+{
+    int64_t a = dt_flux_run_bytes(s->plain), b = s->adapted ? dt_flux_run_bytes(s->adapted) : 0;
+    return a > b ? a : b;
+}
+
+dt_sampler_bytes dt_sampler_memory(const dt_sampler *s)
+{
+    return (dt_sampler_bytes){
+        .encoders = s->encoders, .encoders_arena = s->encoders_arena,
+        .states = s->prompts.n * (states_len(s->p.pipe) + s->p.pipe->dit.pooled_dim) * (int64_t)sizeof(float),
+        .transformer = weights(s, DT_FLUX_DIT), .vae = weights(s, DT_FLUX_VAE),
+        .lora = s->p.lora ? dt_params_size(s->p.lora->params, s->p.act, DT_PARAMS_NO_OPTIM).weights : 0,
+        .arena = arena_bytes(s),
+    };
+}
+
+int64_t dt_sampler_latents(const dt_sampler *s, int64_t w_px, int64_t h_px)
+{
+    int64_t f = dt_vae_factor(&s->p.pipe->vae);
+    return s->p.pipe->vae.latent_channels * (w_px / f) * (h_px / f);
+}
+
+static int load_part(dt_sampler *s, enum dt_flux_part k, dt_err *err)
+{
+    return dt_flux_pipe_load(s->p.pipe, k, s->p.dev, s->p.act, DT_PARAMS_NO_OPTIM, err);
+}
+
+static int encode(dt_sampler *s, const volatile int *stop, dt_err *err)
+{
+    dt_flux_pipe *p = s->p.pipe;
+    s->states = dt_try_alloc((size_t)(s->prompts.n * states_len(p)) * sizeof(float));
+    s->pooled = dt_try_alloc((size_t)(s->prompts.n * p->dit.pooled_dim) * sizeof(float));
+    if (!s->states || !s->pooled)
+        return dt_err_set(err, DT_ENOMEM, "no memory for %lld prompts", (long long)s->prompts.n);
+    int rc = load_part(s, DT_FLUX_CLIP, err);
+    if (rc == 0)
+        rc = load_part(s, DT_FLUX_T5, err);
+    if (rc == 0)
+        rc = dt_flux_run_alloc(s->text, NULL, err);
+    for (int64_t i = 0; i < s->prompts.n && rc == 0; i++)
+        rc = stop && *stop ? dt_err_set(err, DT_ESIGNAL, "stopped on request")
+                           : dt_flux_run_text(s->text, s->prompts.v[i], s->states + i * states_len(p),
+                                              s->pooled + i * p->dit.pooled_dim, err);
+    dt_flux_run_free(&s->text);
+    dt_flux_pipe_unload(p, DT_FLUX_CLIP);
+    dt_flux_pipe_unload(p, DT_FLUX_T5);
+    return rc;
+}
+
+int dt_sampler_load(dt_sampler *s, const volatile int *stop, dt_err *err)
+{
+    dt_device *dev = s->p.dev;
+    int rc = encode(s, stop, err);
+    if (rc == 0)
+        rc = load_part(s, DT_FLUX_DIT, err);
+    if (rc == 0)
+        rc = load_part(s, DT_FLUX_VAE, err);
+    if (rc == 0 && s->p.lora && (rc = dt_params_alloc(s->p.lora->params, dev, s->p.act, DT_PARAMS_NO_OPTIM, err)) == 0)
+        rc = dt_lora_fill(s->p.lora, err);
+    if (rc == 0 && !(s->arena = dev->alloc(dev, arena_bytes(s))))
+        rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s", (double)arena_bytes(s) / 1048576.0, dev->name);
+    if (rc == 0)
+        rc = dt_flux_run_alloc(s->plain, s->arena, err);
+    return rc == 0 && s->adapted ? dt_flux_run_alloc(s->adapted, s->arena, err) : rc;
+}
+
+int dt_sampler_run(dt_sampler *s, const dt_sampler_shot *q, uint8_t *rgb, dt_err *err)
+{
+    const dt_flux_pipe *p = s->p.pipe;
+    const dt_flux_sample f = { .w_px = q->w_px, .h_px = q->h_px, .steps = q->steps, .guidance = q->guidance,
+                               .states = s->states + q->prompt * states_len(p),
+                               .pooled = s->pooled + q->prompt * p->dit.pooled_dim, .latents = q->latents,
+                               .on_step = q->on_step, .ctx = q->ctx };
+    int rc = dt_flux_run_sample(s->adapted && !q->base ? s->adapted : s->plain, &f, err);
+    return rc == 0 ? dt_flux_run_decode(s->plain, q->latents, q->w_px, q->h_px, rgb, err) : rc;
+}

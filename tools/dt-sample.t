@@ -1,0 +1,78 @@
+#!/bin/sh
+# dt-sample.t - the command: where prompts come from, what is written, exit codes.  Numbers: tests/unit/train_sample.c.
+. tests/lib.sh
+M=$PWD/tests/golden/tiny-flux
+cd "$T" || exit 1
+S="dt-sample --pretrained_model_name_or_path $M --steps 2 --max_sequence_length 16 -q"
+
+# safetensors FILE HEADER FLOAT COUNT: tensors that all hold the bytes FLOAT (octal escapes)
+safetensors() {
+    n=$(printf %s "$2" | wc -c)
+    { printf "$(printf '\\%03o\\%03o' $((n % 256)) $((n / 256)))\\0\\0\\0\\0\\0\\0%s" "$2"; i=0
+      while [ $i -lt "$4" ]; do printf "$3"; i=$((i + 1)); done; } >"$1"
+}
+Q=transformer.transformer_blocks.0.attn.to_q
+safetensors a.safetensors "{\"$Q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[1,32],\"data_offsets\":[0,128]},\"$Q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[128,256]}}" '\0\0\200\076' 64
+safetensors wide.safetensors "{\"$Q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[1,64],\"data_offsets\":[0,256]},\"$Q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[256,384]}}" '\0\0\200\076' 96
+safetensors lat.safetensors '{"latents":{"dtype":"F32","shape":[1,4,8,12],"data_offsets":[0,1536]}}' '\0\0\0\077' 384
+safetensors nan.safetensors '{"latents":{"dtype":"F32","shape":[1,4,8,12],"data_offsets":[0,1536]}}' '\0\0\300\177' 384
+printf 'one\n\ntwo\r\n{"prompt": "three", "seed": 7, "width": 40, "height": 24, "id": 17}\n' >prompts.txt
+
+check 'lines, empty lines, JSON lines' "$S -o out prompts.txt" \
+'{"path":"out/0000.png","prompt":"one","seed":42,"image":0,"width":32,"height":32}
+{"path":"out/0001.png","prompt":"two","seed":42,"image":0,"width":32,"height":32}
+{"path":"out/0002.png","prompt":"three","seed":7,"image":0,"width":40,"height":24,"id":17}'
+check 'the pictures are PNGs of that size' "for i in 0 1 2; do od -An -j16 -N8 -tx1 out/000\$i.png; done" \
+' 00 00 00 20 00 00 00 20
+ 00 00 00 20 00 00 00 20
+ 00 00 00 28 00 00 00 18'
+check 'how they were made is in them' "grep -ac 'prompt.three' out/0002.png; grep -ao 'seed.7' out/0002.png | tr '\\0' ' '" '1
+seed 7'
+check 'a record makes its picture again' \
+    "$S -o twice -n 2 -p same | tail -n 1 >rec && $S -o again <rec - >/dev/null && cmp twice/0001.png again/0000.png && ! cmp -s twice/0000.png twice/0001.png"
+check 'a picture does not depend on the others' "$S -o one.png -p two >/dev/null && cmp one.png out/0001.png"
+check 'on standard output' "$S -o - -p two | cmp - one.png"
+check 'another seed, another picture' "$S -o - -p two --seed 43 | cmp -s - one.png; echo \$?" 1
+check 'prompts add up' "$S -o more -p a b -p c --seed 1 prompts.txt | wc -l" 6
+check 'any thread count' "$S -o - -p two --threads 1 >t1.png; cmp -s t1.png one.png; od -An -j16 -N8 -tx1 t1.png" ' 00 00 00 20 00 00 00 20'
+check 'a LoRA changes it, with strength 0 it does not' \
+    "$S -o a.png -p two --lora a.safetensors >/dev/null; $S -o z.png -p two --lora a.safetensors:0 >/dev/null
+     cmp -s a.png one.png; echo \$?; grep -ac 'lora.a.safetensors:1 xxh3' a.png" '1
+1'
+check 'base and LoRA side by side' "$S -o cmp -p two --lora a.safetensors --compare_base --grid g.png | grep -c '\"base\":true'; ls cmp g.png" \
+'1
+g.png
+
+cmp:
+0000-base.png
+0000.png'
+check 'latents in and out' "$S -p x --init_latents lat.safetensors --save_latents l.safetensors && wc -c <l.safetensors && $S -o - -p x --init_latents lat.safetensors | od -An -j16 -N8 -tx1" \
+'1664
+ 00 00 00 18 00 00 00 10'
+check 'the memory plan loads nothing' "$S -p x --memory_plan --transformer_path /dev/null --width 64 | grep -c MiB" 8
+check 'progress' "$S -p x -o p.png --progress prog >/dev/null; tail -n 1 prog | grep -c '\"job\":\"sample\",\"step\":2,\"total\":2'" 1
+check 'nothing but files named' "ls -A | grep -c tmp; :" 0
+
+fails 2 'no model' "dt-sample -p x -o x.png" 'pretrained_model_name_or_path is missing'
+fails 4 'model folder that is not there' "dt-sample --pretrained_model_name_or_path nowhere -p x -o x.png" "'nowhere' is not a folder"
+fails 2 'no prompt' "$S -o x.png" 'nothing to sample'
+fails 2 'nowhere to write' "$S -p x" 'nowhere to write'
+fails 2 'two pictures, one file' "$S -p x -n 2 -o x.png" '2 pictures do not go into one file'
+fails 2 'unknown flag' "$S -p x --guidance_scal 3 -o x.png" 'did you mean .--guidance_scale'
+fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be multiples of 4'
+fails 2 'tiles that do not fit' "$S -p x --vae_tile 30 -o x.png" 'tiles of 30 px: must be a multiple of 8'
+fails 6 'not finite' "$S -p x --init_latents nan.safetensors -o x.png" 'sampling step 1: the latents are not finite'
+fails 2 'steps twice' "$S -p x --num_inference_steps 3 -o x.png" 'give one'
+fails 2 'compare with what' "$S -p x --compare_base -o x" '--compare_base needs --lora'
+fails 4 'no such LoRA' "$S -p x --lora none.safetensors:0.5 -o x.png" 'none.safetensors'
+fails 4 'LoRA of another model' "$S -p x --lora wide.safetensors -o x.png" 'wide.safetensors.*attn.to_q'
+fails 4 'a LoRA that is none' "$S -p x --lora lat.safetensors -o x.png" 'lat.safetensors: 1 tensors are no part'
+fails 4 'other weights that are not there' "$S -p x --vae_path none.safetensors -o x.png" "cannot open 'none.safetensors'"
+fails 4 'file of prompts that is not there' "$S -o x none.txt" 'none.txt'
+fails 4 'broken JSON line' "printf 'ok\\n{\"prompt\": \\n' >b.txt; $S -o x b.txt" 'b.txt: line 2: '
+fails 4 'JSON line without prompt' "printf '{\"text\": \"x\"}\\n' >b.txt; $S -o x b.txt" "b.txt: line 1: 'prompt' must be a string"
+fails 4 'latents of another shape' "$S -p x y --init_latents lat.safetensors -o x" "'latents' must be \\[2, 4, height, width\\]"
+fails 2 'latents of another size' "$S -p x --width 64 --init_latents lat.safetensors -o x" 'not of --width and --height'
+fails 2 'sizes of saved latents' "$S --save_latents x.safetensors prompts.txt" 'needs pictures of one size'
+fails 7 'folder that cannot be made' "$S -p x -o one.png/x" 'one.png'
+[ -e x ] || [ -e x.png ] && not_ok 'failures leave nothing' "$(ls -A)" || ok 'failures leave nothing'
