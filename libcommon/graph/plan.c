@@ -2,6 +2,7 @@
  *
  *   live       nodes that reach no output and no parameter gradient are dropped
  *   fuse       a gradient kernel that can add into dt_param.grad does so itself
+ *   materialise parameters that stay in a file are brought into the arena where they are read (materialise.c)
  *   prepare    kernels are chosen, their primitives made, their workspaces known
  *   liveness   a slot of the arena per tensor, from its maker to its last reader; in-place ops take over a slot
  *   layout     layout.c
@@ -216,6 +217,7 @@ int dt_plan_new(dt_plan **out, dt_graph *g, dt_device *dev, dt_err *err)
     p->dev = dev;
     mark_live(g);
     fuse_accumulate(g);
+    dt_materialise(g);
     int rc = prepare(p, err);
     if (rc < 0) {
         dt_plan_free(&p);

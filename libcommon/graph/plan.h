@@ -32,6 +32,9 @@ struct dt_plan {
     dt_plan_stats stats;
 };
 
+/* Puts a node in front of every live reader of a mapped parameter that makes it an activation of that reader alone. */
+void dt_materialise(dt_graph *g);
+
 /* The smallest arena found for the slots; sets every offset (multiples of `align`). */
 int64_t dt_layout(dt_slot *slot, int64_t n, int64_t align);
 

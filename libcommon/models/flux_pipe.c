@@ -216,6 +216,8 @@ int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_d
         rc = dt_params_alloc(p->part[k], dev, dtype, flags, err);
     if (rc == 0)
         rc = dt_params_load(p->part[k], st, rename[k], NULL, err);
+    if (rc >= 0)
+        dt_params_keep_file(p->part[k], &st);
     dt_st_close(&st);
     free(dir);
     return rc;

@@ -56,11 +56,13 @@ void dt_params_free(dt_params **params)
     free_blocks(p);
     for (int64_t i = 0; i < p->n; i++) {
         free(p->v[i]->name);
+        free(p->v[i]->piece);
         free(p->v[i]);
     }
     dt_strmap *index = p->index, *linear = p->linear_index;
     dt_strmap_free(&index);
     dt_strmap_free(&linear);
+    dt_st_close(&p->file);
     dt_strs_release(&p->linears);
     free(p->v);
     free(p->name);
@@ -103,11 +105,42 @@ void dt_params_add_linear(dt_params *p, const char *path)
 
 /* --- layout --- */
 
+void dt_params_map(dt_params *p)
+{
+    for (int64_t i = 0; i < p->n; i++)
+        p->v[i]->mapped = !p->v[i]->trainable && p->v[i]->dims.nd >= 2;
+}
+
+void dt_params_keep_file(dt_params *p, dt_st **st)
+{
+    for (int64_t i = 0; i < p->n; i++)
+        if (p->v[i]->mapped) {
+            dt_st_close(&p->file);
+            p->file = *st;
+            *st = NULL;
+            return;
+        }
+}
+
+void dt_param_bring(const dt_param *q, void *dst, dt_dtype t)
+{
+    enum { PART = 1 << 16 };
+    char *at = dst;
+    for (int i = 0; i < q->pieces; i++) {
+        const dt_st_entry *e = &q->piece[i];
+        int64_t n = dt_numel(e->dims), from = (int64_t)dt_dtype_size(e->dtype), to = (int64_t)dt_dtype_size(t);
+#pragma omp parallel for schedule(static)
+        for (int64_t j = 0; j < n; j += PART)
+            dt_convert(at + j * to, t, (const char *)e->data + j * from, e->dtype, n - j < PART ? n - j : PART);
+        at += n * to;
+    }
+}
+
 static int64_t part_size(const dt_params *p, bool trainable)
 {
     int64_t n = 0;
     for (int64_t i = 0; i < p->n; i++)
-        if (p->v[i]->trainable == trainable)
+        if (p->v[i]->trainable == trainable && !p->v[i]->mapped)
             n += (p->v[i]->numel + ALIGN - 1) / ALIGN * ALIGN;
     return n;
 }
@@ -143,9 +176,11 @@ static void point(dt_params *p)
     size_t size = dt_dtype_size(p->dtype);
     for (int64_t i = 0; i < p->n; i++) {
         dt_param *q = p->v[i];
+        q->dtype = p->dtype;
+        if (q->mapped)
+            continue;
         q->off = at[q->trainable];
         at[q->trainable] += (q->numel + ALIGN - 1) / ALIGN * ALIGN;
-        q->dtype = p->dtype;
         q->w = (char *)(q->trainable ? p->w_train : p->w_frozen) + (size_t)q->off * size;
         if (!q->trainable)
             continue;
@@ -329,6 +364,14 @@ static void add_tasks(struct tasks *t, dt_param *q, const dt_st_entry *piece, in
     }
 }
 
+static void keep_pieces(dt_param *q, const dt_st_entry *piece, int k)
+{
+    free(q->piece);
+    q->piece = dt_alloc((size_t)k * sizeof(*piece));
+    q->pieces = k;
+    memcpy(q->piece, piece, (size_t)k * sizeof(*piece));
+}
+
 static void load_cpu(const struct tasks *t)
 {
 #pragma omp parallel for schedule(dynamic)
@@ -385,7 +428,10 @@ int dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx
             rc = k = dt_err_set(err, DT_EFAIL, "nothing was found for '%s'", p->v[i]->name);
         if (k < 0 || (rc = check_pieces(p->v[i], piece, k, err)) < 0)
             goto out;
-        add_tasks(&t, p->v[i], piece, k);
+        if (p->v[i]->mapped)
+            keep_pieces(p->v[i], piece, k);
+        else
+            add_tasks(&t, p->v[i], piece, k);
     }
     if (p->dev->kind == DT_CPU) {
         load_cpu(&t);
@@ -418,6 +464,10 @@ static const void *best(const dt_param *q, bool use_ema, dt_dtype *type)
 int dt_params_read(const dt_params *p, const dt_param *q, bool use_ema, float *out, dt_err *err)
 {
     dt_dtype type;
+    if (q->mapped) {
+        dt_param_bring(q, out, DT_F32);
+        return 0;
+    }
     const void *src = best(q, use_ema, &type);
     void *tmp = out;
     if (type != DT_F32 && !(tmp = dt_try_alloc((size_t)q->numel * dt_dtype_size(type))))
@@ -454,6 +504,11 @@ static int fetch_param(void *ctx, int64_t i, const void **data, dt_err *err)
     dt_device *d = s->p->dev;
     const dt_param *q = s->p->v[i];
     dt_dtype type;
+    if (q->mapped) {
+        dt_param_bring(q, s->out, s->dtype);
+        *data = s->out;
+        return 0;
+    }
     const void *src = best(q, s->use_ema, &type);
     if (d->kind != DT_CPU) {
         d->download(d, s->host, src, q->numel * (int64_t)dt_dtype_size(type));

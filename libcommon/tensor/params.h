@@ -38,7 +38,10 @@ typedef struct dt_param {
     int      index;                 /* place in the set, declaration order */
     int64_t  off;                   /* first element in the blocks of its part (trainable or frozen) */
     dt_dtype dtype;                 /* of w */
+    bool     mapped;                /* dt_params_map: it has no w, a graph brings it into being where it reads it */
     void    *w;
+    dt_st_entry *piece;             /* mapped: its rows in the file, `pieces` of them, one after the other; owned */
+    int      pieces;
     float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for) */
 } dt_param;
 
@@ -53,6 +56,7 @@ typedef struct dt_params {
     int64_t    n_train, n_frozen;   /* elements, padding included */
     void      *w_train, *w_frozen;
     float     *grad, *master, *m, *v2, *ema;
+    dt_st     *file;                /* what mapped parameters point into; owned */
     dt_strs    linears;             /* paths of the linear layers, in order of declaration: what LoRA may adapt */
     void      *linear_index;        /* path -> place in linears, private */
     /* LoRA (train/lora.h): dt_linear asks this for its path; NULL when there is none.  Borrowed. */
@@ -67,6 +71,11 @@ dt_param  *dt_params_declare(dt_params *p, const char *name, dt_dims dims, dt_in
 
 /* dt_linear says that `path`.weight is the weight of a linear layer.  Again is harmless. */
 void       dt_params_add_linear(dt_params *p, const char *path);
+
+/* Before alloc, once it is known what trains: frozen matrices and larger take no memory of their own but stay in the mapped file. */
+void       dt_params_map(dt_params *p);
+/* The values of a mapped parameter, converted to t; host memory. */
+void       dt_param_bring(const dt_param *q, void *dst, dt_dtype t);
 
 /* Bytes that alloc will take, for the memory plan, by role. */
 typedef struct dt_params_bytes { int64_t weights, grads, master, moments, ema; } dt_params_bytes;
@@ -87,6 +96,8 @@ void dt_params_init(dt_params *p, uint64_t seed);
 enum { DT_MAX_PIECES = 4 };
 typedef int (*dt_rename_fn)(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *ctx, dt_err *err);
 int  dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx, dt_err *err);
+/* After a load of mapped parameters: keeps the file open for them (takes *st, sets it NULL); without such, does nothing. */
+void dt_params_keep_file(dt_params *p, dt_st **st);
 /* After the master weights changed by other means: working copy := master. */
 void dt_params_sync(dt_params *p);
 

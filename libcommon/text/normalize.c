@@ -109,6 +109,48 @@ int dt_norm_json(dt_norm *m, const cJSON *node, const char *what, dt_err *err)
 }
 
 /* --- the steps: each appends to an empty `out` --- */
+
+/* Stable sort of a run of marks by combining class; tmp holds n. */
+static void order_marks(int32_t *cp, int32_t *tmp, int64_t n)
+{
+    int64_t at[257] = {0};
+    if (n < 2)
+        return;
+    for (int64_t i = 0; i < n; i++)
+        at[utf8proc_get_property(cp[i])->combining_class + 1]++;
+    for (int c = 0; c < 256; c++)
+        at[c + 1] += at[c];
+    for (int64_t i = 0; i < n; i++)
+        tmp[at[utf8proc_get_property(cp[i])->combining_class]++] = cp[i];
+    memcpy(cp, tmp, n * sizeof *cp);
+}
+
+/* Canonical decomposition into sc->cps, which also gets as much room behind.  Not utf8proc_decompose(): that one takes
+ * a time quadratic in the number of marks in a row. */
+static int64_t decompose(dt_scratch *sc, const char *s, int64_t n, utf8proc_option_t how)
+{
+    enum { MOST = 32 };                         /* code points that one becomes, 18 for U+FDFA */
+    int32_t cp;
+    int64_t k = 0, start = 0;
+    int boundary = 0;
+    for (int64_t i = 0; i < n;) {
+        i += dt_uni_get(s + i, &cp);
+        dt_grow(&sc->cps, &sc->cps_cap, 2 * (k + MOST), sizeof *sc->cps);
+        utf8proc_ssize_t got = utf8proc_decompose_char(cp, sc->cps + k, MOST, how, &boundary);
+        if (got < 0 || got > MOST)
+            return got < 0 ? got : UTF8PROC_ERROR_OVERFLOW;
+        for (; got-- > 0; k++)
+            if (!utf8proc_get_property(sc->cps[k])->combining_class) {
+                order_marks(sc->cps + start, sc->cps + sc->cps_cap / 2, k - start);
+                start = k + 1;
+            }
+    }
+    order_marks(sc->cps + start, sc->cps + sc->cps_cap / 2, k - start);
+    return k;
+}
+
+/* The reference orders marks by the combining classes of Unicode 9: two neighbouring marks, one of them newer than that
+ * (U+07FD, U+0898, U+1ABF, ...), may change places here and not there. */
 static int compose(dt_scratch *sc, dt_text *out, const char *s, int64_t n, utf8proc_option_t how, dt_err *err)
 {
     int64_t i = 0;
@@ -122,11 +164,7 @@ static int compose(dt_scratch *sc, dt_text *out, const char *s, int64_t n, utf8p
         }
     }
     how |= UTF8PROC_STABLE;
-    utf8proc_ssize_t k = utf8proc_decompose((const utf8proc_uint8_t *)s, n, sc->cps, sc->cps_cap, how);
-    if (k > sc->cps_cap) {
-        dt_grow(&sc->cps, &sc->cps_cap, k, sizeof *sc->cps);
-        k = utf8proc_decompose((const utf8proc_uint8_t *)s, n, sc->cps, sc->cps_cap, how);
-    }
+    utf8proc_ssize_t k = decompose(sc, s, n, how);
     if (k > 0)
         k = utf8proc_normalize_utf32(sc->cps, k, how);
     if (k < 0)

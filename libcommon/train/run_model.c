@@ -56,6 +56,8 @@ static int choose_lora(dt_job *j, dt_err *err)
     dt_job_say(j, "lora: rank %" PRId64 ", alpha %g on %" PRId64 " of %" PRId64 " linear layers, %" PRId64 " parameters", o->rank,
                o->network_alpha, j->lora->n, base->linears.n, numbers);
     base->lora = j->lora;
+    if (o->low_vram)
+        dt_params_map(base);
     j->optim.set[j->optim.nset++] = j->lora->params;
     return 0;
 }
@@ -79,6 +81,8 @@ int dt_job_model(dt_job *j, dt_err *err)
     if (o->method == DT_METHOD_LORA)
         return choose_lora(j, err);
     rc = choose(j, j->pipe->part[DT_FLUX_DIT], err);
+    if (rc == 0 && o->low_vram)
+        dt_params_map(j->pipe->part[DT_FLUX_DIT]);
     for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
         rc = choose(j, j->pipe->part[k], err);
     return rc;

@@ -41,6 +41,8 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "mixed_precision", 0, "NAME", DT_OPT_ENUM, O(mixed_precision), 0, 0, dt_precision_names, \
       "storage of activations and working weights: no (fp32) or bf16; master weights are always fp32 (no)" }, \
     { "gradient_checkpointing", 0, NULL, DT_OPT_FLAG, O(gradient_checkpointing), 0, 0, NULL, "compute each block's activations again in the backward pass instead of keeping them" }, \
+    { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), 0, 0, NULL, \
+      "leave frozen matrices in the mapped weight file and bring each in where it is used; encoders are never resident with the transformer anyway" }, \
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, NULL, \
       "stay below this (24G): turns on gradient_checkpointing if needed, and refuses to start if that is not enough" }, \
     { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), 0, 0, NULL, "print the memory plan per bucket and kind, and stop; a bare --plan does the same" }, \
@@ -196,6 +198,8 @@ int dt_train_opts_check(dt_train_opts *o, dt_err *err)
         return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other", dt_lora_layouts[o->lora_format]);
     if (o->lora_format < 0)
         o->lora_format = o->use_peft_lora ? DT_LORA_PEFT : DT_LORA_COMFY;
+    if (o->low_vram && o->from_config)
+        return dt_err_set(err, DT_EUSAGE, "--low_vram needs weights in a file, --from_config has none");
     if (o->save_dtype < 0)
         o->save_dtype = o->mixed_precision ? 1 : 0;
     if (o->validation_steps && o->validation_epochs)

@@ -1,0 +1,97 @@
+#!/bin/bash
+# dt-train.t - the command: bad input and its exit codes, the memory plan, resume bit for bit, dumps, signals.
+. tests/lib.sh
+M=$PWD/tests/golden/tiny-flux I=$PWD/examples/pictures
+cd "$T" || exit 1
+export OMP_NUM_THREADS=1
+
+mkdir data held empty
+for p in crown sun_with_face rocket; do cp "$I/$p.png" data/; echo "a $p" >"data/$p.txt"; done
+cp data/sun* held/
+echo '[{"file_path": "a.png", "text": "x"},' >broken.json
+C="--pretrained_model_name_or_path $M --train_data_dir data --image_sample_size 32 --train_batch_size 2 --quiet"
+L="$C --rank 4 --network_alpha 4 --max_train_steps 6 --checkpointing_steps 2 --lr_warmup_steps 2 --report_to none"
+
+# --- what a user meets in the first hour ---
+fails 2 'no command' 'dt-train' 'usage: dt-train'
+fails 2 'mistyped command' 'dt-train lorra' 'did you mean lora'
+fails 2 'unknown flag' "dt-train lora $L --learning_rat 1" 'did you mean .*learning_rate'
+fails 2 'flag given twice' "dt-train lora $L --rank 8" 'rank'
+fails 2 'number out of range' "dt-train lora $C --rank 0" 'rank'
+fails 2 'refused flags say why' "dt-train lora $L --use_8bit_adam" 'fp32'
+fails 2 'no model' 'dt-train lora --train_data_dir data' 'pretrained_model_name_or_path'
+fails 2 'no data' "dt-train lora --pretrained_model_name_or_path $M" 'train_data_dir'
+fails 4 'model folder that is not there' 'dt-train lora --pretrained_model_name_or_path nowhere --train_data_dir data --output_dir o1' 'nowhere'
+fails 4 'folder that is no model' 'dt-train lora --pretrained_model_name_or_path data --train_data_dir data --output_dir o1' 'scheduler_config.json'
+fails 4 'data folder that is not there' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir nowhere --output_dir o1" 'nowhere'
+fails 4 'empty data set' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir empty --output_dir o1" 'empty'
+fails 4 'broken JSON' "dt-train lora --pretrained_model_name_or_path $M --train_data_meta broken.json --output_dir o1" 'broken.json.*line'
+fails 2 'target that matches nothing' "dt-train lora $L --target_name to_qq --output_dir o1" 'to_qq.*to_q'
+fails 2 'a cache without its plan' "dt-train lora $L --output_dir o1 --latents x" 'plan'
+fails 4 'checkpoint that is not there' "dt-train lora $L --output_dir o2 --resume_from_checkpoint gone" 'gone'
+cp -r "$M" m1 && rm m1/transformer/*00002-of*
+fails 4 'shard missing' "dt-train lora ${L/$M/m1} --output_dir o3" '00002'
+cp -r "$M" m2 && sed -i 's/"num_layers": [0-9]*/"num_layers": 9/' m2/transformer/config.json
+fails 4 'missing tensor' "dt-train lora ${L/$M/m2} --output_dir o3" "no tensor 'transformer_blocks"
+cp -r "$M" m3 && sed -i 's/"pooled_projection_dim": [0-9]*/"pooled_projection_dim": 7/' m3/transformer/config.json
+fails 4 'parts that do not fit' "dt-train lora ${L/$M/m3} --output_dir o3" 'pooled_projection_dim'
+fails 4 'sides that the model cannot take' "dt-train lora ${L/size 32/size 33} --multiple 1 --output_dir o3" 'multiples of'
+
+# --- memory plan ---
+check 'memory plan names every kind' \
+    "dt-train lora $L --output_dir o4 --gradient_checkpointing --plan | grep -cE '^  (process|weights|gradients|master weights|optimiser moments|ema|activations|batches|total) '" 9
+fails 5 'a budget that cannot be kept is refused with the smallest that can' \
+    "dt-train lora $L --output_dir o4 --memory_budget 1M" 'smallest memory budget that would do is [0-9]+M'
+
+# --- training ---
+check 'lora runs' "dt-train lora $L --output_dir a && ls a | tr '\n' ' '" \
+    'cache checkpoint-2 checkpoint-4 checkpoint-6 lora.safetensors loss.png metrics.ndjson plan.ndjson '
+check 'six steps were logged' 'grep -c loss a/metrics.ndjson' 6
+check 'running it again with resume changes nothing' \
+    "cp a/lora.safetensors x; dt-train lora $L --output_dir a --resume_from_checkpoint latest && cmp x a/lora.safetensors && grep -c loss a/metrics.ndjson" 6
+
+same() { for f in lora.safetensors metrics.ndjson checkpoint-6/lora.master.safetensors checkpoint-6/lora.v.safetensors; do cmp "a/$f" "$1/$f" || return 1; done; }
+check 'resumed from step 2 is bit for bit the uninterrupted run' \
+    "cp -r a b && rm -rf b/checkpoint-[46] b/lora.safetensors && dt-train lora $L --output_dir b --resume_from_checkpoint latest && same b"
+check 'killed at any moment and run again: the same bits' \
+    "for d in 0.05 0.2 0.4; do timeout -s KILL \$d dt-train lora $L --output_dir k --resume_from_checkpoint latest; done >/dev/null 2>&1
+     dt-train lora $L --output_dir k --resume_from_checkpoint latest && same k"
+check 'loader threads do not matter' "dt-train lora $L --dataloader_num_workers 3 --output_dir w && same w"
+check 'given plan and cache: the same' "dt-train lora $L --output_dir g --plan a/plan.ndjson --latents a/cache && same g"
+check 'recompute does not change the loss' \
+    "dt-train lora $L --gradient_checkpointing --output_dir rc && cut -d, -f1-3 a/metrics.ndjson >p && cut -d, -f1-3 rc/metrics.ndjson | cmp - p"
+check 'weights left in their file give the same bits' "dt-train lora $L --low_vram --output_dir lv && cmp a/lora.safetensors lv/lora.safetensors"
+check 'as one pipe' \
+    "dt-bucket --train_data_dir data --image_sample_size 32 --train_batch_size 2 --max_train_steps 6 -q |
+     dt-cache-latents --model $M -q -o - | dt-train lora $L --latents - --output_dir s && same s"
+fails 2 'resume with other settings' "dt-train lora ${L/rank 4/rank 8} --output_dir a --resume_from_checkpoint latest" 'settings'
+fails 4 'a changed checkpoint is noticed' \
+    "cp -r a c && printf x | dd of=c/checkpoint-6/lora.m.safetensors bs=1 seek=9000 conv=notrunc 2>/dev/null
+     dt-train lora $L --output_dir c --resume_from_checkpoint latest" 'not what the checkpoint'
+check 'checkpoints_total_limit' "dt-train lora $L --checkpoints_total_limit 1 --output_dir lim && ls -d lim/checkpoint-*" lim/checkpoint-6
+fails 3 'a corrupt picture among good ones is skipped and listed' \
+    "cp -r data some; head -c 60 data/crown.png >some/bad.png; dt-train lora ${L/data_dir data/data_dir some} --output_dir sk" 'bad.png'
+check 'SIGTERM: the step is finished, the state saved, 143' \
+    "dt-train lora ${L/steps 6/steps 100000} --num_train_epochs 100000 --output_dir t 2>/dev/null & p=\$!
+     for i in \$(seq 600); do [ -s t/metrics.ndjson ] && break; sleep 0.1; done
+     kill -TERM \$p; wait \$p; s=\$?; n=\$(wc -l <t/metrics.ndjson); [ -f t/checkpoint-\$n/manifest.json ] && echo \$s" 143
+
+# --- dumps ---
+check 'dumps hold inputs, gradients, weights' \
+    "dt-train lora $L --dump_steps 1 --output_dir d && ls d/dump && for k in micro.0.latents micro.0.noise micro.0.sigma micro.0.text_states \
+     micro.0.prediction micro.0.loss grad.lora weight.lora; do grep -c -a \"\$k\" d/dump/step-000001.safetensors; done | sort -u" 'step-000001.safetensors
+1'
+
+# --- full and vae ---
+check 'full training of chosen modules' \
+    "dt-train full $C --trainable_modules norm_q --max_train_steps 2 --report_to none --output_dir f && ls f/transformer" 'config.json
+diffusion_pytorch_model.safetensors'
+fails 2 'trainable_modules that match nothing' "dt-train full $C --trainable_modules nonsense --output_dir f2" 'matches no parameter'
+check 'full training from a config, text encoders too, ema, bf16' \
+    "dt-train full $C --from_config --train_text_encoder --use_ema --mixed_precision bf16 --max_train_steps 2 --report_to none --output_dir f3 && ls f3 | tr '\n' ' '" \
+    'cache checkpoint-2 loss.png metrics.ndjson plan.ndjson text_encoder text_encoder_2 transformer '
+check 'vae' "dt-train vae $C --from_config --fit_scaling --max_train_steps 2 --report_to none --output_dir v && grep -c scaling_factor v/vae/config.json" 1
+check 'validation: samples and held-out loss' \
+    "dt-train lora $L --validation_prompts 'a crown' 'a sun' --validation_steps 3 --validation_inference_steps 2 --validation_data_dir held --output_dir val &&
+     ls val/samples.png val/samples/* | wc -l; wc -l <val/validation.ndjson" '7
+3'
