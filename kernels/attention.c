@@ -1,5 +1,5 @@
-/* Attention.  Dao et al., "FlashAttention", 2022, alg. 1; Dao, "FlashAttention-2", 2023, alg. 2, with the online softmax of Milakov and
- * Gimelshein, 2018.  Per batch entry and head:
+/* Attention.  Dao et al., "FlashAttention", 2022, alg. 1; Dao, "FlashAttention-2", 2023, alg. 2, with the online
+ * softmax of Milakov and Gimelshein, 2018.  Per batch entry and head:
  *
  *   s = scale q k^T + bias         masked and (causal) later keys: -inf
  *   p = softmax(s)    y = p v      lse = log sum exp s
@@ -10,17 +10,18 @@
  *   q, y [B, Sq, h*d]   k, v [B, Sk, g*d]   bias [h, Sq, Sk] fp32   mask [B, Sk] u8   lse [B, h, Sq] fp32
  *   g divides h: h/g query heads share a key head (grouped-query attention; g = h otherwise)
  *
- * All arithmetic is fp32.  A row with no key attended gives y = 0 and no gradient.  causal: key j is seen by query i when j <= i.
+ * All arithmetic is fp32.  A row with no key attended gives y = 0 and no gradient.  causal: query i sees key j
+ * when j <= i.
  *
- * Work goes in groups of (batch entry, key head) pairs: the heads of a group are first packed for tile.h, then tiles of queries
- * (forward) or chunks of keys (backward) are shared out among threads.  Tiles, chunks and the order of sums depend on the shape alone,
- * so the bits do not depend on the number of threads. */
+ * Work goes in groups of (batch entry, key head) pairs: the heads of a group are first packed for tile.h, then tiles
+ * of queries (forward) or chunks of keys (backward) are shared out among threads.  Tiles, chunks and the order of
+ * sums depend on the shape alone, so the bits do not depend on the number of threads. */
 #include <omp.h>
 #include "kernels/opdef.h"
 #include "kernels/tile.h"
 #include "kernels/vmath.h"
 
-enum { Q_TILE = 64, K_TILE = 128, K_CHUNK = 1024, MAX_CHUNKS = 8, LDS = K_TILE + 16 };
+enum { Q_TILE = 64, K_TILE = 256, K_CHUNK = 1024, MAX_CHUNKS = 8, LDS = K_TILE + 16 };
 enum { HEADS, CAUSAL, WANT_BIAS };              /* attr.i; attr.f[0] is the scale */
 enum { Q, K, V, BIAS, MASK, Y, LSE, DY };       /* inputs; forward has the first five */
 
@@ -28,7 +29,7 @@ enum { Q, K, V, BIAS, MASK, Y, LSE, DY };       /* inputs; forward has the first
 struct attn {
     int64_t  B, Sq, Sk, h, kv, d;   /* kv key heads */
     int64_t  sq, sk;                /* rows of packed q and k: padded to tiles */
-    int64_t  dp, ld;                /* columns of packed rows, and their distance: 16 more keeps rows off the same cache sets */
+    int64_t  dp, ld;                /* columns of packed rows; their distance: 16 more, to spread over cache sets */
     int64_t  chunks, chunk;         /* of keys: how many, how long */
     dt_dtype t;
     float    scale;
@@ -43,7 +44,7 @@ static struct attn attn_of(const dt_node *n)
     a.d = dt_last_dim(q) / a.h;
     a.kv = dt_last_dim(k) / a.d;
     a.sq = dt_tile_round(a.Sq, DT_TILE_M);
-    a.sk = dt_tile_round(a.Sk, K_TILE);
+    a.sk = dt_tile_round(a.Sk, DT_TILE_N);
     a.dp = dt_tile_round(a.d, DT_TILE_N);
     a.ld = a.dp + 16;
     a.chunks = dt_min64(MAX_CHUNKS, dt_div_up(a.Sk, K_CHUNK));
@@ -53,7 +54,8 @@ static struct attn attn_of(const dt_node *n)
 }
 
 /* Pairs per group: enough tasks for the threads, and not so few that threads meet too often. */
-static int64_t group_pairs(const struct attn *a, int64_t tasks_per_pair, int64_t pair_floats, int threads)
+static int64_t group_pairs(const struct attn *a, int64_t tasks_per_pair, int64_t pair_floats,
+                           int threads)
 {
     int64_t busy = dt_div_up(3 * threads, tasks_per_pair), small = (1 << 20) / pair_floats;
     return dt_min64(a->B * a->kv, dt_max64(busy, small));
@@ -74,8 +76,8 @@ static int64_t query_row(const struct attn *a, int64_t b, int64_t head, int64_t 
 }
 
 /* Rows [i0, i1) of one head of src [S, heads*d], times f, zero beyond S and d: dst [.][ld]. */
-static void pack_rows(const struct attn *a, const void *src, int64_t S, int64_t stride, int64_t at, int64_t i0, int64_t i1, float f,
-                      float *dst)
+static void pack_rows(const struct attn *a, const void *src, int64_t S, int64_t stride, int64_t at,
+                      int64_t i0, int64_t i1, float f, float *dst)
 {
     for (int64_t i = i0; i < i1; i++) {
         float *row = dst + i * a->ld;
@@ -93,10 +95,11 @@ static void pack_panels(const struct attn *a, const void *src, int64_t at, int64
 {
     float tmp[DT_CHUNK];
     dst += j0 * a->d;
-    for (int64_t j = 0; j < K_TILE; j++)
+    for (int64_t j = 0; j < dt_min64(K_TILE, a->sk - j0); j++)
         for (int64_t c0 = 0; c0 < a->d; c0 += DT_CHUNK) {
             int64_t n = dt_min64(DT_CHUNK, a->d - c0);
-            const float *x = j0 + j < a->Sk ? dt_row_in(src, a->t, at + (j0 + j) * a->kv * a->d + c0, n, tmp) : NULL;
+            int64_t row = at + (j0 + j) * a->kv * a->d + c0;
+            const float *x = j0 + j < a->Sk ? dt_row_in(src, a->t, row, n, tmp) : NULL;
             float *p = dst + (j / DT_TILE_N * a->d + c0) * DT_TILE_N + j % DT_TILE_N;
             for (int64_t c = 0; c < n; c++)
                 p[c * DT_TILE_N] = x ? x[c] : 0.0f;
@@ -111,14 +114,17 @@ struct tile {
 };
 
 /* s[qn][LDS] = a b^T: rows of a (distance a.ld) times the panels of keys k0.. */
-static void products(const struct attn *a, const struct tile *t, const float *rows, const float *panels, float *s)
+static void products(const struct attn *a, const struct tile *t, const float *rows,
+                     const float *panels, float *s)
 {
     int64_t m = dt_tile_round(t->qn, DT_TILE_M);
     for (int64_t j = 0; j < t->kn; j += DT_TILE_N)
-        dt_tile_panel(m, a->d, (dt_mat_a){ rows, a->ld, 1 }, panels + (t->k0 + j) * a->d, DT_TILE_N, s + j, LDS, false);
+        dt_tile_panel(m, a->d, (dt_mat_a){ rows, a->ld, 1 }, panels + (t->k0 + j) * a->d, DT_TILE_N, s + j, LDS,
+                      false);
 }
 
-static void mask_row(const struct attn *a, const struct tile *t, int64_t i, const float *bias, const uint8_t *mask, float *s)
+static void mask_row(const struct attn *a, const struct tile *t, int64_t i, const float *bias,
+                     const uint8_t *mask, float *s)
 {
     if (bias) {
         const float *b = bias + (t->head * a->Sq + t->q0 + i) * a->Sk + t->k0;
@@ -166,7 +172,8 @@ static const char *attn_shape(dt_node *n)
         return "attention: q must be [B, Sq, h*d], k and v [B, Sk, h*d]";
     if (!dt_is_float(q) || k->dtype != q->dtype || v->dtype != q->dtype)
         return "attention: q, k and v must be of one float type";
-    if (h < 1 || dt_last_dim(q) % h || dt_last_dim(k) % (dt_last_dim(q) / h) || h % (dt_last_dim(k) / (dt_last_dim(q) / h)))
+    int64_t d = h > 0 ? dt_last_dim(q) / h : 0;
+    if (d < 1 || dt_last_dim(q) % h || dt_last_dim(k) % d || h % (dt_last_dim(k) / d))
         return "attention: heads must divide the features, key heads the heads";
     if (bias && (bias->dtype != DT_F32 || !dt_dims_same(bias->dims, DT_DIMS(h, q->dims.d[1], k->dims.d[1]))))
         return "attention: bias must be [heads, Sq, Sk] fp32";
@@ -230,7 +237,8 @@ static int attn_prepare(const dt_node *n, dt_prep *p)
 }
 
 /* Rescales what is summed so far to the new maxima and adds this tile's part. */
-static void online_softmax(const struct attn *a, const struct tile *t, const float *bias, const uint8_t *mask, struct fwd_scratch *w)
+static void online_softmax(const struct attn *a, const struct tile *t, const float *bias,
+                           const uint8_t *mask, struct fwd_scratch *w)
 {
     for (int64_t i = 0; i < t->qn; i++) {
         float *s = w->s + i * LDS, *o = w->o + i * a->ld;
@@ -253,7 +261,8 @@ static void put_row(const struct attn *a, void *dst, int64_t at, const float *ro
     dt_convert((char *)dst + at * (int64_t)dt_dtype_size(a->t), a->t, row, DT_F32, a->d);
 }
 
-static void fwd_store(const struct attn *a, const struct tile *t, struct fwd_scratch *w, const dt_run *r)
+static void fwd_store(const struct attn *a, const struct tile *t, struct fwd_scratch *w,
+                      const dt_run *r)
 {
     float *lse = r->out[1];
     for (int64_t i = 0; i < t->qn; i++) {
@@ -266,8 +275,8 @@ static void fwd_store(const struct attn *a, const struct tile *t, struct fwd_scr
     }
 }
 
-static void fwd_tile(const struct attn *a, struct tile t, const float *panels, const float *v, struct fwd_scratch *w, const dt_run *r,
-                     const float *bias, const uint8_t *mask)
+static void fwd_tile(const struct attn *a, struct tile t, const float *panels, const float *v,
+                     struct fwd_scratch *w, const dt_run *r, const float *bias, const uint8_t *mask)
 {
     int64_t m = dt_tile_round(t.qn, DT_TILE_M), end = a->causal ? dt_min64(a->Sk, t.q0 + t.qn) : a->Sk;
     pack_rows(a, r->in[Q], t.qn, a->h * a->d, query_row(a, t.b, t.head, t.q0), 0, m, a->scale, w->q);
@@ -281,7 +290,8 @@ static void fwd_tile(const struct attn *a, struct tile t, const float *panels, c
         products(a, &t, w->q, panels, w->s);
         online_softmax(a, &t, bias, mask, w);
         for (int64_t c = 0; c < a->dp; c += DT_TILE_N)
-            dt_tile_panel(m, t.kn, (dt_mat_a){ w->s, LDS, 1 }, v + t.k0 * a->ld + c, a->ld, w->o + c, a->ld, true);
+            dt_tile_panel(m, t.kn, (dt_mat_a){ w->s, LDS, 1 }, v + t.k0 * a->ld + c, a->ld, w->o + c, a->ld,
+                          true);
     }
     fwd_store(a, &t, w, r);
 }
@@ -290,7 +300,7 @@ static void fwd_pack(const struct attn *a, int64_t pair, int64_t j, const dt_run
 {
     int64_t at = key_head(a, pair);
     pack_panels(a, r->in[K], at, j, packed);
-    pack_rows(a, r->in[V], a->Sk, a->kv * a->d, at, j, j + K_TILE, 1, packed + a->sk * a->d);
+    pack_rows(a, r->in[V], a->Sk, a->kv * a->d, at, j, dt_min64(a->sk, j + K_TILE), 1, packed + a->sk * a->d);
 }
 
 static void attn_run(const dt_node *n, const dt_run *r)
@@ -300,7 +310,7 @@ static void attn_run(const dt_node *n, const dt_run *r)
     const uint8_t *mask = r->in[MASK];
     int threads = r->dev->threads;
     int64_t group = fwd_group(&a, threads), pairs = a.B * a.kv, per = a.h / a.kv, size = fwd_pair_floats(&a);
-    int64_t nk = a.sk / K_TILE, nq = dt_div_up(a.Sq, Q_TILE);
+    int64_t nk = dt_div_up(a.sk, K_TILE), nq = dt_div_up(a.Sq, Q_TILE);
     float *packed = (float *)r->workspace + threads * fwd_thread_floats(&a);
 #pragma omp parallel num_threads(threads)
     {
@@ -315,7 +325,8 @@ static void attn_run(const dt_node *n, const dt_run *r)
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < np * per * nq; i++) {
                 int64_t p = i / (per * nq), pair = p0 + p;
-                struct tile t = { .b = pair / a.kv, .head = pair % a.kv * per + i / nq % per, .q0 = i % nq * Q_TILE };
+                struct tile t = { .b = pair / a.kv, .head = pair % a.kv * per + i / nq % per };
+                t.q0 = i % nq * Q_TILE;
                 t.qn = dt_min64(Q_TILE, a.Sq - t.q0);
                 fwd_tile(&a, t, packed + p * size, packed + p * size + a.sk * a.d, &w, r, bias, mask);
             }
@@ -350,13 +361,20 @@ struct bwd_scratch {                /* of a thread */
 struct bwd_head { float *q, *dy, *delta, *dq; };
 
 static int64_t bwd_thread_floats(const struct attn *a) { return 2 * Q_TILE * LDS + 2 * K_TILE * a->ld; }
-static int64_t bwd_head_floats(const struct attn *a) { return dt_tile_round(a->sq * (a->ld * (2 + a->chunks) + 1), 16); }
+static int64_t bwd_head_floats(const struct attn *a)
+{
+    return dt_tile_round(a->sq * (a->ld * (2 + a->chunks) + 1), 16);
+}
+
 static int64_t bwd_pair_floats(const struct attn *a)
 {
     return a->sk * (2 * a->d + a->ld) + a->h / a->kv * bwd_head_floats(a);
 }
 
-static int64_t bwd_group(const struct attn *a, int threads) { return group_pairs(a, a->chunks, bwd_pair_floats(a), threads); }
+static int64_t bwd_group(const struct attn *a, int threads)
+{
+    return group_pairs(a, a->chunks, bwd_pair_floats(a), threads);
+}
 
 static int bwd_prepare(const dt_node *n, dt_prep *p)
 {
@@ -375,15 +393,17 @@ static struct bwd_head head_of(const struct attn *a, float *packed, int64_t i)
     return w;
 }
 
-static void bwd_pack_keys(const struct attn *a, int64_t pair, int64_t j, const dt_run *r, float *packed)
+static void bwd_pack_keys(const struct attn *a, int64_t pair, int64_t j, const dt_run *r,
+                          float *packed)
 {
     int64_t at = key_head(a, pair);
     pack_panels(a, r->in[K], at, j, packed);
     pack_panels(a, r->in[V], at, j, packed + a->sk * a->d);
-    pack_rows(a, r->in[K], a->Sk, a->kv * a->d, at, j, j + K_TILE, 1, packed + 2 * a->sk * a->d);
+    pack_rows(a, r->in[K], a->Sk, a->kv * a->d, at, j, dt_min64(a->sk, j + K_TILE), 1, packed + 2 * a->sk * a->d);
 }
 
-static void bwd_pack_queries(const struct attn *a, int64_t b, int64_t head, int64_t q0, const dt_run *r, struct bwd_head w)
+static void bwd_pack_queries(const struct attn *a, int64_t b, int64_t head, int64_t q0,
+                             const dt_run *r, struct bwd_head w)
 {
     int64_t q1 = dt_min64(a->sq, q0 + Q_TILE), at = query_row(a, b, head, 0);
     float tmp[DT_CHUNK];
@@ -393,7 +413,8 @@ static void bwd_pack_queries(const struct attn *a, int64_t b, int64_t head, int6
         float sum = 0;
         for (int64_t c0 = 0; c0 < a->d; c0 += DT_CHUNK) {
             int64_t n = dt_min64(DT_CHUNK, a->d - c0);
-            const float *y = dt_row_in(r->in[Y], a->t, query_row(a, b, head, i) + c0, n, tmp), *dy = w.dy + i * a->ld + c0;
+            const float *y = dt_row_in(r->in[Y], a->t, query_row(a, b, head, i) + c0, n, tmp);
+            const float *dy = w.dy + i * a->ld + c0;
 #pragma omp simd reduction(+ : sum)
             for (int64_t c = 0; c < n; c++)
                 sum += y[c] * dy[c];
@@ -403,8 +424,8 @@ static void bwd_pack_queries(const struct attn *a, int64_t b, int64_t head, int6
 }
 
 /* s becomes p = exp(s - lse), ds becomes p (dp - D); adds ds to dbias, or sets it for the first batch entry. */
-static void bwd_softmax(const struct attn *a, const struct tile *t, const dt_run *r, const float *delta, float *dbias,
-                        const struct bwd_scratch *w)
+static void bwd_softmax(const struct attn *a, const struct tile *t, const dt_run *r,
+                        const float *delta, float *dbias, const struct bwd_scratch *w)
 {
     const float *lse = (const float *)r->in[LSE] + (t->b * a->h + t->head) * a->Sq + t->q0;
     for (int64_t i = 0; i < t->qn; i++) {
@@ -423,14 +444,15 @@ static void bwd_softmax(const struct attn *a, const struct tile *t, const dt_run
 }
 
 /* c [m, dp] += a b with b rows of distance ld, columns in panels. */
-static void add_product(const struct attn *a, int64_t m, int64_t k, dt_mat_a x, const float *b, float *c)
+static void add_product(const struct attn *a, int64_t m, int64_t k, dt_mat_a x, const float *b,
+                        float *c)
 {
     for (int64_t col = 0; col < a->dp; col += DT_TILE_N)
         dt_tile_panel(m, k, x, b + col, a->ld, c + col, a->ld, true);
 }
 
-static void bwd_tile(const struct attn *a, const struct tile *t, const dt_run *r, const float *packed, struct bwd_head h, float *dq,
-                     const struct bwd_scratch *w)
+static void bwd_tile(const struct attn *a, const struct tile *t, const dt_run *r,
+                     const float *packed, struct bwd_head h, float *dq, const struct bwd_scratch *w)
 {
     const float *q = h.q + t->q0 * a->ld, *dy = h.dy + t->q0 * a->ld, *k = packed + 2 * a->sk * a->d;
     int64_t mq = dt_tile_round(t->qn, DT_TILE_M), mk = dt_tile_round(t->kn, DT_TILE_M);
@@ -443,7 +465,8 @@ static void bwd_tile(const struct attn *a, const struct tile *t, const dt_run *r
 }
 
 /* The keys of one chunk against all queries of the heads that share them. */
-static void bwd_chunk(const struct attn *a, int64_t pair, int64_t chunk, const dt_run *r, float *packed, const struct bwd_scratch *w)
+static void bwd_chunk(const struct attn *a, int64_t pair, int64_t chunk, const dt_run *r,
+                      float *packed, const struct bwd_scratch *w)
 {
     int64_t per = a->h / a->kv, end = dt_min64(a->Sk, (chunk + 1) * a->chunk), stride = a->kv * a->d;
     struct tile t = { .b = pair / a->kv };
@@ -451,11 +474,14 @@ static void bwd_chunk(const struct attn *a, int64_t pair, int64_t chunk, const d
         memset(head_of(a, packed, i).dq + chunk * a->sq * a->ld, 0, (size_t)(a->sq * a->ld) * sizeof(float));
     for (t.k0 = chunk * a->chunk; t.k0 < end; t.k0 += K_TILE) {
         t.kn = dt_min64(K_TILE, end - t.k0);
-        memset(w->dk, 0, (size_t)(2 * K_TILE * a->ld) * sizeof(float));
+        size_t used = (size_t)(dt_tile_round(t.kn, DT_TILE_M) * a->ld) * sizeof(float);
+        memset(w->dk, 0, used);
+        memset(w->dv, 0, used);
+        int64_t first = a->causal && !r->out[BIAS] ? t.k0 / Q_TILE * Q_TILE : 0;    /* dbias has its zeros written */
         for (int64_t i = 0; i < per; i++) {
             struct bwd_head h = head_of(a, packed, i);
             t.head = pair % a->kv * per + i;
-            for (t.q0 = a->causal && !r->out[BIAS] ? t.k0 / Q_TILE * Q_TILE : 0; t.q0 < a->Sq; t.q0 += Q_TILE) {
+            for (t.q0 = first; t.q0 < a->Sq; t.q0 += Q_TILE) {
                 t.qn = dt_min64(Q_TILE, a->Sq - t.q0);
                 bwd_tile(a, &t, r, packed, h, h.dq + chunk * a->sq * a->ld, w);
             }
@@ -471,7 +497,8 @@ static void bwd_chunk(const struct attn *a, int64_t pair, int64_t chunk, const d
 }
 
 /* dq of a tile of queries: the chunks' parts in order. */
-static void bwd_sum_dq(const struct attn *a, int64_t b, int64_t head, int64_t q0, const dt_run *r, struct bwd_head h)
+static void bwd_sum_dq(const struct attn *a, int64_t b, int64_t head, int64_t q0, const dt_run *r,
+                       struct bwd_head h)
 {
     for (int64_t i = q0; i < dt_min64(a->Sq, q0 + Q_TILE); i++) {
         float *sum = h.dq + i * a->ld;
@@ -485,9 +512,10 @@ static void bwd_sum_dq(const struct attn *a, int64_t b, int64_t head, int64_t q0
 }
 
 /* One group of pairs, by all threads. */
-static void bwd_group_run(const struct attn *a, const dt_run *r, int64_t p0, int64_t np, float *packed, const struct bwd_scratch *w)
+static void bwd_group_run(const struct attn *a, const dt_run *r, int64_t p0, int64_t np,
+                          float *packed, const struct bwd_scratch *w)
 {
-    int64_t per = a->h / a->kv, size = bwd_pair_floats(a), nk = a->sk / K_TILE, nq = dt_div_up(a->Sq, Q_TILE);
+    int64_t per = a->h / a->kv, size = bwd_pair_floats(a), nk = dt_div_up(a->sk, K_TILE), nq = dt_div_up(a->Sq, Q_TILE);
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < np * nk; i++)
         bwd_pack_keys(a, p0 + i / nk, i % nk * K_TILE, r, packed + i / nk * size);
@@ -520,7 +548,7 @@ static void bwd_run(const dt_node *n, const dt_run *r)
         w.dv = w.dk + K_TILE * a.ld;
         for (int64_t p0 = 0, np; p0 < pairs; p0 += np) {
             np = dt_min64(group, pairs - p0);
-            if (r->out[BIAS])                   /* dbias sums over batch entries, in order: no group holds two */
+            if (r->out[BIAS])           /* dbias sums over batch entries in order: no group holds two */
                 np = dt_min64(np, a.kv - p0 % a.kv);
             bwd_group_run(&a, r, p0, np, packed, &w);
         }

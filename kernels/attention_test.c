@@ -30,7 +30,8 @@ static dt_tensor *self2(dt_graph *g, dt_tensor **in) { return dt_attention(g, in
 
 struct setting { int64_t heads; double scale; bool causal; const float *bias, *mask; };
 
-static void row(const check_case *c, const float *const *in, const struct setting *s, int64_t b, int64_t h, int64_t i, float *y)
+static void row(const check_case *c, const float *const *in, const struct setting *s, int64_t b,
+                int64_t h, int64_t i, float *y)
 {
     int64_t Sk = c->in[1].d[1], d = c->in[0].d[2] / s->heads, kd = c->in[1].d[2], kh = h / (s->heads / (kd / d));
     const float *q = in[0] + ((b * c->in[0].d[1] + i) * s->heads + h) * d;

@@ -18,7 +18,8 @@ static int64_t out_size(int64_t in, int64_t k, int64_t stride, int64_t pad)
     return (in + pad - k) / stride + 1;
 }
 
-static int make(dt_prep *p, int (*fn)(dt_dnn **, const struct dt_dnn_conv *, dt_err *), const struct dt_dnn_conv *c)
+static int make(dt_prep *p, int (*fn)(dt_dnn **, const struct dt_dnn_conv *, dt_err *),
+                const struct dt_dnn_conv *c)
 {
     dt_dnn *d = NULL;
     int rc = fn(&d, c, p->err);
@@ -30,7 +31,8 @@ static int make(dt_prep *p, int (*fn)(dt_dnn **, const struct dt_dnn_conv *, dt_
 }
 
 /* The operation as oneDNN needs it, of images x and y. */
-static struct dt_dnn_conv geometry(const dt_node *n, const dt_tensor *x, const dt_tensor *y, int64_t kh, int64_t kw)
+static struct dt_dnn_conv geometry(const dt_node *n, const dt_tensor *x, const dt_tensor *y,
+                                   int64_t kh, int64_t kw)
 {
     const int64_t *a = n->attr.i;
     return (struct dt_dnn_conv){
@@ -240,13 +242,15 @@ const dt_op dt_op_upsample2_bwd = {
 
 /* --- builders --- */
 
-dt_tensor *dt_conv2d_w(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, int stride, const int pad[4])
+dt_tensor *dt_conv2d_w(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, int stride,
+                       const int pad[4])
 {
     dt_attr a = { .i = { stride, pad[0], pad[1], pad[2], pad[3] } };
     return dt_apply(g, &dt_op_conv2d, &a, DT_IN(x, w, b))->out[0];
 }
 
-dt_tensor *dt_conv2d(dt_graph *g, const char *name, dt_tensor *x, int64_t out, int k, int stride, const int pad[4])
+dt_tensor *dt_conv2d(dt_graph *g, const char *name, dt_tensor *x, int64_t out, int k, int stride,
+                     const int pad[4])
 {
     int64_t c = dt_last_dim(x);
     dt_scope(g, "%s", name);

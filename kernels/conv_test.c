@@ -88,6 +88,8 @@ const check_case conv_cases[] = {
     { "64x64x128", same3, { ACT(1, 64, 64, 128), WEIGHT(128, 128, 3, 3), WEIGHT(128) }, .k = 4096, .flags = CHECK_LARGE },
     { "32x32x512", same3, { ACT(1, 32, 32, 512), WEIGHT(512, 512, 3, 3), WEIGHT(512) }, .k = 4608, .flags = CHECK_LARGE },
     { "128x128x3 to 128", same3, { ACT(1, 128, 128, 3), WEIGHT(128, 3, 3, 3), WEIGHT(128) }, .k = 16384, .flags = CHECK_LARGE },
+    { "128x128x128 to 3", same3, { ACT(1, 128, 128, 128), WEIGHT(3, 128, 3, 3), WEIGHT(3) }, .k = 16384,
+      .flags = CHECK_LARGE },
     { "64x64x256 stride 2", down3, { ACT(1, 64, 64, 256), WEIGHT(256, 256, 3, 3), WEIGHT(256) }, .k = 2304, .flags = CHECK_LARGE },
     { "upsample2 64x64x256", up, { ACT(1, 64, 64, 256) }, .k = 4, .flags = CHECK_LARGE },
     { 0 }

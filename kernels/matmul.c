@@ -48,7 +48,8 @@ static dt_tensor *grad_x(dt_graph *g, const dt_tensor *dy, const dt_tensor *w, d
     return dt_apply(g, &dt_op_matmul_dx, DT_ATTR(.f = { alpha }), DT_IN((dt_tensor *)dy, (dt_tensor *)w))->out[0];
 }
 
-static dt_tensor *grad_w(dt_graph *g, const dt_tensor *dy, const dt_tensor *x, const dt_tensor *w, double alpha)
+static dt_tensor *grad_w(dt_graph *g, const dt_tensor *dy, const dt_tensor *x, const dt_tensor *w,
+                         double alpha)
 {
     return dt_apply(g, &dt_op_matmul_dw, DT_ATTR(.i = { dt_grad_dtype(w) }, .f = { alpha }),
                     DT_IN((dt_tensor *)dy, (dt_tensor *)x))->out[0];

@@ -18,7 +18,8 @@ struct conv_mds {
 typedef dnnl_memory_desc_t md_own;              /* we made it: md_free */
 typedef const_dnnl_memory_desc_t md_ref;
 
-static md_own md_strided(int nd, const dnnl_dims_t dims, dnnl_data_type_t t, const dnnl_dims_t strides)
+static md_own md_strided(int nd, const dnnl_dims_t dims, dnnl_data_type_t t,
+                         const dnnl_dims_t strides)
 {
     md_own md = NULL;
     dnnl_memory_desc_create_with_strides(&md, nd, dims, t, strides);
@@ -48,15 +49,15 @@ static dnnl_status_t append_scale(dnnl_post_ops_t po, float alpha)
     return dnnl_post_ops_append_eltwise(po, dnnl_eltwise_linear, alpha, 0.0f);
 }
 
-static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_ref a, md_ref b, md_ref bias, md_ref c,
-                               dnnl_primitive_attr_t attr)
+static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_ref a, md_ref b,
+                               md_ref bias, md_ref c, dnnl_primitive_attr_t attr)
 {
     return dnnl_matmul_primitive_desc_create(pd, e, a, b, bias, c, attr);
 }
 
-static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum conv_kind kind, md_ref x, md_ref w,
-                             md_ref bias, md_ref y, const struct conv_mds *g, dnnl_primitive_attr_t attr,
-                             dnnl_primitive_desc_t hint)
+static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum conv_kind kind,
+                             md_ref x, md_ref w, md_ref bias, md_ref y, const struct conv_mds *g,
+                             dnnl_primitive_attr_t attr, dnnl_primitive_desc_t hint)
 {
     const dnnl_dims_t dilate = { 0, 0 };
     if (kind == CONV_FWD)
@@ -72,7 +73,8 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
 typedef dnnl_memory_desc_t *md_own;
 typedef const dnnl_memory_desc_t *md_ref;
 
-static md_own md_strided(int nd, const dnnl_dims_t dims, dnnl_data_type_t t, const dnnl_dims_t strides)
+static md_own md_strided(int nd, const dnnl_dims_t dims, dnnl_data_type_t t,
+                         const dnnl_dims_t strides)
 {
     md_own md = dt_alloc(sizeof(*md));
     dnnl_memory_desc_init_by_strides(md, nd, dims, t, strides);
@@ -95,17 +97,17 @@ static dnnl_status_t append_scale(dnnl_post_ops_t po, float alpha)
     return dnnl_post_ops_append_eltwise(po, 1.0f, dnnl_eltwise_linear, alpha, 0.0f);
 }
 
-static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_ref a, md_ref b, md_ref bias, md_ref c,
-                               dnnl_primitive_attr_t attr)
+static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_ref a, md_ref b,
+                               md_ref bias, md_ref c, dnnl_primitive_attr_t attr)
 {
     dnnl_matmul_desc_t d;
     dnnl_status_t s = dnnl_matmul_desc_init(&d, a, b, bias, c);
     return s != dnnl_success ? s : dnnl_primitive_desc_create(pd, &d, attr, e, NULL);
 }
 
-static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum conv_kind kind, md_ref x, md_ref w,
-                             md_ref bias, md_ref y, const struct conv_mds *g, dnnl_primitive_attr_t attr,
-                             dnnl_primitive_desc_t hint)
+static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum conv_kind kind,
+                             md_ref x, md_ref w, md_ref bias, md_ref y, const struct conv_mds *g,
+                             dnnl_primitive_attr_t attr, dnnl_primitive_desc_t hint)
 {
     dnnl_convolution_desc_t d;
     dnnl_status_t s;
@@ -360,8 +362,8 @@ static dnnl_status_t make_pd(struct conv *v, enum conv_kind kind)
     return s;
 }
 
-static dnnl_status_t add_reorder(dt_dnn *d, md_ref src, enum from sf, int64_t soff, md_ref dst, enum from df,
-                                 int64_t doff, bool add)
+static dnnl_status_t add_reorder(dt_dnn *d, md_ref src, enum from sf, int64_t soff, md_ref dst,
+                                 enum from df, int64_t doff, bool add)
 {
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_attr_t attr = attr_new(1, add);
@@ -389,7 +391,8 @@ static int conv_done(dt_dnn **out, dt_dnn *d, struct conv *v, dnnl_status_t s, d
 }
 
 /* Forward and data gradient: the weights are reordered in every run, as they may have been trained meanwhile. */
-static int conv_data_new(dt_dnn **out, const struct dt_dnn_conv *p, enum conv_kind kind, dt_err *err)
+static int conv_data_new(dt_dnn **out, const struct dt_dnn_conv *p, enum conv_kind kind,
+                         dt_err *err)
 {
     dt_dnn *d = dnn_new();
     struct conv v;

@@ -35,7 +35,8 @@ typedef struct dt_attn {
     dt_tensor *mask;                /* [B, Sk] u8, 0 = key not attended; no gradient; NULL = none */
 } dt_attn;
 /* softmax(scale q k^T + bias) v per head, online softmax, fp32 inside.
- * q [B, Sq, h*d]  k, v [B, Sk, h*d]  ->  [B, Sq, h*d].  A row with no key attended gives 0. */
+ * q [B, Sq, h*d]  k, v [B, Sk, h*d]  ->  [B, Sq, h*d].  A row with no key attended gives 0.  Fewer key heads than query heads
+ * (k, v [B, Sk, g*d], g divides h) are shared by h/g query heads each. */
 dt_tensor *dt_attention(dt_graph *g, dt_tensor *q, dt_tensor *k, dt_tensor *v, const dt_attn *a);
 
 /* ---- norm.c ---- */

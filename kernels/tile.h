@@ -23,8 +23,10 @@ typedef float dt_vec __attribute__((vector_size(4 * DT_VEC), aligned(4), may_ali
 /* Element (i, p) of a is a[i * rs + p * cs]; row p of b begins at b + p * ldb. */
 typedef struct dt_mat_a { const float *p; int64_t rs, cs; } dt_mat_a;
 
-static inline __attribute__((always_inline)) void dt_tile_block(const float *a, int64_t rs, int64_t cs, const float *b,
-                                                                int64_t ldb, int64_t k, float *c, int64_t ldc, bool add)
+static inline __attribute__((always_inline)) void dt_tile_block(const float *a, int64_t rs,
+                                                                int64_t cs, const float *b,
+                                                                int64_t ldb, int64_t k, float *c,
+                                                                int64_t ldc, bool add)
 {
     dt_vec acc[DT_TILE_M][2] = { 0 };
     for (int64_t p = 0; p < k; p++) {
@@ -49,8 +51,9 @@ static inline __attribute__((always_inline)) void dt_tile_block(const float *a, 
 }
 
 /* One panel of n = DT_TILE_N columns. */
-static inline __attribute__((always_inline)) void dt_tile_panel(int64_t m, int64_t k, dt_mat_a a, const float *b,
-                                                                int64_t ldb, float *c, int64_t ldc, bool add)
+static inline __attribute__((always_inline)) void dt_tile_panel(int64_t m, int64_t k, dt_mat_a a,
+                                                                const float *b, int64_t ldb,
+                                                                float *c, int64_t ldc, bool add)
 {
     for (int64_t i = 0; i < m; i += DT_TILE_M)
         dt_tile_block(a.p + i * a.rs, a.rs, a.cs, b, ldb, k, c + i * ldc, ldc, add);

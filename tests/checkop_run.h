@@ -53,6 +53,5 @@ void check_pointers(const struct check_graph *x, const dt_node *n, void **in, vo
 bool check_skips(const dt_node *n);     /* views and checkop's own ops */
 
 float *check_floats(const dt_tensor *t, const void *host);  /* as fp32; caller frees */
-double check_now(void);
 
 #endif
