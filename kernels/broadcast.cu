@@ -36,7 +36,8 @@ static void sum_mid_run(const dt_node *n, const dt_run *r)
 /* ---- rows repeated: out = f(x, y at the same place, small rows a, b).  Blocks stride over rows, threads over columns. ---- */
 
 struct operands {
-    dt_view out, x, y, a, b;        /* x, y [N, C]; a, b: one row per R rows of x, or (period > 0) row modulo period; y, a, b may be absent */
+    dt_view out, x, y;              /* [N, C]; y may be absent, as a and b */
+    dt_view a, b;                   /* a row of C for every R rows of x, or (period > 0) for each row modulo period */
     int64_t N, C, R, period;
 };
 

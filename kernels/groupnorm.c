@@ -25,8 +25,8 @@ static gshape shape_of(const dt_tensor *x, int64_t groups)
 
 static bool has(const dt_node *n, int i) { return i < n->nin && n->in[i]; }
 
-/* Workspace: per thread two blocks of scratch and two rows of C; then two numbers per sample, block and channel (dx, dw) or group (forward); then two per
- * sample and channel. */
+/* Workspace: per thread two blocks of scratch and two rows of C; then two numbers per sample, block and channel (dx, dw) or
+ * group (forward); then two per sample and channel. */
 static int64_t scratch_floats(gshape s) { return 2 * (s.per + 1) * s.C; }
 
 static int prepare(const dt_node *n, dt_prep *p, const dt_tensor *x)

@@ -20,7 +20,8 @@ const check_case norm_cases[] = {
     { "layernorm frozen",       layernorm,   { ACT(3, 64), FROZEN(64), FROZEN(64) }, .k = 64 },
     { "layernorm weights only", layernorm,   { CONST(3, 64), WEIGHT(64), WEIGHT(64) }, .k = 64 },
     { "layernorm0 large",       layernorm0,  { ACT(4096, 3072) }, .k = 3072, .flags = CHECK_LARGE },
-    { "rmsnorm 1x1",            rmsnorm_eps, { ACT(1, 1), WEIGHT(1) } },
+    /* dx cancels to nearly nothing, and to rounding errors when x is huge */
+    { "rmsnorm 1x1",            rmsnorm_eps, { ACT(1, 1), WEIGHT(1) }, .flags = CHECK_NO_HUGE },
     { "rmsnorm 3x64",           rmsnorm,     { ACT(3, 64), WEIGHT(64) }, .k = 64 },
     { "rmsnorm odd C",          rmsnorm,     { ACT(2, 5, 77), WEIGHT(77) }, .k = 77 },
     { "rmsnorm eps",            rmsnorm_eps, { ACT(2, 5, 77), WEIGHT(77) }, .k = 77 },

@@ -9,7 +9,9 @@
  *   values      equal, tiny, huge and one-hot inputs give no NaN
  *   bf16        against fp32 on the same values
  *   plan        the planned run gives the bits of the node-by-node run, and twice the gradient when run twice
- * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and bf16.
+ * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and bf16, and three times with the same bits.
+ * DEVICE "cuemu" is the CUDA plugin under the emulation in tests/cuemu, without the large cases; there the three times are three orders of
+ * threads.
  * With -b, instead: time, GFLOP/s and GB/s of each node of the large cases, as shares of what this program measures as the peak.
  * All buffers stand between guards and begin as NaN. */
 #include <malloc.h>
@@ -24,6 +26,8 @@
 
 extern const check_case attention_cases[], broadcast_cases[], conv_cases[], embed_cases[], groupnorm_cases[], matmul_cases[],
     norm_cases[], objective_cases[], pointwise_cases[], rope_cases[], shape_cases[];
+
+dt_device *dt_cuda_open(int ordinal, int abi, dt_err *err);    /* kernels/cuda.cu, compiled for tests/cuemu */
 
 struct family { const char *name; const check_case *cases; };
 
@@ -253,6 +257,29 @@ static const char *node_variants(const struct check_graph *x, const dt_node *n, 
     return bad;
 }
 
+/* Three runs on dev give the same bits. */
+static const char *same_bits(const struct check_graph *x, const dt_node *n, dt_device *dev)
+{
+    static char msg[200];
+    void *in[DT_MAX_IN] = { NULL }, *host[DT_MAX_OUT] = { NULL }, *out[3][DT_MAX_OUT] = { 0 };
+    const char *bad = NULL;
+    check_pointers(x, n, in, host);
+    for (int i = 0; i < 3 && !bad; i++) {
+        for (int k = 0; k < n->nout; k++)
+            out[i][k] = n->out[k] ? dt_alloc((size_t)dt_bytes(n->out[k]) + 64) : NULL;
+        bad = check_node(n, dev, in, out[i], NULL);
+        for (int k = 0; k < n->nout && !bad; k++)
+            if (n->out[k] && memcmp(out[i][k], out[0][k], (size_t)dt_bytes(n->out[k]))) {
+                snprintf(msg, sizeof(msg), "%s: output %d has other bits when run again", n->op->name, k);
+                bad = msg;
+            }
+    }
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < n->nout; k++)
+            free(out[i][k]);
+    return bad;
+}
+
 /* oneDNN may split a sum by the number of threads; ours never do. */
 static bool splits_by_thread(const dt_node *n)
 {
@@ -438,8 +465,11 @@ static const char *check_device(const check_case *c, const struct opts *o, dt_dt
     }
     double tol = tol_op(t, c->k);
     for (int64_t i = 0; !bad && i < x.g->nnode; i++)
-        if (!check_skips(x.g->node[i]))
+        if (!check_skips(x.g->node[i])) {
             bad = node_variants(&x, x.g->node[i], o->dev, tol, tol);
+            if (!bad)
+                bad = same_bits(&x, x.g->node[i], o->dev);
+        }
     check_graph_release(&x);
     check_data_release(&d);
     return bad;
@@ -571,12 +601,14 @@ static void check_on_device(struct opts *o, const struct family *f, const check_
         }
 }
 
+static bool is_emulated(const struct opts *o) { return o->device && !strcmp(o->device, "cuemu"); }
+
 static void each_case(struct opts *o, const struct family *f)
 {
     for (const check_case *c = f->cases; c && c->name; c++) {
         char full[256];
         snprintf(full, sizeof(full), "%s: %s", f->name, c->name);
-        if (o->pattern && !strstr(full, o->pattern))
+        if ((o->pattern && !strstr(full, o->pattern)) || (is_emulated(o) && (c->flags & CHECK_LARGE)))
             continue;
         if (o->list) {
             puts(full);
@@ -601,7 +633,9 @@ static int open_devices(struct opts *o)
         return 1;
     }
     o->dev = o->cpu;
-    if (o->device && strcmp(o->device, "cpu") && dt_device_open(&o->dev, o->device, &err) < 0) {
+    if (is_emulated(o)) {
+        o->dev = dt_cuda_open(0, DT_DEVICE_ABI, &err);
+    } else if (o->device && strcmp(o->device, "cpu") && dt_device_open(&o->dev, o->device, &err) < 0) {
         printf("1..0 # SKIP %s\n", err.msg);
         return 77;
     }

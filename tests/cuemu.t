@@ -1,0 +1,3 @@
+#!/bin/sh
+# The CUDA kernels against the CPU's, without a GPU.
+exec "${B:-build}/checkop" -d cuemu
