@@ -79,7 +79,10 @@ int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_namin
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);
 
-/* For lora_load.c */
+/* n >= 1 files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards live on in *out. */
+int dt_lora_mix(dt_lora **out, dt_lora **v, const double *strength, int64_t n, dt_err *err);
+
+/* For lora_load.c and lora_mix.c */
 dt_adapter *dt_lora_add(dt_lora *l, const char *path, int64_t rank, double scale);
 dt_lora    *dt_lora_make(dt_params *base, dt_lora_naming naming);
 
