@@ -207,13 +207,28 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
     return 0;
 }
 
+static int read_manifest(const char *dir, cJSON **j, char **path, dt_train_state *s, dt_err *err)
+{
+    *path = dt_path_join(dir, "manifest.json");
+    int rc = dt_json_read(j, *path, MAX_MANIFEST, err);
+    return rc < 0 ? rc : load_state(s, *j, *path, err);
+}
+
+int dt_checkpoint_state(const char *dir, dt_train_state *s, dt_err *err)
+{
+    cJSON *j = NULL;
+    char *path = NULL;
+    int rc = read_manifest(dir, &j, &path, s, err);
+    cJSON_Delete(j);
+    free(path);
+    return rc;
+}
+
 int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *err)
 {
     cJSON *j = NULL;
-    char *path = dt_path_join(dir, "manifest.json");
-    int rc = dt_json_read(&j, path, MAX_MANIFEST, err);
-    if (rc == 0)
-        rc = load_state(s, j, path, err);
+    char *path = NULL;
+    int rc = read_manifest(dir, &j, &path, s, err);
     if (rc == 0)
         rc = check_files(j, dir, path, err);
     for (int i = 0; i < o->nset && rc == 0; i++)

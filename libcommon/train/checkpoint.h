@@ -24,6 +24,8 @@ typedef struct dt_train_state {     /* all that a run is, besides parameters; st
 /* Writes DIR whole: into DIR.tmp, manifest, fsync, rename.  `extra(ctx, dir)` adds files first; may be NULL. */
 int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state *s,
                        int (*extra)(void *ctx, const char *dir, dt_err *err), void *ctx, dt_err *err);
+/* The state alone: is this the run that made it? */
+int dt_checkpoint_state(const char *dir, dt_train_state *s, dt_err *err);
 /* Reads parameters, moments and state back; sizes and hashes are checked first. */
 int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *err);
 /* The checkpoint of the highest step under `output_dir` that has a manifest, or NULL; caller frees. */

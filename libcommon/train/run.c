@@ -86,7 +86,7 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
     } else {
         dir = dt_strdup(j->o->resume);
     }
-    int rc = dt_checkpoint_load(dir, &j->optim, &s, err);
+    int rc = dt_checkpoint_state(dir, &s, err);
     if (rc == 0 && strcmp(s.settings, settings))
         rc = dt_err_set(err, DT_EUSAGE, "%s was made with other settings; resume with the same ones", dir);
     if (rc == 0 && s.seed != (uint64_t)j->info.seed)
@@ -94,6 +94,8 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
     if (rc == 0 && s.threads != j->dev->threads)
         rc = dt_err_set(err, DT_EUSAGE, "%s was made with %d compute threads; add --threads %d to get the same bits", dir, s.threads,
                         s.threads);
+    if (rc == 0)
+        rc = dt_checkpoint_load(dir, &j->optim, &s, err);
     if (rc == 0) {
         j->t.state = s;
         dt_job_say(j, "resumed from %s at step %" PRId64, dir, s.step);

@@ -66,7 +66,7 @@ static int run_child(const dt_job *j, char *const *argv, dt_err *err)
     if (code == 130 || code == 143)
         return dt_err_set(err, DT_ESIGNAL, "stopped on request while caching; what is encoded is kept");
     if (code != 0 && code != 3)
-        return dt_err_set(err, code == 2 ? DT_EFAIL : -code, "dt-cache-latents failed");
+        return dt_err_set(err, -code, "dt-cache-latents failed");
     return code;
 }
 
