@@ -1,4 +1,5 @@
 /* dt-train: trains LoRA adapters, transformers and autoencoders of FLUX models.  See dt-train(1). */
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,6 +79,8 @@ static int train(enum dt_method method, int argc, char **argv)
     int rc = dt_cli_parse(dt_train_cli(method), &o, argc, argv, NULL, &err);
     if (rc == 0) {
         dt_quiet = o.quiet;
+        if (o.threads)
+            omp_set_num_threads((int)o.threads);
         rc = dt_train_opts_check(&o, &err);
     }
     if (rc == 0) {
