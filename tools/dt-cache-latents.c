@@ -12,7 +12,7 @@ struct opts {
     const char *model, *short_model, *vae_path, *plan, *output, *shard, *device, *explain, *progress;
     int64_t vae_mini_batch, vae_tile, max_sequence_length, max_shard_size, threads, workers;
     double  max_skipped_fraction;
-    int     mixed_precision, cache_dtype, quiet;
+    int     mixed_precision, cache_dtype, pictures_only, quiet;
 };
 
 static const char *const precisions[] = { "no", "bf16", NULL };
@@ -33,6 +33,8 @@ static const dt_opt table[] = {
     { "output", 'o', "DIR", DT_OPT_STR, O(output), .help = "cache folder to fill; - writes one tar stream for dt-train --latents -" },
     { "cache_dtype", 0, "NAME", DT_OPT_ENUM, O(cache_dtype), 0, 0, cache_dtypes, .help =
       "keep fp32 or bf16 (auto: bf16 with --mixed_precision bf16, otherwise fp32)" },
+    { "pictures_only", 0, NULL, DT_OPT_FLAG, O(pictures_only), .help =
+      "leave captions out, for training that trains the text encoders" },
     { "shard", 0, "I/N", DT_OPT_STR, O(shard), .help =
       "encode only the I-th of N parts of the pictures and captions; all N fill one folder" },
     { "max_shard_size", 0, "BYTES", DT_OPT_BYTES, O(max_shard_size), 1, 1e15, .help =
@@ -169,6 +171,7 @@ int main(int argc, char **argv)
     p.store = o.cache_dtype ? (o.cache_dtype == 1 ? DT_F32 : DT_BF16) : p.compute;
     p.vae_mini_batch = o.vae_mini_batch;
     p.tile_px = o.vae_tile;
+    p.pictures_only = o.pictures_only;
     p.max_shard_bytes = o.max_shard_size;
     p.workers = o.workers ? (int)o.workers : cpus > 8 ? 8 : (int)cpus;
     p.max_skipped_fraction = o.max_skipped_fraction;

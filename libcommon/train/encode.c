@@ -89,7 +89,7 @@ static void want_picture(dt_enc *e, const dt_batch *b, const dt_batch_item *it)
 
 static void want_caption(dt_enc *e, const char *text)
 {
-    if (dt_strmap_get(e->captions, text) >= 0 || !mine(e, text))
+    if (e->p->pictures_only || dt_strmap_get(e->captions, text) >= 0 || !mine(e, text))
         return;
     dt_grow(&e->caption, &e->texts_cap, e->texts + 1, sizeof(*e->caption));
     e->caption[e->texts] = text;
@@ -216,7 +216,8 @@ static int make_recipe(dt_enc *e, dt_err *err)
     e->recipe = (dt_cache_recipe){ .code = CODE_VERSION, .dtype = e->p->store, .compute = e->p->compute, .tile_px = e->p->tile_px,
                                    .text_len = e->p->pipe->t5_len };
     for (size_t i = 0; i < sizeof(part) / sizeof(*part) && rc == 0; i++)
-        rc = add_part(e, part[i].name, part[i].k, part[i].text, err);
+        if (!part[i].text || !e->p->pictures_only)
+            rc = add_part(e, part[i].name, part[i].k, part[i].text, err);
     return rc;
 }
 

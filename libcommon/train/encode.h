@@ -15,6 +15,7 @@ struct dt_encode_params {
     dt_dtype      compute, store;   /* of activations and weights; of what is kept */
     int64_t       vae_mini_batch;   /* pictures encoded at once, at most; never more than one megapixel together unless it is one */
     int64_t       tile_px;          /* 0: never in tiles */
+    bool          pictures_only;    /* no captions: the run trains the text encoders */
     int64_t       max_shard_bytes;
     int64_t       shard, shards;    /* only what the hash of a path or caption gives to `shard` */
     int           workers;          /* threads that read pictures */

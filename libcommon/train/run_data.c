@@ -102,6 +102,8 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
         arg_int(&v, "--max_sequence_length", o->max_sequence_length);
     if (o->vae_path)
         arg(&v, "--vae_path", o->vae_path);
+    if (o->train_text_encoder)
+        arg(&v, "--pictures_only", NULL);
     if (o->quiet)
         arg(&v, "--quiet", NULL);
     dt_grow(&v.v, &v.cap, v.n + 1, sizeof(*v.v));
