@@ -7,8 +7,9 @@
  *
  *   x, y, z [B, ..., C], S = the product of "...";  shift, scale, gate [B, C]       Peebles & Xie 2023, fig. 3
  *
- * Every operand is seen as [G, R, K]: G groups of R rows of K elements, with one small row of K per group.  A task is (group,
- * block of rows, chunk of the row), so that the small row is converted once per task and stays in L1. */
+ * Every operand is seen as [G, R, K]: G groups of R rows of K elements, with one small row of K
+ * per group.  A task is (group, block of rows, chunk of the row), so that the small row is
+ * converted once per task and stays in L1. */
 #include "kernels/opdef.h"
 
 enum { ROWS = 32, COLS = 512 };         /* a task's block */
@@ -27,7 +28,10 @@ static block block_at(grk s, int64_t task)
     return b;
 }
 
-static int64_t block_offset(grk s, const block *b, int64_t i) { return (b->g * s.R + b->row + i) * s.K + b->col; }
+static int64_t block_offset(grk s, const block *b, int64_t i)
+{
+    return (b->g * s.R + b->row + i) * s.K + b->col;
+}
 
 /* x [B, ..., C] */
 static grk grk_of_batch(const dt_tensor *x)
@@ -38,14 +42,15 @@ static grk grk_of_batch(const dt_tensor *x)
 
 static bool is_per_sample(const dt_tensor *v, const dt_tensor *x)
 {
-    return !v || (v->dims.nd == 2 && x->dims.nd >= 2 && v->dims.d[0] == x->dims.d[0] && v->dims.d[1] == dt_last_dim(x) &&
-                  dt_is_float(v));
+    return !v || (v->dims.nd == 2 && x->dims.nd >= 2 && v->dims.d[0] == x->dims.d[0] &&
+                  v->dims.d[1] == dt_last_dim(x) && dt_is_float(v));
 }
 
 /* ---- sum_mid ---- */
 
-/* out [front ..., back ...] = sum over the dims between.  attr.i: 0 = dims kept in front, 1 = kept at the back, 2 = dtype.
- * R rows are cut into SPLITS parts by R alone, so that the order of additions does not depend on the threads. */
+/* out [front ..., back ...] = sum over the dims between.  attr.i: 0 = dims kept in front, 1 =
+ * kept at the back, 2 = dtype. R rows are cut into SPLITS parts by R alone, so that the order of
+ * additions does not depend on the threads. */
 enum { SUM_RUN = 64, SPLIT_ROWS = 256, SPLITS = 16 };
 
 static grk sum_mid_grk(const dt_node *n)
@@ -79,7 +84,8 @@ static int sum_mid_prepare(const dt_node *n, dt_prep *p)
     return 0;
 }
 
-/* acc[0..cols) = sum over rows [first, last) of a b, in runs so that rounding errors grow with the root of R */
+/* acc[0..cols) = sum over rows [first, last) of a b, in runs so that rounding errors grow with
+ * the root of R */
 static void sum_rows(const dt_node *n, const dt_run *r, grk s, block b, float *acc)
 {
     const dt_tensor *tb = n->nin > 1 ? n->in[1] : NULL;
@@ -116,14 +122,16 @@ static void sum_mid_run(const dt_node *n, const dt_run *r)
 #pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t task = 0; task < s.G * P * nc; task++) {
         int64_t gp = task / nc, col = task % nc * COLS, row = gp % P * per;
-        block b = { gp / P, row, dt_max64(0, dt_min64(per, s.R - row)), col, dt_min64(COLS, s.K - col) };
+        block b = { gp / P, row, dt_max64(0, dt_min64(per, s.R - row)), col,
+                    dt_min64(COLS, s.K - col) };
         sum_rows(n, r, s, b, ws + gp * s.K + col);
     }
     dt_dtype t = n->out[0]->dtype;
     bool add = n->attr.i[DT_ATTR_ACC] != 0;
 #pragma omp parallel for num_threads(team) schedule(static)
     for (int64_t task = 0; task < s.G * nc; task++) {
-        int64_t g = task / nc, col = task % nc * COLS, cols = dt_min64(COLS, s.K - col), at = g * s.K + col;
+        int64_t g = task / nc, col = task % nc * COLS, cols = dt_min64(COLS, s.K - col),
+                at = g * s.K + col;
         float acc[COLS] DT_ALIGNED;
         if (add)
             memcpy(acc, (float *)r->out[0] + at, (size_t)cols * sizeof(*acc));
@@ -140,12 +148,14 @@ static void sum_mid_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_sum_mid = {
-    .name = "sum_mid", .shape = sum_mid_shape, .accumulates = true, .cpu = { .prepare = sum_mid_prepare, .run = sum_mid_run },
+    .name = "sum_mid", .shape = sum_mid_shape, .accumulates = true,
+    .cpu = { .prepare = sum_mid_prepare, .run = sum_mid_run },
 };
 
-dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, int keep_back, dt_dtype t)
+dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, int keep_back,
+                      dt_dtype t)
 {
-    return dt_apply(g, &dt_op_sum_mid, DT_ATTR(.i = { keep_front, keep_back, t }), DT_IN(a, b))->out[0];
+    return dt_make(g, &dt_op_sum_mid, DT_ATTR(.i = { keep_front, keep_back, t }), DT_IN(a, b));
 }
 
 /* ---- add_rows ---- */
@@ -194,12 +204,13 @@ static void add_rows_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, d
 }
 
 const dt_op dt_op_add_rows = {
-    .name = "add_rows", .shape = add_rows_shape, .grad = add_rows_grad, .inplace = 1, .cpu = { .run = add_rows_run },
+    .name = "add_rows", .shape = add_rows_shape, .grad = add_rows_grad, .inplace = 1,
+    .cpu = { .run = add_rows_run },
 };
 
 dt_tensor *dt_add_rows(dt_graph *g, dt_tensor *x, dt_tensor *y)
 {
-    return dt_apply(g, &dt_op_add_rows, NULL, DT_IN(x, y))->out[0];
+    return dt_make(g, &dt_op_add_rows, NULL, DT_IN(x, y));
 }
 
 /* ---- modulate: in x, scale, shift; shift may be absent ---- */
@@ -207,7 +218,8 @@ dt_tensor *dt_add_rows(dt_graph *g, dt_tensor *x, dt_tensor *y)
 static const char *modulate_shape(dt_node *n)
 {
     const dt_tensor *x = n->in[0];
-    if (!dt_is_float(x) || !is_per_sample(n->in[1], x) || !is_per_sample(n->nin > 2 ? n->in[2] : NULL, x))
+    if (!dt_is_float(x) || !is_per_sample(n->in[1], x) ||
+        !is_per_sample(n->nin > 2 ? n->in[2] : NULL, x))
         return "shift and scale must be [B, C] of x [B, ..., C]";
     dt_node_out(n, 0, x->dtype, x->dims);
     return NULL;
@@ -244,7 +256,7 @@ static void modulate_run(const dt_node *n, const dt_run *r)
 static void modulate_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
     if (dt_wants(n, 0))
-        dx[0] = dt_apply(g, &dt_op_modulate, NULL, DT_IN(dy[0], n->in[1]))->out[0];
+        dx[0] = dt_make(g, &dt_op_modulate, NULL, DT_IN(dy[0], n->in[1]));
     if (dt_wants(n, 1))
         dx[1] = dt_sum_mid(g, dy[0], n->in[0], 1, 1, dt_grad_dtype(n->in[1]));
     if (dt_wants(n, 2))
@@ -252,12 +264,13 @@ static void modulate_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, d
 }
 
 const dt_op dt_op_modulate = {
-    .name = "modulate", .shape = modulate_shape, .grad = modulate_grad, .inplace = 1, .cpu = { .run = modulate_run },
+    .name = "modulate", .shape = modulate_shape, .grad = modulate_grad, .inplace = 1,
+    .cpu = { .run = modulate_run },
 };
 
 dt_tensor *dt_modulate(dt_graph *g, dt_tensor *x, dt_tensor *shift, dt_tensor *scale)
 {
-    return dt_apply(g, &dt_op_modulate, NULL, DT_IN(x, scale, shift))->out[0];
+    return dt_make(g, &dt_op_modulate, NULL, DT_IN(x, scale, shift));
 }
 
 /* ---- gated_add: in y, gate, x; x may be absent (the gradient of y) ---- */
@@ -265,7 +278,8 @@ dt_tensor *dt_modulate(dt_graph *g, dt_tensor *x, dt_tensor *shift, dt_tensor *s
 static const char *gated_add_shape(dt_node *n)
 {
     const dt_tensor *y = n->in[0], *x = n->nin > 2 ? n->in[2] : NULL;
-    if (!dt_is_float(y) || !is_per_sample(n->in[1], y) || (x && (!dt_dims_same(x->dims, y->dims) || !dt_is_float(x))))
+    if (!dt_is_float(y) || !is_per_sample(n->in[1], y) ||
+        (x && (!dt_dims_same(x->dims, y->dims) || !dt_is_float(x))))
         return "gate must be [B, C] of x and y [B, ..., C]";
     dt_node_out(n, 0, x ? x->dtype : y->dtype, y->dims);
     return NULL;
@@ -303,7 +317,7 @@ static void gated_add_run(const dt_node *n, const dt_run *r)
 static void gated_add_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dz, dt_tensor **dx)
 {
     if (dt_wants(n, 0))
-        dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_gated_add, NULL, DT_IN(dz[0], n->in[1]))->out[0]);
+        dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_gated_add, NULL, DT_IN(dz[0], n->in[1])));
     if (dt_wants(n, 1))
         dx[1] = dt_sum_mid(g, dz[0], n->in[0], 1, 1, dt_grad_dtype(n->in[1]));
     if (dt_wants(n, 2))
@@ -311,10 +325,11 @@ static void gated_add_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dz, 
 }
 
 const dt_op dt_op_gated_add = {
-    .name = "gated_add", .shape = gated_add_shape, .grad = gated_add_grad, .inplace = 1 | 4, .cpu = { .run = gated_add_run },
+    .name = "gated_add", .shape = gated_add_shape, .grad = gated_add_grad, .inplace = 1 | 4,
+    .cpu = { .run = gated_add_run },
 };
 
 dt_tensor *dt_gated_add(dt_graph *g, dt_tensor *x, dt_tensor *gate, dt_tensor *y)
 {
-    return dt_apply(g, &dt_op_gated_add, NULL, DT_IN(y, gate, x))->out[0];
+    return dt_make(g, &dt_op_gated_add, NULL, DT_IN(y, gate, x));
 }

@@ -21,7 +21,10 @@ static dt_columns sum_mid_columns(const dt_node *n)
 struct product {
     dt_view a, b;
     int64_t K;
-    __device__ float operator()(int64_t row, int64_t c) const { return dt_load(a, row * K + c) * dt_load_or(b, row * K + c, 1.0f); }
+    __device__ float operator()(int64_t row, int64_t c) const
+    {
+        return dt_load(a, row * K + c) * dt_load_or(b, row * K + c, 1.0f);
+    }
 };
 
 static int64_t sum_mid_workspace(const dt_node *n) { return dt_columns_bytes(sum_mid_columns(n)); }
@@ -29,11 +32,13 @@ static int64_t sum_mid_workspace(const dt_node *n) { return dt_columns_bytes(sum
 static void sum_mid_run(const dt_node *n, const dt_run *r)
 {
     dt_columns s = sum_mid_columns(n);
-    dt_columns_launch(r, dt_view_out(n, r, 0), (float *)r->workspace, s, n->attr.i[DT_ATTR_ACC] != 0,
+    dt_columns_launch(r, dt_view_out(n, r, 0), (float *)r->workspace, s,
+                      n->attr.i[DT_ATTR_ACC] != 0,
                       product{ dt_view_in(n, r, 0), dt_view_in(n, r, 1), s.K });
 }
 
-/* ---- rows repeated: out = f(x, y at the same place, small rows a, b).  Blocks stride over rows, threads over columns. ---- */
+/* ---- rows repeated: out = f(x, y at the same place, small rows a, b).  Blocks stride over
+ * rows, threads over columns. ---- */
 
 struct operands {
     dt_view out, x, y;              /* [N, C]; y may be absent, as a and b */
@@ -67,10 +72,19 @@ template <class F> static void rows(const dt_run *r, operands o, F f)
         DT_LAUNCH((rows_kernel<4, F>), grid, dt_row_block(o.C), 0, r->dev->stream, o, f);
 }
 
-struct add_row { __device__ float operator()(float x, float, float a, float) const { return x + a; } };
-struct scale_shift { __device__ float operator()(float x, float, float a, float b) const { return x * (1.0f + a) + b; } };
+struct add_row {
+    __device__ float operator()(float x, float, float a, float) const { return x + a; }
+};
+struct scale_shift {
+    __device__ float operator()(float x, float, float a, float b) const
+    {
+        return x * (1.0f + a) + b;
+    }
+};
 struct gate { __device__ float operator()(float x, float, float a, float) const { return a * x; } };
-struct gate_add { __device__ float operator()(float x, float y, float a, float) const { return y + a * x; } };
+struct gate_add {
+    __device__ float operator()(float x, float y, float a, float) const { return y + a * x; }
+};
 
 static operands operands_of(const dt_node *n, const dt_run *r)
 {

@@ -1,7 +1,8 @@
 /* libdt-cuda.so: one CUDA device with one stream.
  *
- * Nothing here waits except sync, download, replay's caller and (with DT_SYNC=1) each op.  The first error of the stream is kept with the
- * name of what ran then, and dt_device.sync reports it; with DT_SYNC=1 that is the op that failed. */
+ * Nothing here waits except sync, download, replay's caller and (with DT_SYNC=1) each op.  The
+ * first error of the stream is kept with the name of what ran then, and dt_device.sync reports
+ * it; with DT_SYNC=1 that is the op that failed. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,8 @@ static int report(cuda_device *c, dt_err *err)
     c->error = cudaSuccess;
     if (err) {
         err->code = DT_EFAIL;
-        snprintf(err->msg, sizeof(err->msg), "%s: %s: %s", c->name, c->where, cudaGetErrorString(e));
+        snprintf(err->msg, sizeof(err->msg), "%s: %s: %s", c->name, c->where,
+                 cudaGetErrorString(e));
     }
     return DT_EFAIL;
 }
@@ -78,25 +80,31 @@ static void device_zero(dt_device *d, void *p, int64_t bytes)
 
 static void device_upload(dt_device *d, void *dst, const void *src, int64_t bytes)
 {
-    dt_cuda_note(d, cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyHostToDevice, (cudaStream_t)d->stream), "upload");
+    dt_cuda_note(
+        d,
+        cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyHostToDevice, (cudaStream_t)d->stream),
+        "upload");
 }
 
 static void device_download(dt_device *d, void *dst, const void *src, int64_t bytes)
 {
     cudaStream_t s = (cudaStream_t)d->stream;
-    dt_cuda_note(d, cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToHost, s), "download");
+    dt_cuda_note(d, cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToHost, s),
+                 "download");
     dt_cuda_note(d, cudaStreamSynchronize(s), "download");
 }
 
 static int device_sync(dt_device *d, dt_err *err)
 {
-    dt_cuda_note(d, cudaStreamSynchronize((cudaStream_t)d->stream), "a kernel (DT_SYNC=1 tells which)");
+    dt_cuda_note(d, cudaStreamSynchronize((cudaStream_t)d->stream),
+                 "a kernel (DT_SYNC=1 tells which)");
     return report(cuda_of(d), err);
 }
 
 /* ---- ops ---- */
 
-static const dt_cuda_op *const families[] = { dt_cuda_broadcast, dt_cuda_groupnorm, dt_cuda_norm, dt_cuda_pointwise };
+static const dt_cuda_op *const families[] = { dt_cuda_broadcast, dt_cuda_groupnorm, dt_cuda_norm,
+                                              dt_cuda_pointwise };
 
 static const dt_cuda_op *find_op(const char *name)
 {
@@ -107,7 +115,10 @@ static const dt_cuda_op *find_op(const char *name)
     return NULL;
 }
 
-static bool is_ported(const dt_tensor *t) { return !t || t->dtype == DT_F32 || t->dtype == DT_BF16; }
+static bool is_ported(const dt_tensor *t)
+{
+    return !t || t->dtype == DT_F32 || t->dtype == DT_BF16;
+}
 
 static int op_prepare(const dt_node *n, dt_prep *p)
 {
@@ -119,7 +130,8 @@ static int op_prepare(const dt_node *n, dt_prep *p)
     if (!ok) {
         if (p->err) {
             p->err->code = DT_EFAIL;
-            snprintf(p->err->msg, sizeof(p->err->msg), "types other than F32 and BF16 are not ported to CUDA");
+            snprintf(p->err->msg, sizeof(p->err->msg),
+                     "types other than F32 and BF16 are not ported to CUDA");
         }
         return DT_EFAIL;
     }
@@ -140,7 +152,10 @@ static void op_run(const dt_node *n, const dt_run *r)
 
 static const dt_kernel kernel_of_all = { op_prepare, op_run, NULL };
 
-static const dt_kernel *device_kernel(dt_device *, const dt_op *op) { return find_op(op->name) ? &kernel_of_all : NULL; }
+static const dt_kernel *device_kernel(dt_device *, const dt_op *op)
+{
+    return find_op(op->name) ? &kernel_of_all : NULL;
+}
 
 /* ---- capture ---- */
 
@@ -216,7 +231,9 @@ extern "C" dt_device *dt_cuda_open(int ordinal, int abi, dt_err *err)
     if (abi != DT_DEVICE_ABI) {
         if (err) {
             err->code = DT_EFAIL;
-            snprintf(err->msg, sizeof(err->msg), "the plugin is of another version (%d, the program's is %d)", DT_DEVICE_ABI, abi);
+            snprintf(err->msg, sizeof(err->msg),
+                     "the plugin is of another version (%d, the program's is %d)", DT_DEVICE_ABI,
+                     abi);
         }
         return NULL;
     }

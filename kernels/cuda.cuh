@@ -1,29 +1,40 @@
-/* cuda.cuh - what the .cu files share on the device: typed views of memory, reductions in a fixed order, sums of columns. */
+/* cuda.cuh - what the .cu files share on the device: typed views of memory, reductions in a
+ * fixed order, sums of columns. */
 #ifndef DT_KERNELS_CUDA_CUH
 #define DT_KERNELS_CUDA_CUH
 #include <cuda_bf16.h>
 #include "graph/cuda_plugin.h"
 
-/* ---- memory: fp32 or bf16, read and written as fp32.  The branch on the type is the same for all threads. ---- */
+/* ---- memory: fp32 or bf16, read and written as fp32.  The branch on the type is the same for
+ * all threads. ---- */
 
 struct dt_view {
     void *p;
     bool  bf16;
 };
 
-static inline dt_view dt_view_of(void *p, const dt_tensor *t) { return dt_view{ t ? p : NULL, t && t->dtype == DT_BF16 }; }
+static inline dt_view dt_view_of(void *p, const dt_tensor *t)
+{
+    return dt_view{ t ? p : NULL, t && t->dtype == DT_BF16 };
+}
 static inline dt_view dt_view_in(const dt_node *n, const dt_run *r, int i)
 {
     return i < n->nin ? dt_view_of(r->in[i], n->in[i]) : dt_view{ NULL, false };
 }
-static inline dt_view dt_view_out(const dt_node *n, const dt_run *r, int i) { return dt_view_of(r->out[i], n->out[i]); }
+static inline dt_view dt_view_out(const dt_node *n, const dt_run *r, int i)
+{
+    return dt_view_of(r->out[i], n->out[i]);
+}
 
 static __device__ inline float dt_load(dt_view v, int64_t i)
 {
     return v.bf16 ? __bfloat162float(((const __nv_bfloat16 *)v.p)[i]) : ((const float *)v.p)[i];
 }
 
-static __device__ inline float dt_load_or(dt_view v, int64_t i, float absent) { return v.p ? dt_load(v, i) : absent; }
+static __device__ inline float dt_load_or(dt_view v, int64_t i, float absent)
+{
+    return v.p ? dt_load(v, i) : absent;
+}
 
 static __device__ inline void dt_store(dt_view v, int64_t i, float x)
 {
@@ -77,7 +88,8 @@ template <int V> static __device__ inline void dt_loadv(float *x, dt_view v, int
         x[0] = dt_load(v, i);
 }
 
-template <int V> static __device__ inline void dt_loadv_or(float *x, dt_view v, int64_t i, float absent)
+template <int V>
+static __device__ inline void dt_loadv_or(float *x, dt_view v, int64_t i, float absent)
 {
     if (v.p)
         dt_loadv<V>(x, v, i);
@@ -117,7 +129,10 @@ static inline int64_t dt_width(const dt_tensor *t) { return t->dims.d[t->dims.nd
 /* A row per warp when rows are short, a row per block when they are long. */
 static inline dim3 dt_row_block(int64_t C) { return C <= 1024 ? dim3(32, 8) : dim3(256, 1); }
 static inline unsigned dt_row_grid(int64_t N, int64_t C) { return dt_grid(N, C <= 1024 ? 8 : 1); }
-static __device__ inline int64_t dt_first_row() { return (int64_t)blockIdx.x * blockDim.y + threadIdx.y; }
+static __device__ inline int64_t dt_first_row()
+{
+    return (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+}
 static __device__ inline int64_t dt_row_stride() { return (int64_t)gridDim.x * blockDim.y; }
 
 /* ---- sums, always in the same order ---- */
@@ -136,7 +151,8 @@ static __device__ inline double dt_warp_sum(double v)
     return v;
 }
 
-/* Over the threads of a row of the block: all get the sum.  A block of several rows has 32 threads in each. */
+/* Over the threads of a row of the block: all get the sum.  A block of several rows has 32
+ * threads in each. */
 static __device__ float dt_row_sum(float v)
 {
     __shared__ float part[32];
@@ -152,9 +168,11 @@ static __device__ float dt_row_sum(float v)
     return v;
 }
 
-/* ---- sums of columns: out[g, c] = sum over R rows of f(row, c), rows g R .. g R + R - 1 of K columns
+/* ---- sums of columns: out[g, c] = sum over R rows of f(row, c), rows g R .. g R + R - 1 of K
+ * columns
  *
- * Rows are cut into splits by R alone.  A block adds a split of 32 columns with 8 rows of threads; a second kernel adds the splits. ---- */
+ * Rows are cut into splits by R alone.  A block adds a split of 32 columns with 8 rows of
+ * threads; a second kernel adds the splits. ---- */
 
 constexpr int64_t DT_COLUMNS = 32, DT_COLUMN_ROWS = 8, DT_SPLIT_ROWS = 64, DT_MAX_SPLITS = 64;
 
@@ -168,7 +186,10 @@ static inline dt_columns dt_columns_of(int64_t G, int64_t R, int64_t K)
     return dt_columns{ G, R, K, s > DT_MAX_SPLITS ? DT_MAX_SPLITS : s };
 }
 
-static inline int64_t dt_columns_bytes(dt_columns s) { return s.G * s.splits * s.K * (int64_t)sizeof(float); }
+static inline int64_t dt_columns_bytes(dt_columns s)
+{
+    return s.G * s.splits * s.K * (int64_t)sizeof(float);
+}
 
 /* Sum over the 8 rows of threads, given to all of them. */
 static __device__ float dt_column_sum(float v)
@@ -185,9 +206,11 @@ static __device__ float dt_column_sum(float v)
 
 template <class F> static __global__ void dt_columns_kernel(float *part, dt_columns s, F f)
 {
-    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x, per = (s.R + s.splits - 1) / s.splits;
+    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x,
+            per = (s.R + s.splits - 1) / s.splits;
     for (int64_t gp = blockIdx.y; gp < s.G * s.splits; gp += gridDim.y) {
-        int64_t g = gp / s.splits, first = gp % s.splits * per, last = first + per < s.R ? first + per : s.R;
+        int64_t g = gp / s.splits, first = gp % s.splits * per,
+                last = first + per < s.R ? first + per : s.R;
         float sum = 0;
         if (c < s.K)
             for (int64_t r = first + threadIdx.y; r < last; r += DT_COLUMN_ROWS)
@@ -212,16 +235,24 @@ static __global__ void dt_columns_add_kernel(dt_view out, const float *part, dt_
 static inline dim3 dt_column_grid(dt_columns s)
 {
     int64_t rows = s.G * s.splits;
-    return dim3((unsigned)((s.K + DT_COLUMNS - 1) / DT_COLUMNS), (unsigned)(rows > 65535 ? 65535 : rows));
+    return dim3((unsigned)((s.K + DT_COLUMNS - 1) / DT_COLUMNS),
+                (unsigned)(rows > 65535 ? 65535 : rows));
 }
 
-static inline dim3 dt_column_block() { return dim3((unsigned)DT_COLUMNS, (unsigned)DT_COLUMN_ROWS); }
+static inline dim3 dt_column_block()
+{
+    return dim3((unsigned)DT_COLUMNS, (unsigned)DT_COLUMN_ROWS);
+}
 
 /* part: dt_columns_bytes of workspace */
-template <class F> static void dt_columns_launch(const dt_run *r, dt_view out, float *part, dt_columns s, bool add, F f)
+template <class F>
+static void dt_columns_launch(const dt_run *r, dt_view out, float *part, dt_columns s, bool add,
+                              F f)
 {
-    DT_LAUNCH(dt_columns_kernel<F>, dt_column_grid(s), dt_column_block(), 0, r->dev->stream, part, s, f);
-    DT_LAUNCH(dt_columns_add_kernel, dt_grid(s.G * s.K, DT_THREADS), DT_THREADS, 0, r->dev->stream, out, part, s, add);
+    DT_LAUNCH(dt_columns_kernel<F>, dt_column_grid(s), dt_column_block(), 0, r->dev->stream, part,
+              s, f);
+    DT_LAUNCH(dt_columns_add_kernel, dt_grid(s.G * s.K, DT_THREADS), DT_THREADS, 0, r->dev->stream,
+              out, part, s, add);
 }
 
 #endif

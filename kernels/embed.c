@@ -15,7 +15,8 @@ static const char *embedding_shape(dt_node *n)
     return NULL;
 }
 
-/* An id outside the table reads as row 0: the tokenizer's ranges are checked against V when a model is loaded. */
+/* An id outside the table reads as row 0: the tokenizer's ranges are checked against V when a
+ * model is loaded. */
 static int64_t row_of(int32_t id, int64_t V) { return id >= 0 && id < V ? id : 0; }
 
 static void embedding_run(const dt_node *n, const dt_run *r)
@@ -25,15 +26,18 @@ static void embedding_run(const dt_node *n, const dt_run *r)
     const int32_t *ids = r->in[1];
 #pragma omp parallel for num_threads(dt_team(r, N * C)) schedule(static)
     for (int64_t i = 0; i < N; i++)
-        memcpy((char *)r->out[0] + i * bytes, (const char *)r->in[0] + row_of(ids[i], V) * bytes, (size_t)bytes);
+        memcpy((char *)r->out[0] + i * bytes, (const char *)r->in[0] + row_of(ids[i], V) * bytes,
+               (size_t)bytes);
 }
 
 static void embedding_cost(const dt_node *n, dt_cost *c)
 {
-    c->bytes = 2.0 * (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
+    c->bytes = 2.0 *
+               (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
 }
 
-/* in dy, ids; attr.i[0] = V.  Each thread owns columns and walks the ids in order, so equal ids add up in a fixed order. */
+/* in dy, ids; attr.i[0] = V.  Each thread owns columns and walks the ids in order, so equal ids
+ * add up in a fixed order. */
 static const char *embedding_dw_shape(dt_node *n)
 {
     dt_node_out(n, 0, DT_F32, DT_DIMS(n->attr.i[0], dt_last_dim(n->in[0])));
@@ -63,22 +67,24 @@ static void embedding_dw_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_embedding_dw = {
-    .name = "embedding_dw", .shape = embedding_dw_shape, .accumulates = true, .cpu = { .run = embedding_dw_run },
+    .name = "embedding_dw", .shape = embedding_dw_shape, .accumulates = true,
+    .cpu = { .run = embedding_dw_run },
 };
 
 static void embedding_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
     dt_attr a = { .i = { n->in[0]->dims.d[0] } };
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_embedding_dw, &a, DT_IN(dy[0], n->in[1]))->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_embedding_dw, &a, DT_IN(dy[0], n->in[1])));
 }
 
 const dt_op dt_op_embedding = {
-    .name = "embedding", .shape = embedding_shape, .grad = embedding_grad, .cost = embedding_cost, .cpu = { .run = embedding_run },
+    .name = "embedding", .shape = embedding_shape, .grad = embedding_grad, .cost = embedding_cost,
+    .cpu = { .run = embedding_run },
 };
 
 dt_tensor *dt_embedding(dt_graph *g, dt_tensor *w, dt_tensor *ids)
 {
-    return dt_apply(g, &dt_op_embedding, NULL, DT_IN(w, ids))->out[0];
+    return dt_make(g, &dt_op_embedding, NULL, DT_IN(w, ids));
 }
 
 /* ---- gather_rows: x [B, S, C], idx [B] i32 -> [B, C] ---- */
@@ -86,7 +92,8 @@ dt_tensor *dt_embedding(dt_graph *g, dt_tensor *w, dt_tensor *ids)
 static const char *gather_rows_shape(dt_node *n)
 {
     const dt_tensor *x = n->in[0], *idx = n->in[1];
-    if (x->dims.nd != 3 || idx->dtype != DT_I32 || idx->dims.nd != 1 || idx->dims.d[0] != x->dims.d[0])
+    if (x->dims.nd != 3 || idx->dtype != DT_I32 || idx->dims.nd != 1 ||
+        idx->dims.d[0] != x->dims.d[0])
         return "gather takes x [B, S, C] and idx [B] of type I32";
     dt_node_out(n, 0, x->dtype, DT_DIMS(x->dims.d[0], x->dims.d[2]));
     return NULL;
@@ -98,7 +105,9 @@ static void gather_rows_run(const dt_node *n, const dt_run *r)
     int64_t bytes = d->d[2] * (int64_t)dt_dtype_size(n->in[0]->dtype);
     const int32_t *idx = r->in[1];
     for (int64_t b = 0; b < d->d[0]; b++)
-        memcpy((char *)r->out[0] + b * bytes, (const char *)r->in[0] + (b * d->d[1] + row_of(idx[b], d->d[1])) * bytes, (size_t)bytes);
+        memcpy((char *)r->out[0] + b * bytes,
+               (const char *)r->in[0] + (b * d->d[1] + row_of(idx[b], d->d[1])) * bytes,
+               (size_t)bytes);
 }
 
 /* in dy, idx; attr.i[0] = S */
@@ -116,41 +125,46 @@ static void gather_rows_bwd_run(const dt_node *n, const dt_run *r)
     const int32_t *idx = r->in[1];
     memset(r->out[0], 0, (size_t)(d->d[0] * d->d[1] * bytes));
     for (int64_t b = 0; b < d->d[0]; b++)
-        memcpy((char *)r->out[0] + (b * d->d[1] + row_of(idx[b], d->d[1])) * bytes, (const char *)r->in[0] + b * bytes, (size_t)bytes);
+        memcpy((char *)r->out[0] + (b * d->d[1] + row_of(idx[b], d->d[1])) * bytes,
+               (const char *)r->in[0] + b * bytes, (size_t)bytes);
 }
 
 const dt_op dt_op_gather_rows_bwd = {
-    .name = "gather_rows_bwd", .shape = gather_rows_bwd_shape, .cpu = { .run = gather_rows_bwd_run },
+    .name = "gather_rows_bwd", .shape = gather_rows_bwd_shape,
+    .cpu = { .run = gather_rows_bwd_run },
 };
 
 static void gather_rows_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
     dt_attr a = { .i = { n->in[0]->dims.d[1] } };
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_gather_rows_bwd, &a, DT_IN(dy[0], n->in[1]))->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_gather_rows_bwd, &a, DT_IN(dy[0], n->in[1])));
 }
 
 const dt_op dt_op_gather_rows = {
-    .name = "gather_rows", .shape = gather_rows_shape, .grad = gather_rows_grad, .cost = embedding_cost,
+    .name = "gather_rows", .shape = gather_rows_shape, .grad = gather_rows_grad,
+    .cost = embedding_cost,
     .cpu = { .run = gather_rows_run },
 };
 
 dt_tensor *dt_gather_rows(dt_graph *g, dt_tensor *x, dt_tensor *idx)
 {
-    return dt_apply(g, &dt_op_gather_rows, NULL, DT_IN(x, idx))->out[0];
+    return dt_make(g, &dt_op_gather_rows, NULL, DT_IN(x, idx));
 }
 
 /* ---- t5_bias: w [buckets, h] -> bias [h, S, S] fp32, bias[., q, k] = w[bucket(k - q), .].   Raffel et al. 2020, sec. 2.1
  *
- * attr.i = S, max_distance.  Half of the buckets are for keys after the query.  Of a half, the first half holds one distance each, the
- * rest grow in the logarithm up to max_distance. ---- */
+ * attr.i = S, max_distance.  Half of the buckets are for keys after the query.  Of a half, the
+ * first half holds one distance each, the rest grow in the logarithm up to max_distance. ---- */
 
 static int64_t t5_bucket(int64_t rel, int64_t buckets, int64_t max_distance)
 {
-    int64_t half = buckets / 2, exact = half / 2, base = rel > 0 ? half : 0, dist = rel < 0 ? -rel : rel;
+    int64_t half = buckets / 2, exact = half / 2, base = rel > 0 ? half : 0,
+            dist = rel < 0 ? -rel : rel;
     if (dist < exact)
         return base + dist;
     /* fp32 throughout and in this order, as in the reference: distances at a power of two sit on bucket borders */
-    float at = logf((float)dist / (float)exact) / (float)log((double)max_distance / (double)exact) * (float)(half - exact);
+    float at = logf((float)dist / (float)exact) / (float)log((double)max_distance / (double)exact) *
+               (float)(half - exact);
     return base + dt_min64(exact + (int64_t)at, half - 1);
 }
 
@@ -159,7 +173,8 @@ static const char *t5_bias_shape(dt_node *n)
     const dt_tensor *w = n->in[0];
     int64_t S = n->attr.i[0];
     if (w->dims.nd != 2 || w->dims.d[0] % 4 || !dt_is_float(w) || n->attr.i[1] <= w->dims.d[0] / 4)
-        return "the table must be [buckets, heads], buckets a multiple of 4 and under 4 max_distance";
+        return "the table must be [buckets, heads], buckets a multiple of 4 and under 4 "
+               "max_distance";
     dt_node_out(n, 0, DT_F32, DT_DIMS(w->dims.d[1], S, S));
     return NULL;
 }
@@ -167,7 +182,8 @@ static const char *t5_bias_shape(dt_node *n)
 /* Workspace: the table as fp32 [buckets, h], then per head the 2S-1 values of one diagonal each. */
 static int t5_bias_prepare(const dt_node *n, dt_prep *p)
 {
-    p->workspace = (dt_tensor_numel(n->in[0]) + n->in[0]->dims.d[1] * (2 * n->attr.i[0] - 1)) * (int64_t)sizeof(float);
+    p->workspace = (dt_tensor_numel(n->in[0]) + n->in[0]->dims.d[1] * (2 * n->attr.i[0] - 1)) *
+                   (int64_t)sizeof(float);
     return 0;
 }
 
@@ -211,31 +227,33 @@ static void t5_bias_dw_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_t5_bias_dw = {
-    .name = "t5_bias_dw", .shape = t5_bias_dw_shape, .accumulates = true, .cpu = { .run = t5_bias_dw_run },
+    .name = "t5_bias_dw", .shape = t5_bias_dw_shape, .accumulates = true,
+    .cpu = { .run = t5_bias_dw_run },
 };
 
 static void t5_bias_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
     dt_attr a = n->attr;
     a.i[2] = n->in[0]->dims.d[0];
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_t5_bias_dw, &a, DT_IN(dy[0]))->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_t5_bias_dw, &a, DT_IN(dy[0])));
 }
 
 const dt_op dt_op_t5_bias = {
-    .name = "t5_bias", .shape = t5_bias_shape, .grad = t5_bias_grad, .cpu = { .prepare = t5_bias_prepare, .run = t5_bias_run },
+    .name = "t5_bias", .shape = t5_bias_shape, .grad = t5_bias_grad,
+    .cpu = { .prepare = t5_bias_prepare, .run = t5_bias_run },
 };
 
 dt_tensor *dt_t5_bias(dt_graph *g, dt_tensor *w, int64_t S, int max_distance)
 {
-    return dt_apply(g, &dt_op_t5_bias, DT_ATTR(.i = { S, max_distance }), DT_IN(w))->out[0];
+    return dt_make(g, &dt_op_t5_bias, DT_ATTR(.i = { S, max_distance }), DT_IN(w));
 }
 
 /* ---- timestep_embed: t [B] fp32 -> [B, n] = [sin a, cos a], or [cos a, sin a] when flip
  *
  *   a_i = scale (t f_i)   f_i = exp(-ln 10000 i / (n/2 - shift)), i < n/2         Vaswani et al. 2017, sec. 3.5
  *
- * attr.i = n, flip, dtype; attr.f = shift, scale.  Rounded to fp32 after each step as the reference does: at t = 1000 one unit in the
- * last place of f moves the angle by 6e-5. ---- */
+ * attr.i = n, flip, dtype; attr.f = shift, scale.  Rounded to fp32 after each step as the
+ * reference does: at t = 1000 one unit in the last place of f moves the angle by 6e-5. ---- */
 
 static const char *timestep_embed_shape(dt_node *n)
 {
@@ -256,7 +274,8 @@ static int timestep_embed_prepare(const dt_node *n, dt_prep *p)
 static void timestep_embed_run(const dt_node *n, const dt_run *r)
 {
     int64_t B = n->in[0]->dims.d[0], width = n->attr.i[0], half = width / 2;
-    float *row = r->workspace, *cosines = n->attr.i[1] ? row : row + half, *sines = n->attr.i[1] ? row + half : row;
+    float *row = r->workspace, *cosines = n->attr.i[1] ? row : row + half,
+          *sines = n->attr.i[1] ? row + half : row;
     const float *t = r->in[0];
     float scale = (float)n->attr.f[1], divisor = (float)((double)half - n->attr.f[0]);
     dt_dtype to = n->out[0]->dtype;
@@ -267,7 +286,8 @@ static void timestep_embed_run(const dt_node *n, const dt_run *r)
             cosines[i] = (float)cos((double)a);
             sines[i] = (float)sin((double)a);
         }
-        dt_convert((char *)r->out[0] + b * width * (int64_t)dt_dtype_size(to), to, row, DT_F32, width);
+        dt_convert((char *)r->out[0] + b * width * (int64_t)dt_dtype_size(to), to, row, DT_F32,
+                   width);
     }
 }
 
@@ -276,7 +296,9 @@ const dt_op dt_op_timestep_embed = {
     .cpu = { .prepare = timestep_embed_prepare, .run = timestep_embed_run },
 };
 
-dt_tensor *dt_timestep_embed(dt_graph *g, dt_tensor *t, int n, bool flip, double shift, double scale)
+dt_tensor *dt_timestep_embed(dt_graph *g, dt_tensor *t, int n, bool flip, double shift,
+                             double scale)
 {
-    return dt_apply(g, &dt_op_timestep_embed, DT_ATTR(.i = { n, flip, dt_graph_dtype(g) }, .f = { shift, scale }), DT_IN(t))->out[0];
+    return dt_make(g, &dt_op_timestep_embed,
+                   DT_ATTR(.i = { n, flip, dt_graph_dtype(g) }, .f = { shift, scale }), DT_IN(t));
 }

@@ -1,8 +1,10 @@
-/* Loops over flat ranges of parameters: optimiser, clipping, EMA, conversion.  Maths: see cpu.c and graph/device.h. */
+/* Loops over flat ranges of parameters: optimiser, clipping, EMA, conversion.  Maths: see cpu.c
+ * and graph/device.h. */
 #include "kernels/cuda.cuh"
 
-static __global__ void adamw_kernel(float *w, float *m, float *v, const float *grad, int64_t n, float decay, float c1, float b2,
-                                    float c2, float step, float root, float eps, float scale)
+static __global__ void adamw_kernel(float *w, float *m, float *v, const float *grad, int64_t n,
+                                    float decay, float c1, float b2, float c2, float step,
+                                    float root, float eps, float scale)
 {
     int64_t stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
@@ -13,12 +15,14 @@ static __global__ void adamw_kernel(float *w, float *m, float *v, const float *g
     }
 }
 
-static void flat_adamw(dt_device *d, float *master, float *m, float *v, const float *grad, int64_t n, const dt_adamw *a)
+static void flat_adamw(dt_device *d, float *master, float *m, float *v, const float *grad,
+                       int64_t n, const dt_adamw *a)
 {
     if (n > 0)
-        DT_LAUNCH(adamw_kernel, dt_grid(n, DT_THREADS), DT_THREADS, 0, d->stream, master, m, v, grad, n,
-                  (float)(1 - a->lr * a->weight_decay), (float)(1 - a->beta1), (float)a->beta2, (float)(1 - a->beta2),
-                  (float)(a->lr / a->bias1), (float)sqrt(a->bias2), (float)a->eps, (float)a->grad_scale);
+        DT_LAUNCH(adamw_kernel, dt_grid(n, DT_THREADS), DT_THREADS, 0, d->stream, master, m, v,
+                  grad, n, (float)(1 - a->lr * a->weight_decay), (float)(1 - a->beta1),
+                  (float)a->beta2, (float)(1 - a->beta2), (float)(a->lr / a->bias1),
+                  (float)sqrt(a->bias2), (float)a->eps, (float)a->grad_scale);
     dt_cuda_note(d, cudaGetLastError(), "adamw");
 }
 
@@ -61,7 +65,8 @@ static __global__ void ema_kernel(float *ema, const float *w, int64_t n, float c
 static void flat_ema(dt_device *d, float *ema, const float *w, int64_t n, double decay)
 {
     if (n > 0)
-        DT_LAUNCH(ema_kernel, dt_grid(n, DT_THREADS), DT_THREADS, 0, d->stream, ema, w, n, (float)(1 - decay));
+        DT_LAUNCH(ema_kernel, dt_grid(n, DT_THREADS), DT_THREADS, 0, d->stream, ema, w, n,
+                  (float)(1 - decay));
     dt_cuda_note(d, cudaGetLastError(), "ema");
 }
 
@@ -74,15 +79,16 @@ static __global__ void convert_kernel(dt_view dst, dt_view src, int64_t n)
 
 static bool is_ported(dt_dtype t) { return t == DT_F32 || t == DT_BF16; }
 
-static void flat_convert(dt_device *d, void *dst, dt_dtype dd, const void *src, dt_dtype sd, int64_t n)
+static void flat_convert(dt_device *d, void *dst, dt_dtype dd, const void *src, dt_dtype sd,
+                         int64_t n)
 {
     if (!is_ported(dd) || !is_ported(sd)) {
         dt_cuda_note(d, cudaErrorNotSupported, "convert: types other than F32 and BF16");
         return;
     }
     if (n > 0)
-        DT_LAUNCH(convert_kernel, dt_grid(n, DT_THREADS), DT_THREADS, 0, d->stream, dt_view{ dst, dd == DT_BF16 },
-                  dt_view{ (void *)src, sd == DT_BF16 }, n);
+        DT_LAUNCH(convert_kernel, dt_grid(n, DT_THREADS), DT_THREADS, 0, d->stream,
+                  dt_view{ dst, dd == DT_BF16 }, dt_view{ (void *)src, sd == DT_BF16 }, n);
     dt_cuda_note(d, cudaGetLastError(), "convert");
 }
 

@@ -7,8 +7,9 @@
  * With g = dy w:   dx = r (g - mean(g) - xh mean(g xh)), means over the P C/G elements of the group
  *                  dw = sum_{B,P} dy xh        db = sum_{B,P} dy
  *
- * A sample is cut into blocks of positions by P and C alone.  Mean and squared deviation of each block are combined in order of the
- * blocks (Chan et al. 1979), so the result depends on neither threads nor cancellation. */
+ * A sample is cut into blocks of positions by P and C alone.  Mean and squared deviation of each
+ * block are combined in order of the blocks (Chan et al. 1979), so the result depends on neither
+ * threads nor cancellation. */
 #include <math.h>
 #include <omp.h>
 #include "kernels/opdef.h"
@@ -19,32 +20,44 @@ typedef struct gshape { int64_t B, P, C, G, per, nblock; } gshape;
 
 static gshape shape_of(const dt_tensor *x, int64_t groups)
 {
-    int64_t C = dt_last_dim(x), B = x->dims.d[0], P = dt_tensor_numel(x) / (B * C), per = dt_max64(1, BLOCK / C);
+    int64_t C = dt_last_dim(x), B = x->dims.d[0], P = dt_tensor_numel(x) / (B * C),
+            per = dt_max64(1, BLOCK / C);
     return (gshape){ B, P, C, groups, per, dt_div_up(P, per) };
 }
 
 static bool has(const dt_node *n, int i) { return i < n->nin && n->in[i]; }
 
-/* Workspace: per thread two blocks of scratch and two rows of C; then two numbers per sample, block and channel (dx, dw) or
- * group (forward); then two per sample and channel. */
+/* Workspace: per thread two blocks of scratch and two rows of C; then two numbers per sample,
+ * block and channel (dx, dw) or group (forward); then two per sample and channel. */
 static int64_t scratch_floats(gshape s) { return 2 * (s.per + 1) * s.C; }
 
 static int prepare(const dt_node *n, dt_prep *p, const dt_tensor *x)
 {
     gshape s = shape_of(x, n->attr.i[0]);
-    p->workspace = (p->dev->threads * scratch_floats(s) + 2 * s.B * (s.nblock + 1) * s.C) * (int64_t)sizeof(float);
+    p->workspace = (p->dev->threads * scratch_floats(s) + 2 * s.B * (s.nblock + 1) * s.C) *
+                   (int64_t)sizeof(float);
     return 0;
 }
 
-static float *block_sums(const dt_run *r, gshape s) { return (float *)r->workspace + r->dev->threads * scratch_floats(s); }
-static float *sample_sums(const dt_run *r, gshape s) { return block_sums(r, s) + 2 * s.B * s.nblock * s.C; }
+static float *block_sums(const dt_run *r, gshape s)
+{
+    return (float *)r->workspace + r->dev->threads * scratch_floats(s);
+}
+static float *sample_sums(const dt_run *r, gshape s)
+{
+    return block_sums(r, s) + 2 * s.B * s.nblock * s.C;
+}
 static float *scratch(const dt_run *r, gshape s, int which)
 {
     return (float *)r->workspace + omp_get_thread_num() * scratch_floats(s) + which * s.per * s.C;
 }
 
-/* Two rows [C] of this thread; a number per group repeated for its channels, so that inner loops run over whole rows. */
-static float *channel_row(const dt_run *r, gshape s, int which) { return scratch(r, s, 0) + (2 * s.per + which) * s.C; }
+/* Two rows [C] of this thread; a number per group repeated for its channels, so that inner loops
+ * run over whole rows. */
+static float *channel_row(const dt_run *r, gshape s, int which)
+{
+    return scratch(r, s, 0) + (2 * s.per + which) * s.C;
+}
 
 static void spread(float *row, const float *groups, int64_t stride, gshape s)
 {
@@ -82,7 +95,8 @@ static void gather_groups(float *out, const float *row, float k, gshape s)
     }
 }
 
-/* mean and sum of squared deviations of each group of a block [np, C] -> out [G][2]; acc, mean: rows of C */
+/* mean and sum of squared deviations of each group of a block [np, C] -> out [G][2]; acc, mean:
+ * rows of C */
 static void block_moments(const float *x, int64_t np, gshape s, float *out, float *acc, float *mean)
 {
     memset(acc, 0, (size_t)s.C * sizeof(*acc));
@@ -127,7 +141,8 @@ static void statistics(const dt_node *n, const dt_run *r, gshape s, float *mean,
 }
 
 /* y = x a + h with per-sample channel factors a = r w, h = b - m r w */
-static void factors(const dt_node *n, const dt_run *r, gshape s, const float *mean, const float *rstd, float *ah)
+static void factors(const dt_node *n, const dt_run *r, gshape s, const float *mean,
+                    const float *rstd, float *ah)
 {
     int64_t cg = s.C / s.G;
     for (int64_t b = 0; b < s.B; b++) {
@@ -150,7 +165,8 @@ static void groupnorm_run(const dt_node *n, const dt_run *r)
     factors(n, r, s, mean, rstd, ah);
 #pragma omp parallel for num_threads(dt_team(r, s.B * s.P * s.C)) schedule(static)
     for (int64_t task = 0; task < s.B * s.nblock; task++) {
-        int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0), at = (b * s.P + p0) * s.C;
+        int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0),
+                at = (b * s.P + p0) * s.C;
         const float *x = dt_row_in(r->in[0], t, at, np * s.C, scratch(r, s, 0));
         const float *a = ah + b * 2 * s.C, *h = a + s.C;
         float *y = dt_row_out(r->out[0], t, at, scratch(r, s, 1));
@@ -173,7 +189,8 @@ static void channel_sums(const dt_node *n, const dt_run *r, gshape s)
     float *bs = block_sums(r, s), *ss = sample_sums(r, s);
 #pragma omp parallel for num_threads(dt_team(r, s.B * s.P * s.C)) schedule(static)
     for (int64_t task = 0; task < s.B * s.nblock; task++) {
-        int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0), at = (b * s.P + p0) * s.C;
+        int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0),
+                at = (b * s.P + p0) * s.C;
         const float *dy = dt_row_in(r->in[0], n->in[0]->dtype, at, np * s.C, scratch(r, s, 0));
         const float *x = dt_row_in(r->in[1], n->in[1]->dtype, at, np * s.C, scratch(r, s, 1));
         float *s1 = bs + task * 2 * s.C, *s2 = s1 + s.C;
@@ -205,7 +222,8 @@ static const char *groupnorm_dx_shape(dt_node *n)
 
 static int grad_prepare(const dt_node *n, dt_prep *p) { return prepare(n, p, n->in[1]); }
 
-/* dx = dy a + x k + h: a = r w per channel, k = -r^2 mean(g xh), h = -r mean(g) - m k per group; into [B][3][C] */
+/* dx = dy a + x k + h: a = r w per channel, k = -r^2 mean(g xh), h = -r mean(g) - m k per group;
+ * into [B][3][C] */
 static void dx_factors(const dt_node *n, const dt_run *r, gshape s, float *out)
 {
     const float *mean = r->in[2], *rstd = r->in[3], *ss = sample_sums(r, s);
@@ -220,7 +238,8 @@ static void dx_factors(const dt_node *n, const dt_run *r, gshape s, float *out)
             g1 += wc * ss[b * 2 * s.C + c];
             g2 += wc * ss[b * 2 * s.C + s.C + c];
         }
-        float rs = rstd[bg], k = (float)(-rs * rs * g2 / count), h = (float)(-rs * g1 / count) - mean[bg] * k;
+        float rs = rstd[bg], k = (float)(-rs * rs * g2 / count),
+              h = (float)(-rs * g1 / count) - mean[bg] * k;
         for (int64_t c = c0; c < c0 + cg; c++) {
             out[(b * 3 + 0) * s.C + c] = rs * (wv ? wv[c] : 1.0f);
             out[(b * 3 + 1) * s.C + c] = k;
@@ -233,12 +252,14 @@ static void groupnorm_dx_run(const dt_node *n, const dt_run *r)
 {
     gshape s = shape_of(n->in[1], n->attr.i[0]);
     channel_sums(n, r, s);
-    float *f = (float *)r->workspace + r->dev->threads * scratch_floats(s) + 2 * s.B * (s.nblock + 1) * s.C;
+    float *f = (float *)r->workspace + r->dev->threads * scratch_floats(s) +
+               2 * s.B * (s.nblock + 1) * s.C;
     dx_factors(n, r, s, f);
     dt_dtype t = n->out[0]->dtype;
 #pragma omp parallel for num_threads(dt_team(r, s.B * s.P * s.C)) schedule(static)
     for (int64_t task = 0; task < s.B * s.nblock; task++) {
-        int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0), at = (b * s.P + p0) * s.C;
+        int64_t b = task / s.nblock, p0 = task % s.nblock * s.per, np = dt_min64(s.per, s.P - p0),
+                at = (b * s.P + p0) * s.C;
         const float *dy = dt_row_in(r->in[0], n->in[0]->dtype, at, np * s.C, scratch(r, s, 0));
         const float *x = dt_row_in(r->in[1], n->in[1]->dtype, at, np * s.C, scratch(r, s, 1));
         const float *a = f + b * 3 * s.C, *k = a + s.C, *h = k + s.C;
@@ -294,9 +315,11 @@ static void groupnorm_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, 
     if (!dy[0])
         return;
     if (dt_wants(n, 0))
-        dx[0] = dt_grad_of(g, x, dt_apply(g, &dt_op_groupnorm_dx, &n->attr, DT_IN(dy[0], x, m, r, n->in[1]))->out[0]);
+        dx[0] = dt_grad_of(
+            g, x, dt_make(g, &dt_op_groupnorm_dx, &n->attr, DT_IN(dy[0], x, m, r, n->in[1])));
     if (dt_wants(n, 1))
-        dx[1] = dt_grad_of(g, n->in[1], dt_apply(g, &dt_op_groupnorm_dw, &n->attr, DT_IN(dy[0], x, m, r))->out[0]);
+        dx[1] = dt_grad_of(g, n->in[1],
+                           dt_make(g, &dt_op_groupnorm_dw, &n->attr, DT_IN(dy[0], x, m, r)));
     if (dt_wants(n, 2))
         dx[2] = dt_sum_mid(g, dy[0], NULL, 0, 1, dt_grad_dtype(n->in[2]));
 }
@@ -306,7 +329,8 @@ const dt_op dt_op_groupnorm = {
     .cpu = { .prepare = groupnorm_prepare, .run = groupnorm_run },
 };
 
-dt_tensor *dt_groupnorm(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, int groups, double eps)
+dt_tensor *dt_groupnorm(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, int groups,
+                        double eps)
 {
-    return dt_apply(g, &dt_op_groupnorm, DT_ATTR(.i = { groups }, .f = { eps }), DT_IN(x, w, b))->out[0];
+    return dt_make(g, &dt_op_groupnorm, DT_ATTR(.i = { groups }, .f = { eps }), DT_IN(x, w, b));
 }

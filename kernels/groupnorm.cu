@@ -1,4 +1,5 @@
-/* Maths: see groupnorm.c.  Sums run down the positions of each channel first (dt_columns), then over the channels of a group. */
+/* Maths: see groupnorm.c.  Sums run down the positions of each channel first (dt_columns), then
+ * over the channels of a group. */
 #include "kernels/cuda.cuh"
 
 struct gshape {
@@ -22,17 +23,21 @@ template <class F> static __global__ void channels_kernel(dt_view out, gshape s,
 
 template <class F> static void channels(const dt_run *r, dt_view out, gshape s, F f)
 {
-    DT_LAUNCH(channels_kernel<F>, dt_row_grid(s.B * s.P, s.C), dt_row_block(s.C), 0, r->dev->stream, out, s, f);
+    DT_LAUNCH(channels_kernel<F>, dt_row_grid(s.B * s.P, s.C), dt_row_block(s.C), 0, r->dev->stream,
+              out, s, f);
 }
 
 /* ---- forward ---- */
 
-/* Mean and squared deviation of each channel in each split of the positions -> part [B, splits, C][2] */
+/* Mean and squared deviation of each channel in each split of the positions -> part [B, splits,
+ * C][2] */
 static __global__ void moments_kernel(float *part, dt_view x, dt_columns s)
 {
-    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x, per = (s.R + s.splits - 1) / s.splits;
+    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x,
+            per = (s.R + s.splits - 1) / s.splits;
     for (int64_t gp = blockIdx.y; gp < s.G * s.splits; gp += gridDim.y) {
-        int64_t g = gp / s.splits, first = gp % s.splits * per, last = first + per < s.R ? first + per : s.R;
+        int64_t g = gp / s.splits, first = gp % s.splits * per,
+                last = first + per < s.R ? first + per : s.R;
         float sum = 0, dev = 0;
         if (c < s.K)
             for (int64_t r = first + threadIdx.y; r < last; r += DT_COLUMN_ROWS)
@@ -52,17 +57,25 @@ static __global__ void moments_kernel(float *part, dt_view x, dt_columns s)
 }
 
 /* One warp per sample and group adds up its splits and channels (Chan et al. 1979). */
-static __global__ void statistics_kernel(float *mean, float *rstd, const float *part, gshape s, dt_columns col, float eps)
+static __global__ void statistics_kernel(float *mean, float *rstd, const float *part, gshape s,
+                                         dt_columns col, float eps)
 {
-    int64_t b = blockIdx.x / s.G, g = blockIdx.x % s.G, cg = s.C / s.G, per = (s.P + col.splits - 1) / col.splits;
+    int64_t b = blockIdx.x / s.G, g = blockIdx.x % s.G, cg = s.C / s.G,
+            per = (s.P + col.splits - 1) / col.splits;
     double count = (double)(s.P * cg), sum = 0, dev = 0;
     for (int64_t i = threadIdx.x; i < col.splits * cg; i += 32) {
-        int64_t p = i / cg, first = p * per, n = first >= s.P ? 0 : first + per < s.P ? per : s.P - first;
+        int64_t p = i / cg, first = p * per,
+                n = first >= s.P        ? 0
+                    : first + per < s.P ? per
+                                        : s.P - first;
         sum += (double)n * part[2 * ((b * col.splits + p) * s.C + g * cg + i % cg)];
     }
     double m = dt_warp_sum(sum) / count;
     for (int64_t i = threadIdx.x; i < col.splits * cg; i += 32) {
-        int64_t p = i / cg, first = p * per, n = first >= s.P ? 0 : first + per < s.P ? per : s.P - first;
+        int64_t p = i / cg, first = p * per,
+                n = first >= s.P        ? 0
+                    : first + per < s.P ? per
+                                        : s.P - first;
         const float *v = part + 2 * ((b * col.splits + p) * s.C + g * cg + i % cg);
         dev += v[1] + (double)n * (v[0] - m) * (v[0] - m);
     }
@@ -80,7 +93,8 @@ struct normalise {
     __device__ float operator()(int64_t at, int64_t sample, int64_t c) const
     {
         int64_t g = sample * G + c / cg;
-        return (dt_load(x, at) - mean[g]) * rstd[g] * dt_load_or(w, c, 1.0f) + dt_load_or(b, c, 0.0f);
+        return (dt_load(x, at) - mean[g]) * rstd[g] * dt_load_or(w, c, 1.0f) +
+               dt_load_or(b, c, 0.0f);
     }
 };
 
@@ -96,9 +110,12 @@ static void groupnorm_run(const dt_node *n, const dt_run *r)
     dt_columns col = dt_columns_of(s.B, s.P, s.C);
     dt_view x = dt_view_in(n, r, 0);
     float *mean = (float *)r->out[1], *rstd = (float *)r->out[2], *part = (float *)r->workspace;
-    DT_LAUNCH(moments_kernel, dt_column_grid(col), dt_column_block(), 0, r->dev->stream, part, x, col);
-    DT_LAUNCH(statistics_kernel, (unsigned)(s.B * s.G), 32, 0, r->dev->stream, mean, rstd, part, s, col, (float)n->attr.f[0]);
-    channels(r, dt_view_out(n, r, 0), s, normalise{ x, dt_view_in(n, r, 1), dt_view_in(n, r, 2), mean, rstd, s.G, s.C / s.G });
+    DT_LAUNCH(moments_kernel, dt_column_grid(col), dt_column_block(), 0, r->dev->stream, part, x,
+              col);
+    DT_LAUNCH(statistics_kernel, (unsigned)(s.B * s.G), 32, 0, r->dev->stream, mean, rstd, part, s,
+              col, (float)n->attr.f[0]);
+    channels(r, dt_view_out(n, r, 0), s,
+             normalise{ x, dt_view_in(n, r, 1), dt_view_in(n, r, 2), mean, rstd, s.G, s.C / s.G });
 }
 
 /* ---- gradients: in dy, x, m, r, w or NULL ---- */
@@ -118,12 +135,20 @@ struct gradient_term {
 
 static gradient_term term_of(const dt_node *n, const dt_run *r, gshape s)
 {
-    return gradient_term{ dt_view_in(n, r, 0), dt_view_in(n, r, 1), (const float *)r->in[2], (const float *)r->in[3],
-                          s.P, s.C, s.G, s.C / s.G };
+    return gradient_term{ dt_view_in(n, r, 0),
+                          dt_view_in(n, r, 1),
+                          (const float *)r->in[2],
+                          (const float *)r->in[3],
+                          s.P,
+                          s.C,
+                          s.G,
+                          s.C / s.G };
 }
 
-/* Means of g and g xh over a group from sums per sample and channel: one warp each -> means [B G][2] */
-static __global__ void group_means_kernel(float *means, const float *s1, const float *s2, dt_view w, gshape s)
+/* Means of g and g xh over a group from sums per sample and channel: one warp each -> means [B
+ * G][2] */
+static __global__ void group_means_kernel(float *means, const float *s1, const float *s2, dt_view w,
+                                          gshape s)
 {
     int64_t b = blockIdx.x / s.G, g = blockIdx.x % s.G, cg = s.C / s.G;
     double g1 = 0, g2 = 0, count = (double)(s.P * cg);
@@ -148,31 +173,37 @@ struct gradient_of_x {
     {
         int64_t g = sample * G + c / cg;
         float k = rstd[g], xh = (dt_load(x, at) - mean[g]) * k;
-        return k * (dt_load(dy, at) * dt_load_or(w, c, 1.0f) - means[2 * g] - xh * means[2 * g + 1]);
+        return k *
+               (dt_load(dy, at) * dt_load_or(w, c, 1.0f) - means[2 * g] - xh * means[2 * g + 1]);
     }
 };
 
-/* Workspace: partial sums, then two sums per sample and channel, then two means per sample and group. */
+/* Workspace: partial sums, then two sums per sample and channel, then two means per sample and
+ * group. */
 static int64_t groupnorm_dx_workspace(const dt_node *n)
 {
     gshape s = shape_of(n->in[1], n->attr.i[0]);
-    return dt_columns_bytes(dt_columns_of(s.B, s.P, s.C)) + 2 * s.B * (s.C + s.G) * (int64_t)sizeof(float);
+    return dt_columns_bytes(dt_columns_of(s.B, s.P, s.C)) +
+           2 * s.B * (s.C + s.G) * (int64_t)sizeof(float);
 }
 
 static void groupnorm_dx_run(const dt_node *n, const dt_run *r)
 {
     gshape s = shape_of(n->in[1], n->attr.i[0]);
     dt_columns col = dt_columns_of(s.B, s.P, s.C);
-    float *part = (float *)r->workspace, *s1 = part + dt_columns_bytes(col) / (int64_t)sizeof(float), *s2 = s1 + s.B * s.C,
+    float *part = (float *)r->workspace,
+          *s1 = part + dt_columns_bytes(col) / (int64_t)sizeof(float), *s2 = s1 + s.B * s.C,
           *means = s2 + s.B * s.C;
     gradient_term with_x = term_of(n, r, s), alone = with_x;
     alone.x.p = NULL;
     dt_columns_launch(r, dt_view{ s1, false }, part, col, false, alone);
     dt_columns_launch(r, dt_view{ s2, false }, part, col, false, with_x);
     dt_view w = dt_view_in(n, r, 4);
-    DT_LAUNCH(group_means_kernel, (unsigned)(s.B * s.G), 32, 0, r->dev->stream, means, s1, s2, w, s);
-    channels(r, dt_view_out(n, r, 0), s,
-             gradient_of_x{ with_x.dy, with_x.x, w, with_x.mean, with_x.rstd, means, s.G, s.C / s.G });
+    DT_LAUNCH(group_means_kernel, (unsigned)(s.B * s.G), 32, 0, r->dev->stream, means, s1, s2, w,
+              s);
+    channels(
+        r, dt_view_out(n, r, 0), s,
+        gradient_of_x{ with_x.dy, with_x.x, w, with_x.mean, with_x.rstd, means, s.G, s.C / s.G });
 }
 
 static dt_columns groupnorm_dw_columns(gshape s) { return dt_columns_of(1, s.B * s.P, s.C); }
@@ -185,8 +216,8 @@ static int64_t groupnorm_dw_workspace(const dt_node *n)
 static void groupnorm_dw_run(const dt_node *n, const dt_run *r)
 {
     gshape s = shape_of(n->in[1], n->attr.i[0]);
-    dt_columns_launch(r, dt_view_out(n, r, 0), (float *)r->workspace, groupnorm_dw_columns(s), n->attr.i[DT_ATTR_ACC] != 0,
-                      term_of(n, r, s));
+    dt_columns_launch(r, dt_view_out(n, r, 0), (float *)r->workspace, groupnorm_dw_columns(s),
+                      n->attr.i[DT_ATTR_ACC] != 0, term_of(n, r, s));
 }
 
 const dt_cuda_op dt_cuda_groupnorm[] = {

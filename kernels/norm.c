@@ -8,7 +8,8 @@
  * With g = dy w:   dx = r (g - mean(g) - xh mean(g xh))     (RMSNorm: without mean(g))
  *                  dw = sum_N dy xh        db = sum_N dy
  *
- * Ba et al. 2016; Zhang & Sennrich 2019.  A task is a block of whole rows that fits L1, brought to fp32 once. */
+ * Ba et al. 2016; Zhang & Sennrich 2019.  A task is a block of whole rows that fits L1, brought
+ * to fp32 once. */
 #include <math.h>
 #include <omp.h>
 #include "kernels/opdef.h"
@@ -37,7 +38,8 @@ static float *scratch(const dt_run *r, rows s, int which)
 }
 
 /* An optional [C] input as fp32, at slot 0 or 1 of the scratch; absent: `value` */
-static const float *vector(const dt_node *n, const dt_run *r, int i, int slot, int64_t C, float value)
+static const float *vector(const dt_node *n, const dt_run *r, int i, int slot, int64_t C,
+                           float value)
 {
     float *v = (float *)r->workspace + slot * C;
     if (i < n->nin && n->in[i])
@@ -81,7 +83,8 @@ static void norm_run(const dt_node *n, const dt_run *r, bool centre)
     rows s = rows_of(n->in[0]);
     dt_dtype t = n->in[0]->dtype;
     float *rstd = r->out[1], *mean = centre ? r->out[2] : NULL, eps = (float)n->attr.f[0];
-    const float *w = vector(n, r, 1, 0, s.C, 1.0f), *b = vector(n, r, centre ? 2 : n->nin, 1, s.C, 0.0f);
+    const float *w = vector(n, r, 1, 0, s.C, 1.0f),
+                *b = vector(n, r, centre ? 2 : n->nin, 1, s.C, 0.0f);
 #pragma omp parallel for num_threads(dt_team(r, s.N * s.C)) schedule(static)
     for (int64_t row = 0; row < s.N; row += s.per) {
         int64_t at = row * s.C, nr = dt_min64(s.per, s.N - row);
@@ -138,7 +141,8 @@ static const char *norm_dx_shape(dt_node *n)
 }
 
 /* means of g = dy w and of g xh */
-static void row_dots(const float *dy, const float *x, const float *w, float m, float k, int64_t C, float *g1, float *g2)
+static void row_dots(const float *dy, const float *x, const float *w, float m, float k, int64_t C,
+                     float *g1, float *g2)
 {
     float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
@@ -180,7 +184,8 @@ static void norm_dx_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_norm_dx = {
-    .name = "norm_dx", .shape = norm_dx_shape, .inplace = 3, .cpu = { .prepare = prepare, .run = norm_dx_run },
+    .name = "norm_dx", .shape = norm_dx_shape, .inplace = 3,
+    .cpu = { .prepare = prepare, .run = norm_dx_run },
 };
 
 /* ---- gradient of w: in dy, x, r, m or NULL ---- */
@@ -202,7 +207,8 @@ static int norm_dw_prepare(const dt_node *n, dt_prep *p)
     return 0;
 }
 
-static void norm_dw_part(const dt_node *n, const dt_run *r, rows s, int64_t row0, int64_t row1, int64_t col, float *acc)
+static void norm_dw_part(const dt_node *n, const dt_run *r, rows s, int64_t row0, int64_t row1,
+                         int64_t col, float *acc)
 {
     const float *rstd = r->in[2], *mean = n->nin > 3 && n->in[3] ? r->in[3] : NULL;
     float bd[COLS] DT_ALIGNED, bx[COLS] DT_ALIGNED;
@@ -237,19 +243,24 @@ static void norm_dw_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_norm_dw = {
-    .name = "norm_dw", .shape = norm_dw_shape, .accumulates = true, .cpu = { .prepare = norm_dw_prepare, .run = norm_dw_run },
+    .name = "norm_dw", .shape = norm_dw_shape, .accumulates = true,
+    .cpu = { .prepare = norm_dw_prepare, .run = norm_dw_run },
 };
 
 /* ---- descriptors ---- */
 
-static void norm_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx, dt_tensor *mean)
+static void norm_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx,
+                      dt_tensor *mean)
 {
     if (!dy[0])
         return;
     if (dt_wants(n, 0))
-        dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_norm_dx, NULL, DT_IN(dy[0], n->in[0], n->out[1], n->in[1], mean))->out[0]);
+        dx[0] = dt_grad_of(
+            g, n->in[0],
+            dt_make(g, &dt_op_norm_dx, NULL, DT_IN(dy[0], n->in[0], n->out[1], n->in[1], mean)));
     if (dt_wants(n, 1))
-        dx[1] = dt_grad_of(g, n->in[1], dt_apply(g, &dt_op_norm_dw, NULL, DT_IN(dy[0], n->in[0], n->out[1], mean))->out[0]);
+        dx[1] = dt_grad_of(
+            g, n->in[1], dt_make(g, &dt_op_norm_dw, NULL, DT_IN(dy[0], n->in[0], n->out[1], mean)));
 }
 
 static void layernorm_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
@@ -265,21 +276,23 @@ static void rmsnorm_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt
 }
 
 const dt_op dt_op_layernorm = {
-    .name = "layernorm", .shape = layernorm_shape, .grad = layernorm_grad, .inplace = 1, .optional_out = 2 | 4,
+    .name = "layernorm", .shape = layernorm_shape, .grad = layernorm_grad, .inplace = 1,
+    .optional_out = 2 | 4,
     .cpu = { .prepare = prepare, .run = layernorm_run },
 };
 
 const dt_op dt_op_rmsnorm = {
-    .name = "rmsnorm", .shape = rmsnorm_shape, .grad = rmsnorm_grad, .inplace = 1, .optional_out = 2,
+    .name = "rmsnorm", .shape = rmsnorm_shape, .grad = rmsnorm_grad, .inplace = 1,
+    .optional_out = 2,
     .cpu = { .prepare = prepare, .run = rmsnorm_run },
 };
 
 dt_tensor *dt_layernorm(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, double eps)
 {
-    return dt_apply(g, &dt_op_layernorm, DT_ATTR(.f = { eps }), DT_IN(x, w, b))->out[0];
+    return dt_make(g, &dt_op_layernorm, DT_ATTR(.f = { eps }), DT_IN(x, w, b));
 }
 
 dt_tensor *dt_rmsnorm(dt_graph *g, dt_tensor *x, dt_tensor *w, double eps)
 {
-    return dt_apply(g, &dt_op_rmsnorm, DT_ATTR(.f = { eps }), DT_IN(x, w))->out[0];
+    return dt_make(g, &dt_op_rmsnorm, DT_ATTR(.f = { eps }), DT_IN(x, w));
 }

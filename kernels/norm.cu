@@ -58,7 +58,8 @@ static void norm_run(const dt_node *n, const dt_run *r, bool centre)
     a.N = dt_count(n->in[0]) / a.C;
     a.eps = (float)n->attr.f[0];
     a.centre = centre;
-    DT_LAUNCH(a.C % 4 ? norm_kernel<1> : norm_kernel<4>, dt_row_grid(a.N, a.C), dt_row_block(a.C), 0, r->dev->stream, a);
+    DT_LAUNCH(a.C % 4 ? norm_kernel<1> : norm_kernel<4>, dt_row_grid(a.N, a.C), dt_row_block(a.C),
+              0, r->dev->stream, a);
 }
 
 static void layernorm_run(const dt_node *n, const dt_run *r) { norm_run(n, r, true); }
@@ -76,7 +77,8 @@ template <int V> static __global__ void norm_dx_kernel(norm_dx_args a)
 {
     for (int64_t row = dt_first_row(); row < a.N; row += dt_row_stride()) {
         int64_t at = row * a.C;
-        float dy[V], x[V], w[V], rstd = a.rstd[row], m = a.mean ? a.mean[row] : 0.0f, s1 = 0, s2 = 0;
+        float dy[V], x[V], w[V], rstd = a.rstd[row], m = a.mean ? a.mean[row] : 0.0f, s1 = 0,
+                                 s2 = 0;
         for (int64_t c = V * threadIdx.x; c < a.C; c += V * blockDim.x) {
             dt_loadv<V>(dy, a.dy, at + c);
             dt_loadv<V>(x, a.x, at + c);
@@ -110,7 +112,8 @@ static void norm_dx_run(const dt_node *n, const dt_run *r)
     a.mean = (const float *)dt_view_in(n, r, 4).p;
     a.C = dt_width(n->in[1]);
     a.N = dt_count(n->in[1]) / a.C;
-    DT_LAUNCH(a.C % 4 ? norm_dx_kernel<1> : norm_dx_kernel<4>, dt_row_grid(a.N, a.C), dt_row_block(a.C), 0, r->dev->stream, a);
+    DT_LAUNCH(a.C % 4 ? norm_dx_kernel<1> : norm_dx_kernel<4>, dt_row_grid(a.N, a.C),
+              dt_row_block(a.C), 0, r->dev->stream, a);
 }
 
 /* ---- gradient of w: in dy, x, r, m or NULL ---- */
@@ -137,8 +140,10 @@ static int64_t norm_dw_workspace(const dt_node *n) { return dt_columns_bytes(nor
 static void norm_dw_run(const dt_node *n, const dt_run *r)
 {
     dt_columns s = norm_dw_columns(n);
-    norm_dw_term f = { dt_view_in(n, r, 0), dt_view_in(n, r, 1), (const float *)r->in[2], (const float *)dt_view_in(n, r, 3).p, s.K };
-    dt_columns_launch(r, dt_view_out(n, r, 0), (float *)r->workspace, s, n->attr.i[DT_ATTR_ACC] != 0, f);
+    norm_dw_term f = { dt_view_in(n, r, 0), dt_view_in(n, r, 1), (const float *)r->in[2],
+                       (const float *)dt_view_in(n, r, 3).p, s.K };
+    dt_columns_launch(r, dt_view_out(n, r, 0), (float *)r->workspace, s,
+                      n->attr.i[DT_ATTR_ACC] != 0, f);
 }
 
 const dt_cuda_op dt_cuda_norm[] = {

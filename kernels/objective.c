@@ -1,4 +1,5 @@
-/* What training minimises.  Sums go over chunks of DT_CHUNK elements, chunk by chunk in order, in fp64. */
+/* What training minimises.  Sums go over chunks of DT_CHUNK elements, chunk by chunk in order,
+ * in fp64. */
 #include <math.h>
 #include "kernels/opdef.h"
 #include "kernels/vmath.h"
@@ -20,13 +21,15 @@ static const char *flow_noise_shape(dt_node *n)
 
 static void flow_noise_run(const dt_node *n, const dt_run *r)
 {
-    int64_t B = n->in[0]->dims.d[0], M = dt_tensor_numel(n->in[0]) / B, per = dt_div_up(M, DT_CHUNK);
+    int64_t B = n->in[0]->dims.d[0], M = dt_tensor_numel(n->in[0]) / B,
+            per = dt_div_up(M, DT_CHUNK);
     const float *x0 = r->in[0], *noise = r->in[1], *sigma = r->in[2];
     dt_dtype t = n->out[0]->dtype;
 #pragma omp parallel for num_threads(dt_team(r, B * M)) schedule(static)
     for (int64_t task = 0; task < B * per; task++) {
         float tmp[DT_CHUNK] DT_ALIGNED, s = sigma[task / per];
-        int64_t at = task / per * M + task % per * DT_CHUNK, len = dt_min64(DT_CHUNK, M - task % per * DT_CHUNK);
+        int64_t at = task / per * M + task % per * DT_CHUNK,
+                len = dt_min64(DT_CHUNK, M - task % per * DT_CHUNK);
         float *y = dt_row_out(r->out[0], t, at, tmp);
 #pragma omp simd
         for (int64_t i = 0; i < len; i++)
@@ -35,11 +38,14 @@ static void flow_noise_run(const dt_node *n, const dt_run *r)
     }
 }
 
-const dt_op dt_op_flow_noise = { .name = "flow_noise", .shape = flow_noise_shape, .cpu = { .run = flow_noise_run } };
+const dt_op dt_op_flow_noise = {
+    .name = "flow_noise", .shape = flow_noise_shape, .cpu = { .run = flow_noise_run },
+};
 
 dt_tensor *dt_flow_noise(dt_graph *g, dt_tensor *x0, dt_tensor *noise, dt_tensor *sigma)
 {
-    return dt_apply(g, &dt_op_flow_noise, DT_ATTR(.i = { dt_graph_dtype(g) }), DT_IN(x0, noise, sigma))->out[0];
+    return dt_make(g, &dt_op_flow_noise, DT_ATTR(.i = { dt_graph_dtype(g) }),
+                   DT_IN(x0, noise, sigma));
 }
 
 /* ---- mse_loss: mean(w 1[|d| <= limit] d^2), d = p - t; masked elements count in the mean.   attr.f[0] = limit, <= 0: none
@@ -59,7 +65,10 @@ static const char *loss_shape(dt_node *n)
 }
 
 /* Workspace: a sum per sample and chunk, fp64. */
-static int64_t chunks_per_sample(const dt_tensor *p) { return dt_div_up(dt_tensor_numel(p) / p->dims.d[0], DT_CHUNK); }
+static int64_t chunks_per_sample(const dt_tensor *p)
+{
+    return dt_div_up(dt_tensor_numel(p) / p->dims.d[0], DT_CHUNK);
+}
 
 static int loss_prepare(const dt_node *n, dt_prep *p)
 {
@@ -88,9 +97,13 @@ static float abs_sum(const float *p, const float *t, int64_t n, float limit)
     return sum;
 }
 
-static float limit_of(const dt_node *n) { return n->attr.f[0] > 0 ? (float)n->attr.f[0] : INFINITY; }
+static float limit_of(const dt_node *n)
+{
+    return n->attr.f[0] > 0 ? (float)n->attr.f[0] : INFINITY;
+}
 
-static void loss_run(const dt_node *n, const dt_run *r, float (*chunk)(const float *, const float *, int64_t, float))
+static void loss_run(const dt_node *n, const dt_run *r,
+                     float (*chunk)(const float *, const float *, int64_t, float))
 {
     const dt_tensor *p = n->in[0];
     int64_t B = p->dims.d[0], M = dt_tensor_numel(p) / B, per = chunks_per_sample(p);
@@ -99,9 +112,10 @@ static void loss_run(const dt_node *n, const dt_run *r, float (*chunk)(const flo
 #pragma omp parallel for num_threads(dt_team(r, B * M)) schedule(static)
     for (int64_t task = 0; task < B * per; task++) {
         float bp[DT_CHUNK] DT_ALIGNED, bt[DT_CHUNK] DT_ALIGNED;
-        int64_t at = task / per * M + task % per * DT_CHUNK, len = dt_min64(DT_CHUNK, M - task % per * DT_CHUNK);
-        sums[task] = chunk(dt_row_in(r->in[0], p->dtype, at, len, bp), dt_row_in(r->in[1], n->in[1]->dtype, at, len, bt), len,
-                           limit_of(n));
+        int64_t at = task / per * M + task % per * DT_CHUNK,
+                len = dt_min64(DT_CHUNK, M - task % per * DT_CHUNK);
+        sums[task] = chunk(dt_row_in(r->in[0], p->dtype, at, len, bp),
+                           dt_row_in(r->in[1], n->in[1]->dtype, at, len, bt), len, limit_of(n));
     }
     for (int64_t b = 0; b < B; b++) {
         double sum = 0;
@@ -144,7 +158,9 @@ static void abs_slope(float *dp, const float *p, const float *t, int64_t n, floa
     }
 }
 
-static void loss_bwd_run(const dt_node *n, const dt_run *r, void (*chunk)(float *, const float *, const float *, int64_t, float, float))
+static void loss_bwd_run(const dt_node *n, const dt_run *r,
+                         void (*chunk)(float *, const float *, const float *, int64_t, float,
+                                       float))
 {
     const dt_tensor *p = n->in[0];
     int64_t B = p->dims.d[0], M = dt_tensor_numel(p) / B, per = chunks_per_sample(p);
@@ -153,30 +169,37 @@ static void loss_bwd_run(const dt_node *n, const dt_run *r, void (*chunk)(float 
 #pragma omp parallel for num_threads(dt_team(r, B * M)) schedule(static)
     for (int64_t task = 0; task < B * per; task++) {
         float bp[DT_CHUNK] DT_ALIGNED, bt[DT_CHUNK] DT_ALIGNED, bo[DT_CHUNK] DT_ALIGNED;
-        int64_t b = task / per, at = b * M + task % per * DT_CHUNK, len = dt_min64(DT_CHUNK, M - task % per * DT_CHUNK);
+        int64_t b = task / per, at = b * M + task % per * DT_CHUNK,
+                len = dt_min64(DT_CHUNK, M - task % per * DT_CHUNK);
         float *dp = dt_row_out(r->out[0], p->dtype, at, bo);
-        chunk(dp, dt_row_in(r->in[0], p->dtype, at, len, bp), dt_row_in(r->in[1], n->in[1]->dtype, at, len, bt), len,
+        chunk(dp, dt_row_in(r->in[0], p->dtype, at, len, bp),
+              dt_row_in(r->in[1], n->in[1]->dtype, at, len, bt), len,
               (float)(scale * (w ? w[b] : 1.0)), limit_of(n));
         dt_row_flush(r->out[0], p->dtype, at, len, dp);
     }
 }
 
-static void mse_loss_bwd_run(const dt_node *n, const dt_run *r) { loss_bwd_run(n, r, square_slope); }
+static void mse_loss_bwd_run(const dt_node *n, const dt_run *r)
+{
+    loss_bwd_run(n, r, square_slope);
+}
 static void l1_loss_bwd_run(const dt_node *n, const dt_run *r) { loss_bwd_run(n, r, abs_slope); }
 
 const dt_op dt_op_mse_loss_bwd = {
-    .name = "mse_loss_bwd", .shape = loss_bwd_shape, .inplace = 3, .cpu = { .run = mse_loss_bwd_run },
+    .name = "mse_loss_bwd", .shape = loss_bwd_shape, .inplace = 3,
+    .cpu = { .run = mse_loss_bwd_run },
 };
 const dt_op dt_op_l1_loss_bwd = {
     .name = "l1_loss_bwd", .shape = loss_bwd_shape, .inplace = 3, .cpu = { .run = l1_loss_bwd_run },
 };
 
-static void loss_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx, const dt_op *op)
+static void loss_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx,
+                      const dt_op *op)
 {
     if (!dy[0] || !dt_wants(n, 0))
         return;
     dt_tensor *w = n->nin > 2 ? n->in[2] : NULL;
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, op, &n->attr, DT_IN(n->in[0], n->in[1], w, dy[0]))->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, op, &n->attr, DT_IN(n->in[0], n->in[1], w, dy[0])));
 }
 
 static void mse_loss_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
@@ -198,7 +221,8 @@ const dt_op dt_op_l1_loss = {
     .cpu = { .prepare = loss_prepare, .run = l1_loss_run },
 };
 
-dt_tensor *dt_mse_loss(dt_graph *g, dt_tensor *p, dt_tensor *t, dt_tensor *w, double limit, dt_tensor **per_sample)
+dt_tensor *dt_mse_loss(dt_graph *g, dt_tensor *p, dt_tensor *t, dt_tensor *w, double limit,
+                       dt_tensor **per_sample)
 {
     const dt_node *n = dt_apply(g, &dt_op_mse_loss, DT_ATTR(.f = { limit }), DT_IN(p, t, w));
     if (per_sample)
@@ -208,7 +232,7 @@ dt_tensor *dt_mse_loss(dt_graph *g, dt_tensor *p, dt_tensor *t, dt_tensor *w, do
 
 dt_tensor *dt_l1_loss(dt_graph *g, dt_tensor *p, dt_tensor *t)
 {
-    return dt_apply(g, &dt_op_l1_loss, NULL, DT_IN(p, t))->out[0];
+    return dt_make(g, &dt_op_l1_loss, NULL, DT_IN(p, t));
 }
 
 /* ---- diagonal Gaussian.  moments [N, 2C] = mean | logvar; l = clamp(logvar, -30, 20).   Kingma & Welling 2014, app. B
@@ -244,7 +268,8 @@ static void posterior_sample_run(const dt_node *n, const dt_run *r)
 #pragma omp parallel for num_threads(dt_team(r, N * C)) schedule(static)
     for (int64_t i = 0; i < N; i++) {
         float bm[2 * DT_CHUNK] DT_ALIGNED, bz[DT_CHUNK] DT_ALIGNED;
-        const float *m = dt_row_in(r->in[0], t, i * 2 * C, 2 * C, bm), *eps = (const float *)r->in[1] + i * C;
+        const float *m = dt_row_in(r->in[0], t, i * 2 * C, 2 * C, bm),
+                    *eps = (const float *)r->in[1] + i * C;
         float *z = dt_row_out(r->out[0], t, i * C, bz);
 #pragma omp simd
         for (int64_t c = 0; c < C; c++)
@@ -268,7 +293,8 @@ static void posterior_sample_bwd_run(const dt_node *n, const dt_run *r)
     for (int64_t i = 0; i < N; i++) {
         float bm[2 * DT_CHUNK] DT_ALIGNED, bz[DT_CHUNK] DT_ALIGNED, bo[2 * DT_CHUNK] DT_ALIGNED;
         const float *dz = dt_row_in(r->in[0], n->in[0]->dtype, i * C, C, bz);
-        const float *m = dt_row_in(r->in[1], t, i * 2 * C, 2 * C, bm), *eps = (const float *)r->in[2] + i * C;
+        const float *m = dt_row_in(r->in[1], t, i * 2 * C, 2 * C, bm),
+                    *eps = (const float *)r->in[2] + i * C;
         float *dm = dt_row_out(r->out[0], t, i * 2 * C, bo);
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) {
@@ -281,13 +307,15 @@ static void posterior_sample_bwd_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_posterior_sample_bwd = {
-    .name = "posterior_sample_bwd", .shape = posterior_bwd_shape, .inplace = 2, .cpu = { .run = posterior_sample_bwd_run },
+    .name = "posterior_sample_bwd", .shape = posterior_bwd_shape, .inplace = 2,
+    .cpu = { .run = posterior_sample_bwd_run },
 };
 
-static void posterior_sample_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dz, dt_tensor **dx)
+static void posterior_sample_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dz,
+                                  dt_tensor **dx)
 {
     if (dt_wants(n, 0))
-        dx[0] = dt_apply(g, &dt_op_posterior_sample_bwd, NULL, DT_IN(dz[0], n->in[0], n->in[1]))->out[0];
+        dx[0] = dt_make(g, &dt_op_posterior_sample_bwd, NULL, DT_IN(dz[0], n->in[0], n->in[1]));
 }
 
 const dt_op dt_op_posterior_sample = {
@@ -297,7 +325,7 @@ const dt_op dt_op_posterior_sample = {
 
 dt_tensor *dt_posterior_sample(dt_graph *g, dt_tensor *moments, dt_tensor *eps)
 {
-    return dt_apply(g, &dt_op_posterior_sample, NULL, DT_IN(moments, eps))->out[0];
+    return dt_make(g, &dt_op_posterior_sample, NULL, DT_IN(moments, eps));
 }
 
 static const char *kl_loss_shape(dt_node *n)
@@ -356,20 +384,23 @@ static void kl_loss_bwd_run(const dt_node *n, const dt_run *r)
     }
 }
 
-const dt_op dt_op_kl_loss_bwd = { .name = "kl_loss_bwd", .shape = loss_bwd_shape, .inplace = 1, .cpu = { .run = kl_loss_bwd_run } };
+const dt_op dt_op_kl_loss_bwd = {
+    .name = "kl_loss_bwd", .shape = loss_bwd_shape, .inplace = 1, .cpu = { .run = kl_loss_bwd_run },
+};
 
 static void kl_loss_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
-    dx[0] = dt_apply(g, &dt_op_kl_loss_bwd, NULL, DT_IN(n->in[0], dy[0]))->out[0];
+    dx[0] = dt_make(g, &dt_op_kl_loss_bwd, NULL, DT_IN(n->in[0], dy[0]));
 }
 
 const dt_op dt_op_kl_loss = {
-    .name = "kl_loss", .shape = kl_loss_shape, .grad = kl_loss_grad, .cpu = { .prepare = kl_loss_prepare, .run = kl_loss_run },
+    .name = "kl_loss", .shape = kl_loss_shape, .grad = kl_loss_grad,
+    .cpu = { .prepare = kl_loss_prepare, .run = kl_loss_run },
 };
 
 dt_tensor *dt_kl_loss(dt_graph *g, dt_tensor *moments)
 {
-    return dt_apply(g, &dt_op_kl_loss, NULL, DT_IN(moments))->out[0];
+    return dt_make(g, &dt_op_kl_loss, NULL, DT_IN(moments));
 }
 
 /* ---- weighted_sum of fp32 scalars; attr.f = weights ---- */
@@ -399,7 +430,8 @@ static void weighted_sum_grad(dt_graph *g, const dt_node *n, dt_tensor *const *d
 }
 
 const dt_op dt_op_weighted_sum = {
-    .name = "weighted_sum", .shape = weighted_sum_shape, .grad = weighted_sum_grad, .cpu = { .run = weighted_sum_run },
+    .name = "weighted_sum", .shape = weighted_sum_shape, .grad = weighted_sum_grad,
+    .cpu = { .run = weighted_sum_run },
 };
 
 dt_tensor *dt_weighted_sum(dt_graph *g, int n, dt_tensor *const *x, const double *w)
@@ -411,5 +443,5 @@ dt_tensor *dt_weighted_sum(dt_graph *g, int n, dt_tensor *const *x, const double
     }
     for (int i = 0; i < n; i++)
         a.f[i] = w[i];
-    return dt_apply(g, &dt_op_weighted_sum, &a, n, x)->out[0];
+    return dt_make(g, &dt_op_weighted_sum, &a, n, x);
 }

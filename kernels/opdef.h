@@ -7,8 +7,14 @@
 #include "kernels/ops.h"
 #include "kernels/rows.h"
 
-/* Trailing arguments of dt_apply: dt_apply(g, &dt_op_add, NULL, DT_IN(a, b)) */
-#define DT_IN(...) (int)(sizeof((dt_tensor *[]){ __VA_ARGS__ }) / sizeof(dt_tensor *)), (dt_tensor *[]){ __VA_ARGS__ }
+/* The one output of a new node.  DT_IN gives its last two arguments, and dt_apply's: DT_IN(a, b) */
+static inline dt_tensor *dt_make(dt_graph *g, const dt_op *op, const dt_attr *a, int nin,
+                                 dt_tensor *const *in)
+{
+    return dt_apply(g, op, a, nin, in)->out[0];
+}
+#define DT_LIST(...) (dt_tensor *[]){ __VA_ARGS__ }
+#define DT_IN(...) (int)(sizeof(DT_LIST(__VA_ARGS__)) / sizeof(dt_tensor *)), DT_LIST(__VA_ARGS__)
 #define DT_ATTR(...) (&(dt_attr){ __VA_ARGS__ })
 
 /* --- shapes --- */
@@ -55,8 +61,10 @@ static inline dt_tensor *dt_grad_of(dt_graph *g, const dt_tensor *x, dt_tensor *
     return dx->dtype == dt_grad_dtype(x) ? dx : dt_cast(g, dx, dt_grad_dtype(x));
 }
 
-/* Sum of a b (b NULL: of a) over the dims between the leading `keep_front` and the trailing `keep_back`; broadcast.c */
-dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, int keep_back, dt_dtype t);
+/* Sum of a b (b NULL: of a) over the dims between the leading `keep_front` and the trailing
+ * `keep_back`; broadcast.c */
+dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, int keep_back,
+                      dt_dtype t);
 
 /* --- running --- */
 

@@ -6,8 +6,9 @@
  *   gelu_tanh   x (1 + t) / 2,  t = tanh u,  u = sqrt(2 / pi) (x + 0.044715 x^3)
  *                                                             d = (1 + t) / 2 + x (1 - t^2) u' / 2
  *
- * All arithmetic is fp32; values are rounded once, when stored.  In place is fine everywhere: element i is read before it is
- * written.  Hendrycks & Gimpel 2016 (GELU), Elfwing et al. 2018 (SiLU). */
+ * All arithmetic is fp32; values are rounded once, when stored.  In place is fine everywhere:
+ * element i is read before it is written.  Hendrycks & Gimpel 2016 (GELU), Elfwing et al. 2018
+ * (SiLU). */
 #include "kernels/opdef.h"
 #include "kernels/vmath.h"
 
@@ -22,7 +23,8 @@ static void run1(const dt_node *n, const dt_run *r, row1 *fn)
     int64_t N = dt_tensor_numel(n->out[0]);
 #pragma omp parallel for num_threads(dt_team(r, N)) schedule(static)
     for (int64_t at = 0; at < N; at += DT_CHUNK) {
-        float bx[DT_CHUNK] DT_ALIGNED, by[DT_CHUNK] DT_ALIGNED, *y = dt_row_out(r->out[0], ty, at, by);
+        float bx[DT_CHUNK] DT_ALIGNED, by[DT_CHUNK] DT_ALIGNED,
+            *y = dt_row_out(r->out[0], ty, at, by);
         int64_t len = dt_min64(DT_CHUNK, N - at);
         fn(y, dt_row_in(r->in[0], tx, at, len, bx), len, n->attr.f);
         dt_row_flush(r->out[0], ty, at, len, y);
@@ -38,7 +40,8 @@ static void run2(const dt_node *n, const dt_run *r, row2 *fn)
         float ba[DT_CHUNK] DT_ALIGNED, bb[DT_CHUNK] DT_ALIGNED, by[DT_CHUNK] DT_ALIGNED;
         int64_t len = dt_min64(DT_CHUNK, N - at);
         float *y = dt_row_out(r->out[0], ty, at, by);
-        fn(y, dt_row_in(r->in[0], ta, at, len, ba), dt_row_in(r->in[1], tb, at, len, bb), len, n->attr.f);
+        fn(y, dt_row_in(r->in[0], ta, at, len, ba), dt_row_in(r->in[1], tb, at, len, bb), len,
+           n->attr.f);
         dt_row_flush(r->out[0], ty, at, len, y);
     }
 }
@@ -53,23 +56,40 @@ static const char *shape1(dt_node *n)
 
 static const char *shape2(dt_node *n)
 {
-    if (!dt_dims_same(n->in[0]->dims, n->in[1]->dims) || !dt_is_float(n->in[0]) || !dt_is_float(n->in[1]))
+    if (!dt_dims_same(n->in[0]->dims, n->in[1]->dims) || !dt_is_float(n->in[0]) ||
+        !dt_is_float(n->in[1]))
         return "operands must be float tensors of one shape";
     dt_node_out(n, 0, n->in[0]->dtype, n->in[0]->dims);
     return NULL;
 }
 
-/* The descriptors of one function: forward from NAME_row, gradient op NAME_bwd (dy, x) -> dx from NAME_bwd_row. */
+/* The descriptors of a function: forward from NAME_row, gradient op NAME_bwd (dy, x) -> dx from
+ * NAME_bwd_row. */
 #define FUNCTION(NAME) \
     static void NAME##_run(const dt_node *n, const dt_run *r) { run1(n, r, NAME##_row); } \
     static void NAME##_bwd_run(const dt_node *n, const dt_run *r) { run2(n, r, NAME##_bwd_row); } \
-    const dt_op dt_op_##NAME##_bwd = { .name = #NAME "_bwd", .shape = shape2, .inplace = 3, .cpu = { .run = NAME##_bwd_run } }; \
+    const dt_op dt_op_##NAME##_bwd = { \
+        .name = #NAME "_bwd", \
+        .shape = shape2, \
+        .inplace = 3, \
+        .cpu = { .run = NAME##_bwd_run }, \
+    }; \
     static void NAME##_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx) \
     { \
-        dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_##NAME##_bwd, &n->attr, DT_IN(dy[0], n->in[0]))->out[0]); \
+        dx[0] = dt_make(g, &dt_op_##NAME##_bwd, NULL, DT_IN(dy[0], n->in[0])); \
+        dx[0] = dt_grad_of(g, n->in[0], dx[0]); \
     } \
-    const dt_op dt_op_##NAME = { .name = #NAME, .shape = shape1, .grad = NAME##_grad, .inplace = 1, .cpu = { .run = NAME##_run } }; \
-    dt_tensor *dt_##NAME(dt_graph *g, dt_tensor *x) { return dt_apply(g, &dt_op_##NAME, NULL, DT_IN(x))->out[0]; }
+    const dt_op dt_op_##NAME = { \
+        .name = #NAME, \
+        .shape = shape1, \
+        .grad = NAME##_grad, \
+        .inplace = 1, \
+        .cpu = { .run = NAME##_run }, \
+    }; \
+    dt_tensor *dt_##NAME(dt_graph *g, dt_tensor *x) \
+    { \
+        return dt_make(g, &dt_op_##NAME, NULL, DT_IN(x)); \
+    }
 
 static void silu_row(float *y, const float *x, int64_t n, const double *f)
 {
@@ -98,7 +118,8 @@ static void quick_gelu_row(float *y, const float *x, int64_t n, const double *f)
         y[i] = x[i] * dt_sigmoidf(1.702f * x[i]);
 }
 
-static void quick_gelu_bwd_row(float *dx, const float *dy, const float *x, int64_t n, const double *f)
+static void quick_gelu_bwd_row(float *dx, const float *dy, const float *x, int64_t n,
+                               const double *f)
 {
     (void)f;
 #pragma omp simd
@@ -138,7 +159,8 @@ static void gelu_tanh_row(float *y, const float *x, int64_t n, const double *f)
     }
 }
 
-static void gelu_tanh_bwd_row(float *dx, const float *dy, const float *x, int64_t n, const double *f)
+static void gelu_tanh_bwd_row(float *dx, const float *dy, const float *x, int64_t n,
+                              const double *f)
 {
     (void)f;
 #pragma omp simd
@@ -185,9 +207,11 @@ static void exp_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_ten
     dx[0] = dt_grad_of(g, n->in[0], dt_mul(g, dy[0], n->out[0]));
 }
 
-const dt_op dt_op_exp = { .name = "exp", .shape = shape1, .grad = exp_grad, .inplace = 1, .cpu = { .run = exp_run } };
+const dt_op dt_op_exp = {
+    .name = "exp", .shape = shape1, .grad = exp_grad, .inplace = 1, .cpu = { .run = exp_run },
+};
 
-dt_tensor *dt_exp(dt_graph *g, dt_tensor *x) { return dt_apply(g, &dt_op_exp, NULL, DT_IN(x))->out[0]; }
+dt_tensor *dt_exp(dt_graph *g, dt_tensor *x) { return dt_make(g, &dt_op_exp, NULL, DT_IN(x)); }
 
 static void clamp_row(float *y, const float *x, int64_t n, const double *f)
 {
@@ -210,18 +234,22 @@ static void clamp_bwd_row(float *dx, const float *dy, const float *x, int64_t n,
 static void clamp_run(const dt_node *n, const dt_run *r) { run1(n, r, clamp_row); }
 static void clamp_bwd_run(const dt_node *n, const dt_run *r) { run2(n, r, clamp_bwd_row); }
 
-const dt_op dt_op_clamp_bwd = { .name = "clamp_bwd", .shape = shape2, .inplace = 3, .cpu = { .run = clamp_bwd_run } };
+const dt_op dt_op_clamp_bwd = {
+    .name = "clamp_bwd", .shape = shape2, .inplace = 3, .cpu = { .run = clamp_bwd_run },
+};
 
 static void clamp_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_clamp_bwd, &n->attr, DT_IN(dy[0], n->in[0]))->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_clamp_bwd, &n->attr, DT_IN(dy[0], n->in[0])));
 }
 
-const dt_op dt_op_clamp = { .name = "clamp", .shape = shape1, .grad = clamp_grad, .inplace = 1, .cpu = { .run = clamp_run } };
+const dt_op dt_op_clamp = {
+    .name = "clamp", .shape = shape1, .grad = clamp_grad, .inplace = 1, .cpu = { .run = clamp_run },
+};
 
 dt_tensor *dt_clamp(dt_graph *g, dt_tensor *x, double lo, double hi)
 {
-    return dt_apply(g, &dt_op_clamp, DT_ATTR(.f = { lo, hi }), DT_IN(x))->out[0];
+    return dt_make(g, &dt_op_clamp, DT_ATTR(.f = { lo, hi }), DT_IN(x));
 }
 
 static void affine_row(float *y, const float *x, int64_t n, const double *f)
@@ -239,11 +267,14 @@ static void affine_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_
     dx[0] = dt_grad_of(g, n->in[0], dt_affine(g, dy[0], n->attr.f[0], 0));
 }
 
-const dt_op dt_op_affine = { .name = "affine", .shape = shape1, .grad = affine_grad, .inplace = 1, .cpu = { .run = affine_run } };
+const dt_op dt_op_affine = {
+    .name = "affine", .shape = shape1, .grad = affine_grad, .inplace = 1,
+    .cpu = { .run = affine_run },
+};
 
 dt_tensor *dt_affine(dt_graph *g, dt_tensor *x, double a, double b)
 {
-    return dt_apply(g, &dt_op_affine, DT_ATTR(.f = { a, b }), DT_IN(x))->out[0];
+    return dt_make(g, &dt_op_affine, DT_ATTR(.f = { a, b }), DT_IN(x));
 }
 
 static const char *cast_shape(dt_node *n)
@@ -259,7 +290,8 @@ static void cast_run(const dt_node *n, const dt_run *r)
 #pragma omp parallel for num_threads(dt_team(r, N)) schedule(static)
     for (int64_t at = 0; at < N; at += step)
         dt_convert((char *)r->out[0] + at * (int64_t)dt_dtype_size(ty), ty,
-                   (const char *)r->in[0] + at * (int64_t)dt_dtype_size(tx), tx, dt_min64(step, N - at));
+                   (const char *)r->in[0] + at * (int64_t)dt_dtype_size(tx), tx,
+                   dt_min64(step, N - at));
 }
 
 static void cast_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
@@ -267,13 +299,15 @@ static void cast_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_te
     dx[0] = dt_grad_of(g, n->in[0], dy[0]);
 }
 
-const dt_op dt_op_cast = { .name = "cast", .shape = cast_shape, .grad = cast_grad, .cpu = { .run = cast_run } };
+const dt_op dt_op_cast = {
+    .name = "cast", .shape = cast_shape, .grad = cast_grad, .cpu = { .run = cast_run },
+};
 
 dt_tensor *dt_cast(dt_graph *g, dt_tensor *x, dt_dtype t)
 {
     if (x->dtype == t)
         return x;
-    return dt_apply(g, &dt_op_cast, DT_ATTR(.i = { t }), DT_IN(x))->out[0];
+    return dt_make(g, &dt_op_cast, DT_ATTR(.i = { t }), DT_IN(x));
 }
 
 /* ---- a + b, a - b, a b ---- */
@@ -328,17 +362,33 @@ static void mul_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_ten
             dx[i] = dt_grad_of(g, n->in[i], dt_mul(g, dy[0], n->in[1 - i]));
 }
 
-const dt_op dt_op_add = { .name = "add", .shape = shape2, .grad = add_grad, .inplace = 3, .cpu = { .run = add_run } };
-const dt_op dt_op_sub = { .name = "sub", .shape = shape2, .grad = sub_grad, .inplace = 3, .cpu = { .run = sub_run } };
-const dt_op dt_op_mul = { .name = "mul", .shape = shape2, .grad = mul_grad, .inplace = 3, .cpu = { .run = mul_run } };
+const dt_op dt_op_add = {
+    .name = "add", .shape = shape2, .grad = add_grad, .inplace = 3, .cpu = { .run = add_run },
+};
+const dt_op dt_op_sub = {
+    .name = "sub", .shape = shape2, .grad = sub_grad, .inplace = 3, .cpu = { .run = sub_run },
+};
+const dt_op dt_op_mul = {
+    .name = "mul", .shape = shape2, .grad = mul_grad, .inplace = 3, .cpu = { .run = mul_run },
+};
 
-dt_tensor *dt_add(dt_graph *g, dt_tensor *a, dt_tensor *b) { return dt_apply(g, &dt_op_add, NULL, DT_IN(a, b))->out[0]; }
-dt_tensor *dt_sub(dt_graph *g, dt_tensor *a, dt_tensor *b) { return dt_apply(g, &dt_op_sub, NULL, DT_IN(a, b))->out[0]; }
-dt_tensor *dt_mul(dt_graph *g, dt_tensor *a, dt_tensor *b) { return dt_apply(g, &dt_op_mul, NULL, DT_IN(a, b))->out[0]; }
+dt_tensor *dt_add(dt_graph *g, dt_tensor *a, dt_tensor *b)
+{
+    return dt_make(g, &dt_op_add, NULL, DT_IN(a, b));
+}
+dt_tensor *dt_sub(dt_graph *g, dt_tensor *a, dt_tensor *b)
+{
+    return dt_make(g, &dt_op_sub, NULL, DT_IN(a, b));
+}
+dt_tensor *dt_mul(dt_graph *g, dt_tensor *a, dt_tensor *b)
+{
+    return dt_make(g, &dt_op_mul, NULL, DT_IN(a, b));
+}
 
 /* ---- internal: the seed of the gradient, and dt_param.grad += ---- */
 
-/* out = f[0] (times in[0], fp32 [1], if given).  Dims attr.i[1 .. i[0]]; [1] when i[0] is 0.  dtype i[7] */
+/* out = f[0] (times in[0], fp32 [1], if given).  Dims attr.i[1 .. i[0]]; [1] when i[0] is
+ * 0.  dtype i[7] */
 static const char *fill_shape(dt_node *n)
 {
     dt_dims d = { .nd = (int)n->attr.i[0] };
@@ -360,7 +410,8 @@ static void fill_run(const dt_node *n, const dt_run *r)
     for (int64_t i = 0; i < dt_min64(DT_CHUNK, N); i++)
         buf[i] = v;
     for (int64_t at = 0; at < N; at += DT_CHUNK)
-        dt_convert((char *)r->out[0] + at * (int64_t)dt_dtype_size(t), t, buf, DT_F32, dt_min64(DT_CHUNK, N - at));
+        dt_convert((char *)r->out[0] + at * (int64_t)dt_dtype_size(t), t, buf, DT_F32,
+                   dt_min64(DT_CHUNK, N - at));
 }
 
 const dt_op dt_op_fill = { .name = "fill", .shape = fill_shape, .cpu = { .run = fill_run } };
@@ -389,5 +440,6 @@ static void accumulate_cost(const dt_node *n, dt_cost *c)
 }
 
 const dt_op dt_op_accumulate = {
-    .name = "accumulate", .shape = accumulate_shape, .cost = accumulate_cost, .cpu = { .run = accumulate_run },
+    .name = "accumulate", .shape = accumulate_shape, .cost = accumulate_cost,
+    .cpu = { .run = accumulate_run },
 };

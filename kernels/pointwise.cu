@@ -15,7 +15,8 @@ template <class F> static __global__ void map1_kernel(dt_view y, dt_view x, int6
     }
 }
 
-template <class F> static __global__ void map2_kernel(dt_view y, dt_view a, dt_view b, int64_t n, F f)
+template <class F>
+static __global__ void map2_kernel(dt_view y, dt_view a, dt_view b, int64_t n, F f)
 {
     int64_t stride = 4 * (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x); i < n; i += stride) {
@@ -31,15 +32,15 @@ template <class F> static __global__ void map2_kernel(dt_view y, dt_view a, dt_v
 template <class F> static void map1(const dt_node *n, const dt_run *r, F f)
 {
     int64_t N = dt_count(n->out[0]);
-    DT_LAUNCH(map1_kernel<F>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream, dt_view_out(n, r, 0), dt_view_in(n, r, 0),
-              N, f);
+    DT_LAUNCH(map1_kernel<F>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream,
+              dt_view_out(n, r, 0), dt_view_in(n, r, 0), N, f);
 }
 
 template <class F> static void map2(const dt_node *n, const dt_run *r, F f)
 {
     int64_t N = dt_count(n->out[0]);
-    DT_LAUNCH(map2_kernel<F>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream, dt_view_out(n, r, 0), dt_view_in(n, r, 0),
-              dt_view_in(n, r, 1), N, f);
+    DT_LAUNCH(map2_kernel<F>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream,
+              dt_view_out(n, r, 0), dt_view_in(n, r, 0), dt_view_in(n, r, 1), N, f);
 }
 
 template <class F> static void run1(const dt_node *n, const dt_run *r) { map1(n, r, F{}); }
@@ -56,7 +57,9 @@ struct silu_bwd {
     }
 };
 
-struct quick_gelu { __device__ float operator()(float x) const { return x * sigmoid(1.702f * x); } };
+struct quick_gelu {
+    __device__ float operator()(float x) const { return x * sigmoid(1.702f * x); }
+};
 struct quick_gelu_bwd {
     __device__ float operator()(float dy, float x) const
     {
@@ -65,7 +68,9 @@ struct quick_gelu_bwd {
     }
 };
 
-struct gelu_erf { __device__ float operator()(float x) const { return 0.5f * x * (1.0f + erff(0.70710678f * x)); } };
+struct gelu_erf {
+    __device__ float operator()(float x) const { return 0.5f * x * (1.0f + erff(0.70710678f * x)); }
+};
 struct gelu_erf_bwd {
     __device__ float operator()(float dy, float x) const
     {
@@ -90,7 +95,9 @@ struct gelu_tanh_bwd {
 };
 
 struct relu { __device__ float operator()(float x) const { return x < 0.0f ? 0.0f : x; } };
-struct relu_bwd { __device__ float operator()(float dy, float x) const { return x > 0.0f ? dy : 0.0f; } };
+struct relu_bwd {
+    __device__ float operator()(float dy, float x) const { return x > 0.0f ? dy : 0.0f; }
+};
 
 /* ---- exp, clamp, affine, cast ---- */
 
@@ -151,14 +158,16 @@ static void fill_run(const dt_node *n, const dt_run *r)
 {
     int64_t N = dt_count(n->out[0]);
     const float *factor = n->nin > 0 && n->in[0] ? (const float *)r->in[0] : NULL;
-    DT_LAUNCH(fill_kernel, dt_grid(N, DT_THREADS), DT_THREADS, 0, r->dev->stream, dt_view_out(n, r, 0), N, (float)n->attr.f[0], factor);
+    DT_LAUNCH(fill_kernel, dt_grid(N, DT_THREADS), DT_THREADS, 0, r->dev->stream,
+              dt_view_out(n, r, 0), N, (float)n->attr.f[0], factor);
 }
 
 static void accumulate_run(const dt_node *n, const dt_run *r)
 {
     int64_t N = dt_count(n->out[0]);
     dt_view y = dt_view_out(n, r, 0);
-    DT_LAUNCH(map2_kernel<add>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream, y, y, dt_view_in(n, r, 0), N, add{});
+    DT_LAUNCH(map2_kernel<add>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream, y, y,
+              dt_view_in(n, r, 0), N, add{});
 }
 
 const dt_cuda_op dt_cuda_pointwise[] = {

@@ -1,6 +1,7 @@
 /* Interleaved rotary embedding.   Su et al. 2021, eq. 34
  *
- *   (y0, y1) = (x0 c - x1 s, x1 c + x0 s)  for each pair (x[2k], x[2k+1]), c = cos[pos, k], s = sin[pos, k]
+ *   (y0, y1) = (x0 c - x1 s, x1 c + x0 s)  for each pair (x[2k], x[2k+1]), c = cos[pos, k], s =
+ *   sin[pos, k]
  *
  *   x, y [B, S, h, d]   cos, sin [S, d/2] fp32
  *
@@ -12,14 +13,15 @@ static const char *rope_shape(dt_node *n)
     const dt_tensor *x = n->in[0], *c = n->in[1], *s = n->in[2];
     if (x->dims.nd != 4 || x->dims.d[3] % 2 || x->dims.d[3] > DT_CHUNK || !dt_is_float(x))
         return "x must be [B, S, h, d] with d even and at most 1024";
-    if (c->dims.nd != 2 || c->dims.d[0] != x->dims.d[1] || c->dims.d[1] != x->dims.d[3] / 2 || !dt_dims_same(c->dims, s->dims) ||
-        c->dtype != DT_F32 || s->dtype != DT_F32)
+    if (c->dims.nd != 2 || c->dims.d[0] != x->dims.d[1] || c->dims.d[1] != x->dims.d[3] / 2 ||
+        !dt_dims_same(c->dims, s->dims) || c->dtype != DT_F32 || s->dtype != DT_F32)
         return "cos and sin must be [S, d/2] fp32 of x [B, S, h, d]";
     dt_node_out(n, 0, x->dtype, x->dims);
     return NULL;
 }
 
-static void rotate(float *y, const float *x, const float *c, const float *s, float sign, int64_t half)
+static void rotate(float *y, const float *x, const float *c, const float *s, float sign,
+                   int64_t half)
 {
 #pragma omp simd
     for (int64_t k = 0; k < half; k++) {
@@ -53,14 +55,16 @@ static void rope_run(const dt_node *n, const dt_run *r)
 
 static void rope_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
-    dx[0] = dt_apply(g, &dt_op_rope, DT_ATTR(.i = { !n->attr.i[0] }), DT_IN(dy[0], n->in[1], n->in[2]))->out[0];
+    dx[0] = dt_make(g, &dt_op_rope, DT_ATTR(.i = { !n->attr.i[0] }),
+                    DT_IN(dy[0], n->in[1], n->in[2]));
 }
 
 const dt_op dt_op_rope = {
-    .name = "rope", .shape = rope_shape, .grad = rope_grad, .inplace = 1, .cpu = { .run = rope_run },
+    .name = "rope", .shape = rope_shape, .grad = rope_grad, .inplace = 1,
+    .cpu = { .run = rope_run },
 };
 
 dt_tensor *dt_rope(dt_graph *g, dt_tensor *x, dt_tensor *cos, dt_tensor *sin)
 {
-    return dt_apply(g, &dt_op_rope, NULL, DT_IN(x, cos, sin))->out[0];
+    return dt_make(g, &dt_op_rope, NULL, DT_IN(x, cos, sin));
 }

@@ -5,7 +5,8 @@
  *   chunk      n equal slices of the last dim at once   dx = one concat, zeros where no gradient came
  *   permute    out dim i = x dim perm[i]                dx = the inverse permutation
  *
- * For a dim d, a tensor is seen as [outer, d, inner]: each outer index owns one contiguous run of d*inner elements. */
+ * For a dim d, a tensor is seen as [outer, d, inner]: each outer index owns one contiguous run
+ * of d*inner elements. */
 #include "kernels/opdef.h"
 
 static int64_t outer_of(const dt_tensor *x, int dim) { return dt_dims_span(x->dims, 0, dim); }
@@ -17,7 +18,8 @@ static int64_t run_bytes(const dt_tensor *x, int dim)
 }
 
 /* count pieces of `bytes`: dst + i dst_step <- src + i src_step, or zeros if src is NULL */
-static void copy_runs(const dt_run *r, char *dst, int64_t dst_step, const char *src, int64_t src_step, int64_t bytes, int64_t count)
+static void copy_runs(const dt_run *r, char *dst, int64_t dst_step, const char *src,
+                      int64_t src_step, int64_t bytes, int64_t count)
 {
     if (dst_step == bytes && (!src || src_step == bytes)) {         /* one piece: cut it for the threads */
         int64_t all = bytes * count, cut = 1 << 16;
@@ -66,7 +68,8 @@ static void concat_run(const dt_node *n, const dt_run *r)
     int64_t step = run_bytes(n->out[0], dim), at = 0;
     for (int i = 0; i < n->nin; i++) {
         int64_t bytes = run_bytes(n->in[i], dim);
-        copy_runs(r, (char *)r->out[0] + at, step, r->in[i], bytes, bytes, outer_of(n->out[0], dim));
+        copy_runs(r, (char *)r->out[0] + at, step, r->in[i], bytes, bytes,
+                  outer_of(n->out[0], dim));
         at += bytes;
     }
 }
@@ -83,7 +86,9 @@ static void concat_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_
     }
 }
 
-const dt_op dt_op_concat = { .name = "concat", .shape = concat_shape, .grad = concat_grad, .cpu = { .run = concat_run } };
+const dt_op dt_op_concat = {
+    .name = "concat", .shape = concat_shape, .grad = concat_grad, .cpu = { .run = concat_run },
+};
 
 dt_tensor *dt_concat(dt_graph *g, int dim, int n, dt_tensor *const *x)
 {
@@ -91,7 +96,7 @@ dt_tensor *dt_concat(dt_graph *g, int dim, int n, dt_tensor *const *x)
         dt_graph_fail(g, "concat of %d tensors (1 to %d)", n, DT_MAX_IN);
         return x[0];
     }
-    return n == 1 ? x[0] : dt_apply(g, &dt_op_concat, DT_ATTR(.i = { dim }), n, x)->out[0];
+    return n == 1 ? x[0] : dt_make(g, &dt_op_concat, DT_ATTR(.i = { dim }), n, x);
 }
 
 /* ---- slice: attr.i = dim, start, len ---- */
@@ -111,8 +116,8 @@ static void slice_run(const dt_node *n, const dt_run *r)
 {
     int dim = (int)n->attr.i[0];
     int64_t bytes = run_bytes(n->out[0], dim), step = run_bytes(n->in[0], dim);
-    copy_runs(r, r->out[0], bytes, (const char *)r->in[0] + bytes / n->attr.i[2] * n->attr.i[1], step, bytes,
-              outer_of(n->in[0], dim));
+    copy_runs(r, r->out[0], bytes, (const char *)r->in[0] + bytes / n->attr.i[2] * n->attr.i[1],
+              step, bytes, outer_of(n->in[0], dim));
 }
 
 /* attr.i = dim, start, len, whole length of dim */
@@ -127,7 +132,8 @@ static const char *slice_bwd_shape(dt_node *n)
 static void slice_bwd_run(const dt_node *n, const dt_run *r)
 {
     int dim = (int)n->attr.i[0];
-    int64_t bytes = run_bytes(n->in[0], dim), step = run_bytes(n->out[0], dim), outer = outer_of(n->in[0], dim);
+    int64_t bytes = run_bytes(n->in[0], dim), step = run_bytes(n->out[0], dim),
+            outer = outer_of(n->in[0], dim);
     int64_t before = bytes / n->attr.i[2] * n->attr.i[1], after = step - before - bytes;
     char *out = r->out[0];
     if (before)
@@ -139,25 +145,29 @@ static void slice_bwd_run(const dt_node *n, const dt_run *r)
 
 static void slice_cost(const dt_node *n, dt_cost *c)
 {
-    c->bytes = 2.0 * (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
+    c->bytes = 2.0 *
+               (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
 }
 
-const dt_op dt_op_slice_bwd = { .name = "slice_bwd", .shape = slice_bwd_shape, .cpu = { .run = slice_bwd_run } };
+const dt_op dt_op_slice_bwd = {
+    .name = "slice_bwd", .shape = slice_bwd_shape, .cpu = { .run = slice_bwd_run },
+};
 
 static void slice_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
     dt_attr a = n->attr;
     a.i[3] = n->in[0]->dims.d[a.i[0]];
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_slice_bwd, &a, DT_IN(dy[0]))->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_slice_bwd, &a, DT_IN(dy[0])));
 }
 
 const dt_op dt_op_slice = {
-    .name = "slice", .shape = slice_shape, .grad = slice_grad, .cost = slice_cost, .cpu = { .run = slice_run },
+    .name = "slice", .shape = slice_shape, .grad = slice_grad, .cost = slice_cost,
+    .cpu = { .run = slice_run },
 };
 
 dt_tensor *dt_slice(dt_graph *g, dt_tensor *x, int dim, int64_t start, int64_t len)
 {
-    return dt_apply(g, &dt_op_slice, DT_ATTR(.i = { dim, start, len }), DT_IN(x))->out[0];
+    return dt_make(g, &dt_op_slice, DT_ATTR(.i = { dim, start, len }), DT_IN(x));
 }
 
 /* ---- chunk: attr.i[0] = n ---- */
@@ -180,7 +190,8 @@ static void chunk_run(const dt_node *n, const dt_run *r)
     int64_t step = run_bytes(n->in[0], dim), bytes = step / n->attr.i[0];
     for (int i = 0; i < n->nout; i++)
         if (r->out[i])
-            copy_runs(r, r->out[i], bytes, (const char *)r->in[0] + i * bytes, step, bytes, outer_of(n->in[0], dim));
+            copy_runs(r, r->out[i], bytes, (const char *)r->in[0] + i * bytes, step, bytes,
+                      outer_of(n->in[0], dim));
 }
 
 static const char *chunk_bwd_shape(dt_node *n)
@@ -199,18 +210,22 @@ static void chunk_bwd_run(const dt_node *n, const dt_run *r)
     int dim = n->out[0]->dims.nd - 1;
     int64_t step = run_bytes(n->out[0], dim), bytes = step / n->attr.i[0];
     for (int i = 0; i < n->attr.i[0]; i++)
-        copy_runs(r, (char *)r->out[0] + i * bytes, step, r->in[i], bytes, bytes, outer_of(n->out[0], dim));
+        copy_runs(r, (char *)r->out[0] + i * bytes, step, r->in[i], bytes, bytes,
+                  outer_of(n->out[0], dim));
 }
 
-const dt_op dt_op_chunk_bwd = { .name = "chunk_bwd", .shape = chunk_bwd_shape, .cpu = { .run = chunk_bwd_run } };
+const dt_op dt_op_chunk_bwd = {
+    .name = "chunk_bwd", .shape = chunk_bwd_shape, .cpu = { .run = chunk_bwd_run },
+};
 
 static void chunk_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
-    dx[0] = dt_grad_of(g, n->in[0], dt_apply(g, &dt_op_chunk_bwd, &n->attr, n->nout, dy)->out[0]);
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_chunk_bwd, &n->attr, n->nout, dy));
 }
 
 const dt_op dt_op_chunk = {
-    .name = "chunk", .shape = chunk_shape, .grad = chunk_grad, .optional_out = (1u << DT_MAX_OUT) - 1, .cpu = { .run = chunk_run },
+    .name = "chunk", .shape = chunk_shape, .grad = chunk_grad,
+    .optional_out = (1u << DT_MAX_OUT) - 1, .cpu = { .run = chunk_run },
 };
 
 void dt_chunk(dt_graph *g, dt_tensor *x, int n, dt_tensor **out)
@@ -239,7 +254,8 @@ static const char *permute_shape(dt_node *n)
     return NULL;
 }
 
-/* A permutation with dims of 1 dropped and dims that stay neighbours merged: sizes in output order, and strides in x (elements). */
+/* A permutation with dims of 1 dropped and dims that stay neighbours merged: sizes in output
+ * order, and strides in x (elements). */
 typedef struct walk { int nd; int64_t size[DT_MAX_DIMS], step[DT_MAX_DIMS]; } walk;
 
 static walk walk_of(const dt_node *n)
@@ -266,7 +282,8 @@ static walk walk_of(const dt_node *n)
     return w;
 }
 
-/* dst[i] = src[i * step]; the size is constant in each branch, so that the copies are single moves */
+/* dst[i] = src[i * step]; the size is constant in each branch, so that the copies are single
+ * moves */
 static void gather(char *dst, const char *src, int64_t count, int64_t step, size_t size)
 {
     if (step == 1) {
@@ -285,8 +302,9 @@ static void gather(char *dst, const char *src, int64_t count, int64_t step, size
 
 enum { TILE = 32 };
 
-/* A plane whose columns are contiguous in src: tiles are read by rows of src into `tile` and written by rows of dst, because rows of src
- * that are a power of two apart would evict each other if they were read one element at a time. */
+/* A plane whose columns are contiguous in src: tiles are read by rows of src into `tile` and
+ * written by rows of dst, because rows of src that are a power of two apart would evict each
+ * other if they were read one element at a time. */
 #define TRANSPOSE(NAME, TYPE) \
     static void NAME(TYPE *dst, const TYPE *src, int64_t R, int64_t C, int64_t step) \
     { \
@@ -321,7 +339,8 @@ static void permute_plane(const walk *w, char *dst, const char *src, size_t size
 static void permute_run(const dt_node *n, const dt_run *r)
 {
     walk w = walk_of(n);
-    int64_t size = (int64_t)dt_dtype_size(n->in[0]->dtype), N = dt_tensor_numel(n->in[0]), planes = 1;
+    int64_t size = (int64_t)dt_dtype_size(n->in[0]->dtype), N = dt_tensor_numel(n->in[0]),
+            planes = 1;
     for (int i = 0; i < w.nd - 2; i++)
         planes *= w.size[i];
     if (planes == 1 && w.nd == 2 && w.size[0] >= 2 * TILE) {         /* one plane: cut its rows for the threads */
@@ -330,7 +349,8 @@ static void permute_run(const dt_node *n, const dt_run *r)
         for (int64_t i = 0; i < R; i += rows) {
             walk part = w;
             part.size[0] = dt_min64(rows, R - i);
-            permute_plane(&part, (char *)r->out[0] + i * C * size, (const char *)r->in[0] + i * w.step[0] * size, (size_t)size);
+            permute_plane(&part, (char *)r->out[0] + i * C * size,
+                          (const char *)r->in[0] + i * w.step[0] * size, (size_t)size);
         }
         return;
     }
@@ -342,7 +362,8 @@ static void permute_run(const dt_node *n, const dt_run *r)
             at += rest % w.size[i] * w.step[i];
             rest /= w.size[i];
         }
-        permute_plane(&w, (char *)r->out[0] + k * plane * size, (const char *)r->in[0] + at * size, (size_t)size);
+        permute_plane(&w, (char *)r->out[0] + k * plane * size, (const char *)r->in[0] + at * size,
+                      (size_t)size);
     }
 }
 
@@ -354,12 +375,14 @@ static void permute_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt
     dx[0] = dt_grad_of(g, n->in[0], dt_permute(g, dy[0], inverse));
 }
 
-const dt_op dt_op_permute = { .name = "permute", .shape = permute_shape, .grad = permute_grad, .cpu = { .run = permute_run } };
+const dt_op dt_op_permute = {
+    .name = "permute", .shape = permute_shape, .grad = permute_grad, .cpu = { .run = permute_run },
+};
 
 dt_tensor *dt_permute(dt_graph *g, dt_tensor *x, const int *perm)
 {
     dt_attr a = { .i = { 0 } };
     for (int i = 0; i < x->dims.nd; i++)
         a.i[i] = perm[i];
-    return dt_apply(g, &dt_op_permute, &a, DT_IN(x))->out[0];
+    return dt_make(g, &dt_op_permute, &a, DT_IN(x));
 }

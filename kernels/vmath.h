@@ -1,5 +1,6 @@
-/* vmath.h - exp, tanh, erf and sigmoid without branches or calls, so that loops over them vectorise.
- * Within 2 ulp of the exact value over the whole range (tests/unit/vmath.c); infinities and NaN as in libm. */
+/* vmath.h - exp, tanh, erf and sigmoid without branches or calls, so that loops over them
+ * vectorise. Within 2 ulp of the exact value over the whole range (tests/unit/vmath.c);
+ * infinities and NaN as in libm. */
 #ifndef DT_KERNELS_VMATH_H
 #define DT_KERNELS_VMATH_H
 #include <math.h>
@@ -20,8 +21,9 @@ static inline uint32_t dt_bits_f32(float f)
     return u;
 }
 
-/* exp(x) = 2^n exp(r), |r| <= ln2/2, n rounded by adding 1.5 * 2^23; exp(r) is a minimax polynomial.  2^n is applied in two factors
- * so that results run into infinity and the denormals smoothly. */
+/* exp(x) = 2^n exp(r), |r| <= ln2/2, n rounded by adding 1.5 * 2^23; exp(r) is a minimax
+ * polynomial.  2^n is applied in two factors so that results run into infinity and the denormals
+ * smoothly. */
 static inline float dt_expf(float x)
 {
     const float magic = 12582912.0f;

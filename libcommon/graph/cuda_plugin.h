@@ -1,7 +1,9 @@
-/* cuda_plugin.h - the inside of libdt-cuda.so: what kernels/cuda.cu and the .cu file of each family share on the host.
+/* cuda_plugin.h - the inside of libdt-cuda.so: what kernels/cuda.cu and the .cu file of each family
+ * share on the host.
  *
- * A family exports a table of dt_cuda_op; cuda.cu looks ops up by name when a graph is planned.  Nothing of libdt is linked in: the
- * plugin reads nodes through graph.h, whose DT_DEVICE_ABI it was compiled with. */
+ * A family exports a table of dt_cuda_op; cuda.cu looks ops up by name when a graph is
+ * planned.  Nothing of libdt is linked in: the plugin reads nodes through graph.h, whose
+ * DT_DEVICE_ABI it was compiled with. */
 #ifndef DT_GRAPH_CUDA_PLUGIN_H
 #define DT_GRAPH_CUDA_PLUGIN_H
 #include <cuda_runtime.h>
@@ -15,7 +17,8 @@ struct dt_cuda_op {
     int64_t (*workspace)(const dt_node *n);                 /* bytes; NULL = none */
 };
 
-extern const dt_cuda_op dt_cuda_pointwise[], dt_cuda_broadcast[], dt_cuda_norm[], dt_cuda_groupnorm[];
+extern const dt_cuda_op dt_cuda_pointwise[], dt_cuda_broadcast[], dt_cuda_norm[],
+    dt_cuda_groupnorm[];
 extern const dt_flat_ops dt_cuda_flat;
 
 /* The emulation in tests/cuemu has its own. */
@@ -24,7 +27,8 @@ extern const dt_flat_ops dt_cuda_flat;
     (kernel)<<<(grid), (block), (shared), (cudaStream_t)(stream)>>>(__VA_ARGS__)
 #endif
 
-/* Calls that may fail for reasons outside: fills err with the place and CUDA's words, and leaves by the label. */
+/* Calls that may fail for reasons outside: fills err with the place and CUDA's words, and leaves
+ * by the label. */
 #define DT_CUDA_TRY(call, err, out) \
     do { \
         cudaError_t dt_cuda_e = (call); \

@@ -1,4 +1,5 @@
-/* Small kernels, right and wrong, for tests/unit/cuemu_machine.c.  Each wrong one has one classic slip. */
+/* Small kernels, right and wrong, for tests/unit/cuemu_machine.c.  Each wrong one has one
+ * classic slip. */
 #include "tests/cuemu/broken.h"
 
 #include <cuda_runtime.h>
@@ -51,7 +52,8 @@ static __global__ void mask_kernel(float *out, const float *x, int slip)
     if (slip == CUEMU_SOURCE_OUTSIDE_MASK && (threadIdx.x & 31) < 16)
         v += __shfl_xor_sync(0x0000ffffu, v, 16);
     if (slip == CUEMU_HALF_WARPS)                   /* right: two masks at two places */
-        v = (threadIdx.x & 31) < 16 ? v + __shfl_xor_sync(0x0000ffffu, v, 1) : v + __shfl_xor_sync(0xffff0000u, v, 1);
+        v = (threadIdx.x & 31) < 16 ? v + __shfl_xor_sync(0x0000ffffu, v, 1)
+                                    : v + __shfl_xor_sync(0xffff0000u, v, 1);
     out[threadIdx.x] = v;
 }
 

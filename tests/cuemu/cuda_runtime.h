@@ -1,14 +1,16 @@
-/* cuda_runtime.h - CUDA on the host, for checking .cu files where there is no GPU.  The same text is compiled by g++ with this folder
- * first on the include path.
+/* cuda_runtime.h - CUDA on the host, for checking .cu files where there is no GPU.  The same text is
+ * compiled by g++ with this folder first on the include path.
  *
  *   grid     blocks run one after the other
- *   block    one fibre per thread; a fibre runs until it meets others: __syncthreads, a shuffle, the end.  In which order fibres run
- *            changes from launch to launch (ascending, descending, shuffled), so that a result which depends on it is found by running twice
+ *   block    one fibre per thread; a fibre runs until it meets others: __syncthreads, a shuffle, the
+ *            end.  Which fibre goes first changes from launch to launch (ascending, descending,
+ *            shuffled), so that a result which depends on it is found by running again
  *   shared   __shared__ is a static in a section of its own, filled with NaN before each block
  *   device   memory from cudaMalloc is unreadable outside kernels and copies, as on a real machine
  *
- * Reported as errors of the launch, by cudaGetErrorString, with file and line: a barrier that some threads do not reach or reach elsewhere, a
- * shuffle whose mask names a lane that is not there or lacks its caller, a source lane outside the mask, a launch out of limits. */
+ * Reported as errors of the launch, by cudaGetErrorString, with file and line: a barrier that some
+ * threads do not reach or reach elsewhere, a shuffle whose mask names a lane that is not there or
+ * lacks its caller, a source lane outside the mask, a launch out of limits. */
 #ifndef DT_CUEMU_CUDA_RUNTIME_H
 #define DT_CUEMU_CUDA_RUNTIME_H
 #include <functional>
@@ -34,7 +36,10 @@ struct dim3 {
 };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) ushort4 { unsigned short x, y, z, w; };
-static inline float4 make_float4(float x, float y, float z, float w) { return float4{ x, y, z, w }; }
+static inline float4 make_float4(float x, float y, float z, float w)
+{
+    return float4{ x, y, z, w };
+}
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
@@ -60,7 +65,8 @@ void cuemu_barrier(const char *file, int line);
 uint64_t cuemu_exchange(unsigned mask, uint64_t v, int source, const char *file, int line);
 int cuemu_lane();
 
-template <class T> static inline T cuemu_shuffle(unsigned mask, T v, int source, const char *file, int line)
+template <class T>
+static inline T cuemu_shuffle(unsigned mask, T v, int source, const char *file, int line)
 {
     static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes");
     uint64_t bits = 0;
@@ -73,11 +79,14 @@ template <class T> static inline T cuemu_shuffle(unsigned mask, T v, int source,
 #define __syncthreads() cuemu_barrier(__FILE__, __LINE__)
 #define __syncwarp(...) cuemu_exchange(cuemu_mask(__VA_ARGS__), 0, cuemu_lane(), __FILE__, __LINE__)
 #define __shfl_sync(mask, v, lane) cuemu_shuffle(mask, v, (lane) & 31, __FILE__, __LINE__)
-#define __shfl_xor_sync(mask, v, bits) cuemu_shuffle(mask, v, cuemu_lane() ^ (bits), __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, v, bits) \
+    cuemu_shuffle(mask, v, cuemu_lane() ^ (bits), __FILE__, __LINE__)
 #define __shfl_down_sync(mask, v, n) \
-    cuemu_shuffle(mask, v, cuemu_lane() + (int)(n) < 32 ? cuemu_lane() + (int)(n) : cuemu_lane(), __FILE__, __LINE__)
+    cuemu_shuffle(mask, v, cuemu_lane() + (int)(n) < 32 ? cuemu_lane() + (int)(n) : cuemu_lane(), \
+                  __FILE__, __LINE__)
 #define __shfl_up_sync(mask, v, n) \
-    cuemu_shuffle(mask, v, cuemu_lane() >= (int)(n) ? cuemu_lane() - (int)(n) : cuemu_lane(), __FILE__, __LINE__)
+    cuemu_shuffle(mask, v, cuemu_lane() >= (int)(n) ? cuemu_lane() - (int)(n) : cuemu_lane(), \
+                  __FILE__, __LINE__)
 static inline unsigned cuemu_mask(unsigned mask = 0xffffffffu) { return mask; }
 
 /* Fibres change only at meeting points, so plain arithmetic is atomic. */
@@ -102,9 +111,11 @@ typedef cuemu_stream *cudaStream_t;
 
 void cuemu_launch(std::function<void()> kernel, dim3 grid, dim3 block, cudaStream_t stream);
 
-/* Arguments are converted and kept when launched, as CUDA does, not when run (a captured launch runs later). */
+/* Arguments are converted and kept when launched, as CUDA does, not when run (a captured launch
+ * runs later). */
 template <class... P, class... A>
-static inline void cuemu_call(void (*kernel)(P...), dim3 grid, dim3 block, size_t, cudaStream_t stream, A... args)
+static inline void cuemu_call(void (*kernel)(P...), dim3 grid, dim3 block, size_t,
+                              cudaStream_t stream, A... args)
 {
     std::tuple<P...> kept(args...);
     cuemu_launch([kernel, kept] { std::apply(kernel, kept); }, grid, block, stream);
@@ -116,10 +127,18 @@ static inline void cuemu_call(void (*kernel)(P...), dim3 grid, dim3 block, size_
 /* ---- runtime ---- */
 
 enum cudaError_t {
-    cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9, cudaErrorInvalidDevice = 101,
-    cudaErrorLaunchFailure = 719, cudaErrorNotSupported = 801,
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorLaunchFailure = 719,
+    cudaErrorNotSupported = 801,
 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost = 2,
+    cudaMemcpyDeviceToDevice = 3
+};
 enum { cudaStreamNonBlocking = 1 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 
@@ -138,7 +157,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s);
 cudaError_t cudaMalloc(void **p, size_t bytes);
 cudaError_t cudaFree(void *p);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s);
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t s);
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t s);
 cudaError_t cudaGetLastError();
 const char *cudaGetErrorString(cudaError_t e);
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode);

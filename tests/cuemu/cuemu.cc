@@ -1,8 +1,10 @@
 /* The machine behind cuda_runtime.h: fibres, the scheduler of a block, memory, captured launches.
  *
- * A warp runs ahead as far as it can before the next one moves: that is the schedule under which a missing barrier does most harm.  Its
- * fibres run until each waits or ends, then shuffles are opened that all lanes of their mask have come to, and so on.  When no warp can
- * move, the barrier opens if all threads of the block wait at it; if not, some thread will never come, and the launch fails. */
+ * A warp runs ahead as far as it can before the next one moves: that is the schedule under which
+ * a missing barrier does most harm.  Its fibres run until each waits or ends, then shuffles are
+ * opened that all lanes of their mask have come to, and so on.  When no warp can move, the
+ * barrier opens if all threads of the block wait at it; if not, some thread will never come, and
+ * the launch fails. */
 #undef _FORTIFY_SOURCE             /* its longjmp refuses to change stacks */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -143,8 +145,8 @@ bool shuffle_complete(int t)
             continue;
         int o = warp_of(t) + lane;
         const fibre *other = &m.f[o];
-        if (o >= m.threads || other->wait != AT_SHUFFLE || other->mask != f->mask || other->line != f->line ||
-            strcmp(other->file, f->file))
+        if (o >= m.threads || other->wait != AT_SHUFFLE || other->mask != f->mask ||
+            other->line != f->line || strcmp(other->file, f->file))
             return false;
     }
     return true;
@@ -158,7 +160,8 @@ void open_shuffle(int t)
         if (!(mask >> lane & 1))
             continue;
         if (f->source < 0 || f->source > 31 || !(mask >> f->source & 1))
-            fail(cudaErrorLaunchFailure, "%s:%d: lane %d reads lane %d, which is not in mask %08x", f->file, f->line, lane, f->source, mask);
+            fail(cudaErrorLaunchFailure, "%s:%d: lane %d reads lane %d, which is not in mask %08x",
+                 f->file, f->line, lane, f->source, mask);
         else
             f->result = m.f[warp_of(t) + f->source].value;
         f->wait = RUN;
@@ -179,7 +182,8 @@ bool open_shuffles(int warp)
 bool open_barrier()
 {
     for (int t = 0; t < m.threads; t++)
-        if (m.f[t].wait != AT_BARRIER || m.f[t].line != m.f[0].line || strcmp(m.f[t].file, m.f[0].file))
+        if (m.f[t].wait != AT_BARRIER || m.f[t].line != m.f[0].line ||
+            strcmp(m.f[t].file, m.f[0].file))
             return false;
     for (int t = 0; t < m.threads; t++)
         m.f[t].wait = RUN;
@@ -191,11 +195,13 @@ void blame()
     for (int t = 0; t < m.threads; t++) {
         const fibre *f = &m.f[t];
         if (f->wait == AT_SHUFFLE)
-            fail(cudaErrorLaunchFailure, "%s:%d: not all lanes of mask %08x come to this shuffle", f->file, f->line, f->mask);
+            fail(cudaErrorLaunchFailure, "%s:%d: not all lanes of mask %08x come to this shuffle",
+                 f->file, f->line, f->mask);
     }
     for (int t = 0; t < m.threads; t++)
         if (m.f[t].wait == AT_BARRIER)
-            fail(cudaErrorLaunchFailure, "%s:%d: not all threads of the block come to this barrier", m.f[t].file, m.f[t].line);
+            fail(cudaErrorLaunchFailure, "%s:%d: not all threads of the block come to this barrier",
+                 m.f[t].file, m.f[t].line);
 }
 
 /* ---- blocks ---- */
@@ -223,7 +229,8 @@ void begin_block(dim3 block)
         if (!f->stack || f->wait != DONE)
             make_fibre(f);
         f->wait = RUN;
-        f->idx = uint3{ (unsigned)t % block.x, (unsigned)t / block.x % block.y, (unsigned)t / (block.x * block.y) };
+        f->idx = uint3{ (unsigned)t % block.x, (unsigned)t / block.x % block.y,
+                        (unsigned)t / (block.x * block.y) };
     }
 }
 
@@ -319,7 +326,8 @@ uint64_t cuemu_exchange(unsigned mask, uint64_t v, int source, const char *file,
 {
     fibre *f = &m.f[m.current];
     if (!(mask >> cuemu_lane() & 1))
-        fail(cudaErrorLaunchFailure, "%s:%d: mask %08x lacks lane %d, which calls", file, line, mask, cuemu_lane());
+        fail(cudaErrorLaunchFailure, "%s:%d: mask %08x lacks lane %d, which calls", file, line,
+             mask, cuemu_lane());
     f->file = file;
     f->line = line;
     f->mask = mask;
@@ -335,9 +343,10 @@ uint64_t cuemu_exchange(unsigned mask, uint64_t v, int source, const char *file,
 void cuemu_launch(std::function<void()> kernel, dim3 grid, dim3 block, cudaStream_t)
 {
     uint64_t threads = (uint64_t)block.x * block.y * block.z;
-    if (!threads || threads > MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 ||
-        grid.z > 65535) {
-        fail(cudaErrorInvalidConfiguration, "grid %u x %u x %u of blocks %u x %u x %u", grid.x, grid.y, grid.z, block.x, block.y, block.z);
+    if (!threads || threads > MAX_THREADS || block.z > 64 || !grid.x || !grid.y || !grid.z ||
+        grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+        fail(cudaErrorInvalidConfiguration, "grid %u x %u x %u of blocks %u x %u x %u", grid.x,
+             grid.y, grid.z, block.x, block.y, block.z);
         return;
     }
     enqueue([=] { run_grid(kernel, grid, block); });

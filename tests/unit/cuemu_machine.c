@@ -1,4 +1,5 @@
-/* The emulation of CUDA itself: right kernels give right results, and each classic slip is noticed. */
+/* The emulation of CUDA itself: right kernels give right results, and each classic slip is
+ * noticed. */
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -108,8 +109,9 @@ static void test_host_access(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_right), cmocka_unit_test(test_missing_barrier), cmocka_unit_test(test_uninitialised),
-        cmocka_unit_test(test_masks), cmocka_unit_test(test_barriers), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_right),         cmocka_unit_test(test_missing_barrier),
+        cmocka_unit_test(test_uninitialised), cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_barriers),      cmocka_unit_test(test_limits),
         cmocka_unit_test(test_host_access),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

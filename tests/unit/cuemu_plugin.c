@@ -1,5 +1,5 @@
-/* kernels/cuda.cu and flat.cu under the emulation: opening, memory, flat loops against the CPU, a plan with capture and replay, and the
- * name of the op that failed. */
+/* kernels/cuda.cu and flat.cu under the emulation: opening, memory, flat loops against the CPU,
+ * a plan with capture and replay, and the name of the op that failed. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -94,10 +94,17 @@ static void adamw(dt_device *d, float *out[3])
 {
     float *w = draw(1), *g = draw(2), *zero = calloc(N, sizeof(*zero));
     int64_t bytes = N * (int64_t)sizeof(float);
-    void *pw = to_device(d, w, bytes), *pm = to_device(d, zero, bytes), *pv = to_device(d, zero, bytes), *pg = to_device(d, g, bytes);
+    void *pw = to_device(d, w, bytes), *pm = to_device(d, zero, bytes),
+         *pv = to_device(d, zero, bytes), *pg = to_device(d, g, bytes);
     for (int k = 1; k <= 2; k++) {
-        dt_adamw a = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1, .grad_scale = 0.5,
-                       .bias1 = 1 - pow(0.9, k), .bias2 = 1 - pow(0.999, k) };
+        dt_adamw a = { .lr = 1e-2,
+                       .beta1 = 0.9,
+                       .beta2 = 0.999,
+                       .eps = 1e-8,
+                       .weight_decay = 0.1,
+                       .grad_scale = 0.5,
+                       .bias1 = 1 - pow(0.9, k),
+                       .bias2 = 1 - pow(0.999, k) };
         d->flat->adamw(d, pw, pm, pv, pg, N, &a);
     }
     d->free(d, pg);
@@ -217,7 +224,8 @@ static void test_not_ported(void **state)
     dt_graph_free(&g);
 }
 
-/* With DT_SYNC=1 every op is waited for, so nothing is captured.  The first error is kept with its place until dt_device.sync. */
+/* With DT_SYNC=1 every op is waited for, so nothing is captured.  The first error is kept with
+ * its place until dt_device.sync. */
 static void test_sync_each(void **state)
 {
     (void)state;
@@ -238,7 +246,9 @@ static void test_sync_each(void **state)
     assert_int_equal(d->sync(d, &err), 0);
     d->free(d, px);
     d->free(d, px);                                 /* once too often */
-    k.run(silu, &(dt_run){ .dev = d, .in = (void *[]){ py }, .out = (void *[]){ py }, .state = prep.state });
+    k.run(silu,
+          &(dt_run){
+              .dev = d, .in = (void *[]){ py }, .out = (void *[]){ py }, .state = prep.state });
     assert_int_equal(d->sync(d, &err), DT_EFAIL);
     assert_non_null(strstr(err.msg, "free"));
     d->free(d, py);
@@ -249,8 +259,10 @@ static void test_sync_each(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_open), cmocka_unit_test(test_zero_and_copy), cmocka_unit_test(test_adamw), cmocka_unit_test(test_sumsq),
-        cmocka_unit_test(test_ema), cmocka_unit_test(test_convert), cmocka_unit_test(test_plan), cmocka_unit_test(test_not_ported),
+        cmocka_unit_test(test_open),      cmocka_unit_test(test_zero_and_copy),
+        cmocka_unit_test(test_adamw),     cmocka_unit_test(test_sumsq),
+        cmocka_unit_test(test_ema),       cmocka_unit_test(test_convert),
+        cmocka_unit_test(test_plan),      cmocka_unit_test(test_not_ported),
         cmocka_unit_test(test_sync_each),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -44,15 +44,19 @@ static void test_accuracy(void **state)
 static void test_special(void **state)
 {
     (void)state;
-    assert_true(dt_expf(0.0f) == 1.0f && dt_expf(-INFINITY) == 0.0f && isinf(dt_expf(INFINITY)) && isinf(dt_expf(88.8f)));
-    assert_true(dt_tanhf(INFINITY) == 1.0f && dt_tanhf(-INFINITY) == -1.0f && dt_tanhf(0.0f) == 0.0f);
-    assert_true(dt_erff(INFINITY) == 1.0f && dt_erff(-INFINITY) == -1.0f && signbit(dt_erff(-0.0f)));
+    assert_true(dt_expf(0.0f) == 1.0f && dt_expf(-INFINITY) == 0.0f && isinf(dt_expf(INFINITY)) &&
+                isinf(dt_expf(88.8f)));
+    assert_true(dt_tanhf(INFINITY) == 1.0f && dt_tanhf(-INFINITY) == -1.0f &&
+                dt_tanhf(0.0f) == 0.0f);
+    assert_true(dt_erff(INFINITY) == 1.0f && dt_erff(-INFINITY) == -1.0f &&
+                signbit(dt_erff(-0.0f)));
     assert_true(dt_sigmoidf(-INFINITY) == 0.0f && dt_sigmoidf(INFINITY) == 1.0f);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_accuracy), cmocka_unit_test(test_special) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_accuracy),
+                                        cmocka_unit_test(test_special) };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
