@@ -168,7 +168,7 @@ int dt_job_data(dt_job *j, dt_err *err)
         o->data.stop = j->ui->stop;
         rc = dt_job_make_plan(j, &o->data, j->plan, err);
     }
-    if (rc >= 0 && o->method != DT_METHOD_VAE)
+    if (rc >= 0 && o->method != DT_METHOD_VAE && (o->latents || !o->memory_plan))   /* shapes are in the plan: encode nothing */
         rc = open_cache(j, err);
     return rc < 0 ? rc : read_info(j, err);
 }
