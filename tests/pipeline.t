@@ -60,3 +60,31 @@ wait $!
 check 'SIGTERM to make reaches the tool' "xargs <$LOG" 'dt-train ready saved'
 rm "$OUT/slow"
 check 'and the next make goes on' 'ran RANK=5 SHARDS=1' 'dt-train dt-sample'
+
+# --- the real tools: four pictures, 40 steps, stopped in the middle ---
+export OMP_NUM_THREADS=1
+real() { # OUTPUT_DIR ARGUMENTS; run=exec: this shell becomes make
+    ${run-} "${make[@]}" MODEL_NAME=tests/golden/tiny-flux DATASET_NAME=examples/concept DATASET_META_NAME=examples/concept/metadata.json \
+        OUTPUT_DIR="$1" DT="$B/bin/" IMAGE_SAMPLE_SIZE=32 MIXED_PRECISION=no BUCKET_FLAGS=--max_train_samples=4 RANK=2 ALPHA=2 \
+        TRAIN_BATCH_SIZE=2 STEPS=40 SAMPLE_STEPS=2 "${@:2}"
+}
+files() { (cd "$1" && find . -type f ! -name '.lock*' -printf '%p %T@\n' | sort); }
+check 'pictures to samples' "real $T/a >/dev/null && cd $T/a && ls" 'cache
+checkpoint-40
+logs
+lora.safetensors
+loss.png
+metrics.ndjson
+plan.ndjson
+prompts.ndjson
+samples.png'
+files "$T/a" >"$T/before"
+check 'again: nothing is done' "real $T/a 2>&1; files $T/a | cmp - $T/before" "make: Nothing to be done for 'all'."
+run=exec real "$T/b" >/dev/null 2>&1 &
+for _ in $(seq 600); do [ -s "$T/b/metrics.ndjson" ] && break; sleep 0.05; done
+kill -TERM $!
+wait $!
+check 'stopped: a checkpoint, no LoRA' "ls -d $T/b/checkpoint-* $T/b/lora* 2>/dev/null | grep -vc checkpoint-40" 1
+check 'again: training goes on, the plan and the cache are not made anew' \
+    "real $T/b 2>&1 >/dev/null | sed -n 's/^\(dt-[a-z-]*\):.*\(resumed\).*/\1 \2/p; s/^\(dt-bucket\|dt-cache-latents\):.*/\1/p' | sort -u" 'dt-train resumed'
+check 'and ends with the bits of the run that was not stopped' "cmp $T/a/lora.safetensors $T/b/lora.safetensors && cmp $T/a/samples.png $T/b/samples.png"
