@@ -43,6 +43,8 @@ static const dt_opt table[] = {
     { "threads", 0, "N", DT_OPT_INT, offsetof(struct opts, threads), 0, 1024, .help = "CPU compute threads; 0 = all cores (0)" },
     { "mixed_precision", 0, NULL, DT_OPT_ENUM, O(bf16), .choices = precisions, .help =
       "storage of activations and weights: no (fp32) or bf16 (no)" },
+    { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), .help =
+      "leave matrices in the mapped weight files and bring each in where it is used: slower, but larger models fit" },
     { "vae_tile", 0, "PX", DT_OPT_INT, O(vae_tile), 0, 65536, .help =
       "decode pictures larger than this in overlapping tiles; 0 = never (0)" },
     { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), .help = "print what it will take, and stop" },

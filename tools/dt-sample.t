@@ -49,6 +49,8 @@ cmp:
 check 'latents in and out' "$S -p x --init_latents lat.safetensors --save_latents l.safetensors && wc -c <l.safetensors && $S -o - -p x --init_latents lat.safetensors | od -An -j16 -N8 -tx1" \
 '1664
  00 00 00 18 00 00 00 10'
+check 'the same with weights left in their files' "$S -o - -p two --low_vram | cmp - one.png"
+check 'of which less is in memory' "{ $S -p x --memory_plan; $S -p x --memory_plan --low_vram; } | awk '/transformer/ { n[++k] = \$2 } END { print (n[2] < n[1] / 2) }'" 1
 check 'the memory plan loads nothing' "$S -p x --memory_plan --transformer_path /dev/null --width 64 | grep -c MiB" 8
 check 'progress' "$S -p x -o p.png --progress prog >/dev/null; tail -n 1 prog | grep -c '\"job\":\"sample\",\"step\":2,\"total\":2'" 1
 check 'nothing but files named' "ls -A | grep -c tmp; :" 0

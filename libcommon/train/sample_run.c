@@ -82,6 +82,8 @@ static int open_model(struct job *j, dt_err *err)
         if (own[i] && !dt_exists(own[i]))
             rc = dt_err_set(err, DT_EDATA, "cannot open '%s': no such file", own[i]);
     }
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0 && o->low_vram; k++)
+        dt_params_map(j->pipe->part[k]);
     if (rc == 0 && !j->pipe->dit.guidance && o->guidance_given)
         rc = dt_err_set(err, DT_EUSAGE, "'%s' has no guidance input: --guidance_scale has no effect", o->model);
     return rc;

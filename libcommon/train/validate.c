@@ -78,6 +78,10 @@ static int encode_prompts(dt_validator *v, dt_err *err)
     dt_job *j = v->j;
     dt_flux_pipe *p = j->pipe;
     dt_flux_run *run = new_run(j);
+    if (j->o->low_vram) {
+        dt_params_map(p->part[DT_FLUX_CLIP]);
+        dt_params_map(p->part[DT_FLUX_T5]);
+    }
     int rc = dt_flux_run_plan_text(run, err);
     if (rc == 0)
         rc = dt_flux_pipe_load(p, DT_FLUX_CLIP, j->dev, j->act, DT_PARAMS_NO_OPTIM, err);
