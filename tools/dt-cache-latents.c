@@ -29,8 +29,9 @@ static const dt_opt table[] = {
     { "mixed_precision", 0, "NAME", DT_OPT_ENUM, O(mixed_precision), 0, 0, precisions, .help =
       "encode in fp32 (no) or bf16 (no)" },
     DT_OPT_GROUP("Cache"),
-    { "plan", 0, "FILE", DT_OPT_STR, O(plan), .help = "what dt-bucket wrote (-: standard input)" },
-    { "output", 'o', "DIR", DT_OPT_STR, O(output), .help = "cache folder to fill; - writes one tar stream for dt-train --latents -" },
+    { "plan", 0, "FILE", DT_OPT_STR, O(plan), .help = "what dt-bucket wrote, as PLAN (standard input)" },
+    { "output", 'o', "DIR", DT_OPT_STR, O(output), .help =
+      "cache folder to fill; - writes one tar stream for dt-train --latents -" },
     { "cache_dtype", 0, "NAME", DT_OPT_ENUM, O(cache_dtype), 0, 0, cache_dtypes, .help =
       "keep fp32 or bf16 (auto: bf16 with --mixed_precision bf16, otherwise fp32)" },
     { "pictures_only", 0, NULL, DT_OPT_FLAG, O(pictures_only), .help =
@@ -52,23 +53,32 @@ static const dt_opt table[] = {
     { "threads", 0, "N", DT_OPT_INT, O(threads), 0, 1024, .help = "threads that compute (0: all cores)" },
     { "dataloader_num_workers", 0, "N", DT_OPT_INT, O(workers), 0, 64, .help =
       "threads that read pictures (0: one for each CPU, at most 8)" },
-    { "progress", 0, "FILE", DT_OPT_STR, O(progress), .help = "report progress as NDJSON to this file or descriptor number" },
-    { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help = "say nothing on standard error except warnings and errors" },
+    { "progress", 0, "FILE", DT_OPT_STR, O(progress), .help =
+      "write progress as NDJSON to FILE, or to this descriptor if it is a number" },
+    { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help =
+      "say nothing on standard error except warnings and errors" },
     DT_OPT_END
 };
 
 static const dt_cli cli = {
     .tool = "dt-cache-latents",
-    .synopsis = "--pretrained_model_name_or_path DIR [OPTION]... -o CACHE",
-    .summary = "Encode every picture and caption of a plan once, so that training needs neither the autoencoder nor the text encoders.",
+    .synopsis = "--pretrained_model_name_or_path DIR [OPTION]... -o CACHE [PLAN]",
+    .summary = "Encode every picture and caption of a plan once, so that training needs neither the autoencoder nor the "
+               "text encoders.",
     .examples = "  dt-bucket --enable_bucket pictures/ | dt-cache-latents --model FLUX.1-dev -o cache/\n"
                 "  dt-cache-latents --model FLUX.1-dev --plan plan.ndjson --shard 0/4 -o cache/\n"
                 "  dt-cache-latents --model FLUX.1-dev --plan plan.ndjson -o cache/ --explain pictures/cat.jpg\n",
     .table = table,
 };
 
-static int check(struct opts *o, dt_err *err)
+static int check(struct opts *o, const dt_strs *operands, dt_err *err)
 {
+    if (operands->n > 1)
+        return dt_err_set(err, DT_EUSAGE, "one plan at a time, not also '%s'", operands->v[1]);
+    if (operands->n && o->plan)
+        return dt_err_set(err, DT_EUSAGE, "--plan and '%s': name the plan once", operands->v[0]);
+    if (!o->plan)
+        o->plan = operands->n ? operands->v[0] : "-";
     if (o->model && o->short_model)
         return dt_err_set(err, DT_EUSAGE, "--model and --pretrained_model_name_or_path: name the model once");
     if (o->short_model)
@@ -113,12 +123,13 @@ static void say(void *ctx, bool warning, const char *line)
 static void summary(const struct dt_encode_report *r)
 {
     const struct dt_encode_count *i = &r->images, *t = &r->texts;
-    dt_info("%lld pictures: %lld encoded, %lld there already, %lld the same as another; %lld files skipped", (long long)i->wanted,
-            (long long)i->made, (long long)i->there, (long long)i->shared, (long long)r->skipped.n);
-    dt_info("%lld captions: %lld encoded, %lld there already", (long long)t->wanted, (long long)t->made, (long long)t->there);
+    dt_info("%lld pictures: %lld encoded, %lld there already, %lld the same as another; %lld files skipped",
+            (long long)i->wanted, (long long)i->made, (long long)i->there, (long long)i->shared, (long long)r->skipped.n);
+    dt_info("%lld captions: %lld encoded, %lld there already", (long long)t->wanted, (long long)t->made,
+            (long long)t->there);
     if (r->bytes)
-        dt_info("%.1f MiB in the cache; a file for each picture and its caption in fp32 would take %.1f MiB", (double)r->bytes / 1048576,
-                (double)r->naive_bytes / 1048576);
+        dt_info("%.1f MiB in the cache; a file for each picture and its caption in fp32 would take %.1f MiB",
+                (double)r->bytes / 1048576, (double)r->naive_bytes / 1048576);
 }
 
 static int run(const struct opts *o, struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err)
@@ -144,19 +155,21 @@ static int run(const struct opts *o, struct dt_encode_params *p, struct dt_encod
 
 int main(int argc, char **argv)
 {
-    struct opts o = { .plan = "-", .device = "cpu", .vae_mini_batch = 32, .max_shard_size = 256 << 20, .max_skipped_fraction = 0.5 };
+    struct opts o = { .device = "cpu", .vae_mini_batch = 32, .max_shard_size = 256 << 20,
+                      .max_skipped_fraction = 0.5 };
     struct dt_encode_report r = { 0 };
     struct dt_encode_params p = { 0 };
+    dt_strs operands = { 0 };
     dt_err err = { 0 };
 
     dt_argv0 = "dt-cache-latents";
     dt_signals_install();
-    int rc = dt_cli_parse(&cli, &o, argc, argv, NULL, &err);
+    int rc = dt_cli_parse(&cli, &o, argc, argv, &operands, &err);
     if (rc > 0)
         return dt_finish(0);
     dt_quiet = o.quiet;
     if (rc == 0)
-        rc = check(&o, &err);
+        rc = check(&o, &operands, &err);
     if (rc == 0)
         rc = parse_shard(o.shard, &p.shard, &p.shards, &err);
     if (rc < 0)
@@ -184,5 +197,6 @@ int main(int argc, char **argv)
         summary(&r);
     int status = rc < 0 ? dt_die_err(&err) : r.skipped.n ? 3 : 0;
     dt_encode_report_release(&r);
+    dt_strs_release(&operands);
     return dt_finish(status);
 }

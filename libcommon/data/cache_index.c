@@ -13,7 +13,8 @@ enum { REQ_INTS = 7, MAX_SIDE_PX = 1 << 30 };
 
 char *dt_cache_request(const dt_batch_item *it, int w, int h)
 {
-    return dt_sprintf("%d %d %d %d %d %d %d %s", it->resize_w, it->resize_h, it->crop_x, it->crop_y, w, h, it->flip, it->item->path);
+    return dt_sprintf("%d %d %d %d %d %d %d %s", it->resize_w, it->resize_h, it->crop_x, it->crop_y, w, h, it->flip,
+                      it->item->path);
 }
 
 const char *dt_cache_request_path(const char *req)
@@ -86,7 +87,8 @@ bool dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b)
         return false;
     for (int i = 0; i < a->n; i++) {
         const dt_cache_part *p = &a->part[i], *q = &b->part[i];
-        if (strcmp(p->name, q->name) || p->text != q->text || strcmp(p->hash.hex, q->hash.hex) || strcmp(p->stat.hex, q->stat.hex))
+        if (strcmp(p->name, q->name) || p->text != q->text || strcmp(p->hash.hex, q->hash.hex) ||
+            strcmp(p->stat.hex, q->stat.hex))
             return false;
     }
     return true;
@@ -238,8 +240,10 @@ static int read_parts(dt_cache_recipe *r, const cJSON *o, const char *what, dt_e
         int rc;
         if (r->n == DT_CACHE_MAX_PARTS)
             return dt_err_set(err, DT_EDATA, "%s: more than %d 'encoders'", what, DT_CACHE_MAX_PARTS);
-        if ((rc = dt_json_str_or(&name, e, "part", "", what, err)) < 0 || (rc = dt_json_str_or(&of, e, "of", "", what, err)) < 0 ||
-            (rc = get_hash(&p->hash, e, "hash", what, err)) < 0 || (rc = get_hash(&p->stat, e, "stat", what, err)) < 0)
+        if ((rc = dt_json_str_or(&name, e, "part", "", what, err)) < 0 ||
+            (rc = dt_json_str_or(&of, e, "of", "", what, err)) < 0 ||
+            (rc = get_hash(&p->hash, e, "hash", what, err)) < 0 ||
+            (rc = get_hash(&p->stat, e, "stat", what, err)) < 0)
             return rc;
         snprintf(p->name, sizeof(p->name), "%s", name);
         p->text = !strcmp(of, "text");
@@ -275,7 +279,8 @@ static int read_header(dt_cache_index *x, const cJSON *o, const char *what, dt_e
         (rc = dt_json_int(&x->serial, o, "serial", 0, 1ll << 53, what, err)) < 0 ||
         (rc = get_ints(shard, 2, o, "shard", what, err)) < 0 ||
         (rc = dt_json_int(&r->code, o, "code", 0, 1ll << 53, what, err)) < 0 ||
-        (rc = get_dtype(&r->dtype, o, "dtype", what, err)) < 0 || (rc = get_dtype(&r->compute, o, "compute", what, err)) < 0 ||
+        (rc = get_dtype(&r->dtype, o, "dtype", what, err)) < 0 ||
+        (rc = get_dtype(&r->compute, o, "compute", what, err)) < 0 ||
         (rc = dt_json_int(&r->tile_px, o, "tile", 0, MAX_SIDE_PX, what, err)) < 0 ||
         (rc = dt_json_int(&r->text_len, o, "text_len", 0, 1 << 20, what, err)) < 0 ||
         (rc = read_parts(r, o, what, err)) < 0)
@@ -290,11 +295,12 @@ static int read_image_request(char **req, const char *path, const cJSON *o, cons
     int64_t resize[2], crop[2], size[2];
     bool flip;
     int rc;
-    if ((rc = get_ints(resize, 2, o, "resize", what, err)) < 0 || (rc = get_ints(crop, 2, o, "crop", what, err)) < 0 ||
-        (rc = get_ints(size, 2, o, "size", what, err)) < 0 || (rc = dt_json_bool_or(&flip, o, "flip", false, what, err)) < 0)
+    if ((rc = get_ints(resize, 2, o, "resize", what, err)) < 0 ||
+        (rc = get_ints(crop, 2, o, "crop", what, err)) < 0 || (rc = get_ints(size, 2, o, "size", what, err)) < 0 ||
+        (rc = dt_json_bool_or(&flip, o, "flip", false, what, err)) < 0)
         return rc;
-    *req = dt_sprintf("%lld %lld %lld %lld %lld %lld %d %s", (long long)resize[0], (long long)resize[1], (long long)crop[0],
-                      (long long)crop[1], (long long)size[0], (long long)size[1], flip, path);
+    *req = dt_sprintf("%lld %lld %lld %lld %lld %lld %d %s", (long long)resize[0], (long long)resize[1],
+                      (long long)crop[0], (long long)crop[1], (long long)size[0], (long long)size[1], flip, path);
     return 0;
 }
 
@@ -304,8 +310,10 @@ static int read_rec(dt_cache_index *x, const cJSON *o, const char *what, dt_err 
     char *req = NULL;
     int64_t at[3] = { 0 };
     int rc;
-    if ((rc = dt_json_str_or(&image, o, "image", NULL, what, err)) < 0 || (rc = dt_json_str_or(&text, o, "text", NULL, what, err)) < 0 ||
-        (rc = dt_json_str_or(&skip, o, "skip", NULL, what, err)) < 0 || (rc = dt_json_str_or(&why, o, "why", "", what, err)) < 0)
+    if ((rc = dt_json_str_or(&image, o, "image", NULL, what, err)) < 0 ||
+        (rc = dt_json_str_or(&text, o, "text", NULL, what, err)) < 0 ||
+        (rc = dt_json_str_or(&skip, o, "skip", NULL, what, err)) < 0 ||
+        (rc = dt_json_str_or(&why, o, "why", "", what, err)) < 0)
         return rc;
     if (!image + !text + !skip != 2)
         return dt_err_set(err, DT_EDATA, "%s: must have one of 'image', 'text' and 'skip'", what);
@@ -318,7 +326,8 @@ static int read_rec(dt_cache_index *x, const cJSON *o, const char *what, dt_err 
     dt_cache_rec *r = dt_cache_index_add(x, image ? DT_CACHE_IMAGE : DT_CACHE_TEXT, image ? req : text);
     free(req);
     if ((rc = get_hash(&r->key, o, "key", what, err)) < 0 || (rc = get_hash(&r->sum, o, "sum", what, err)) < 0 ||
-        (image && (rc = get_hash(&r->source, o, "source", what, err)) < 0) || (rc = get_ints(at, 3, o, "at", what, err)) < 0)
+        (image && (rc = get_hash(&r->source, o, "source", what, err)) < 0) ||
+        (rc = get_ints(at, 3, o, "at", what, err)) < 0)
         return rc;
     r->file = at[0], r->off = at[1], r->bytes = at[2];
     if (r->file < -1 || r->file >= x->files.n || r->off < 0 || r->bytes < 0 ||
@@ -364,7 +373,10 @@ static int newest_first(const void *pa, const void *pb)
     return a->serial != b->serial ? (a->serial < b->serial ? 1 : -1) : -strcmp(a->name, b->name);
 }
 
-static bool is_index(const char *name) { return !strncmp(name, "index-", 6) && !strcmp(dt_path_ext(name), ".ndjson"); }
+static bool is_index(const char *name)
+{
+    return !strncmp(name, "index-", 6) && !strcmp(dt_path_ext(name), ".ndjson");
+}
 
 static int read_one(dt_cache_index *x, const char *path, dt_err *err)
 {

@@ -80,7 +80,8 @@ static int need_shard(dt_cache *c, const dt_cache_index *x, const dt_cache_rec *
         }
     }
     if (rc == 0 && (r->off < BLOCK || r->off + r->bytes > (int64_t)c->shard[s].map.bytes))
-        rc = dt_err_set(err, DT_EDATA, "%s: cut off at byte %zu; run dt-cache-latents again", path, c->shard[s].map.bytes);
+        rc = dt_err_set(err, DT_EDATA, "%s: cut off at byte %zu; run dt-cache-latents again", path,
+                        c->shard[s].map.bytes);
     free(path);
     return rc;
 }
@@ -110,7 +111,8 @@ int dt_cache_open(dt_cache **out, const char *dir, dt_err *err)
     c->shards = dt_strmap_new();
     int rc = dt_cache_indexes(&c->index, &c->n_index, dir, NULL, err);
     if (rc == 0 && !c->n_index)
-        rc = dt_err_set(err, DT_EDATA, "'%s' is no cache, or not a finished one: it has no index; run dt-cache-latents", dir);
+        rc = dt_err_set(err, DT_EDATA, "'%s' is no cache, or not a finished one: it has no index; run dt-cache-latents",
+                        dir);
     c->checked = dt_alloc((size_t)(c->n_index + 1) * sizeof(*c->checked));
     for (int64_t i = 0; rc == 0 && i < c->n_index; i++) {
         c->checked[i] = dt_alloc((size_t)c->index[i].n + 1);
@@ -154,8 +156,8 @@ void dt_cache_close(dt_cache **pc)
 
 static int damaged(const dt_cache *c, const dt_cache_index *x, const dt_cache_rec *r, dt_err *err)
 {
-    return dt_err_set(err, DT_EDATA, "%s/%s: entry %s is damaged; remove that file and run dt-cache-latents again", c->dir,
-                      x->files.v[r->file], r->key.hex);
+    return dt_err_set(err, DT_EDATA, "%s/%s: entry %s is damaged; remove that file and run dt-cache-latents again",
+                      c->dir, x->files.v[r->file], r->key.hex);
 }
 
 /* The entry of a request as an open file over the mapping; data stays valid after dt_st_close. */
@@ -182,11 +184,13 @@ int dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_
     dt_st_entry mean, logvar;
     free(req);
     if (at < 0)
-        return dt_err_set(err, DT_EDATA, "'%s' at %dx%d px is not in cache '%s'; run dt-cache-latents for this plan", it->item->path,
-                          w, h, c->dir);
+        return dt_err_set(err, DT_EDATA, "'%s' at %dx%d px is not in cache '%s'; run dt-cache-latents for this plan",
+                          it->item->path, w, h, c->dir);
     int rc = open_entry(c, at, &st, err);
-    if (rc == 0 && (rc = dt_st_need(st, "mean", &mean, err)) == 0 && (rc = dt_st_need(st, "logvar", &logvar, err)) == 0) {
-        *out = (dt_cached_image){ mean.dims.d[0], mean.dims.d[1], mean.dims.d[2], mean.dtype, mean.data, logvar.data };
+    if (rc == 0 && (rc = dt_st_need(st, "mean", &mean, err)) == 0 &&
+        (rc = dt_st_need(st, "logvar", &logvar, err)) == 0) {
+        *out = (dt_cached_image){ .C = mean.dims.d[0], .h = mean.dims.d[1], .w = mean.dims.d[2], .dtype = mean.dtype,
+                                  .mean = mean.data, .logvar = logvar.data };
         if (mean.dims.nd != 3 || logvar.dtype != mean.dtype || logvar.bytes != mean.bytes)
             rc = damaged(c, &c->index[at >> 32], &c->index[at >> 32].rec[at & 0xffffffff], err);
     }
@@ -200,10 +204,13 @@ int dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, d
     dt_st *st = NULL;
     dt_st_entry states, pooled;
     if (at < 0)
-        return dt_err_set(err, DT_EDATA, "caption '%.80s' is not in cache '%s'; run dt-cache-latents for this plan", caption, c->dir);
+        return dt_err_set(err, DT_EDATA, "caption '%.80s' is not in cache '%s'; run dt-cache-latents for this plan",
+                          caption, c->dir);
     int rc = open_entry(c, at, &st, err);
-    if (rc == 0 && (rc = dt_st_need(st, "states", &states, err)) == 0 && (rc = dt_st_need(st, "pooled", &pooled, err)) == 0) {
-        *out = (dt_cached_text){ states.dims.d[0], states.dims.d[1], pooled.dims.d[0], states.dtype, states.data, pooled.data };
+    if (rc == 0 && (rc = dt_st_need(st, "states", &states, err)) == 0 &&
+        (rc = dt_st_need(st, "pooled", &pooled, err)) == 0) {
+        *out = (dt_cached_text){ .T = states.dims.d[0], .D = states.dims.d[1], .P = pooled.dims.d[0],
+                                 .dtype = states.dtype, .states = states.data, .pooled = pooled.data };
         if (states.dims.nd != 2 || pooled.dims.nd != 1 || pooled.dtype != states.dtype)
             rc = damaged(c, &c->index[at >> 32], &c->index[at >> 32].rec[at & 0xffffffff], err);
     }

@@ -46,7 +46,10 @@ struct dt_cache_store {
 
 /* --- places --- */
 
-int64_t dt_cache_store_find(const dt_cache_store *s, const dt_hash *key) { return dt_strmap_get(s->by_key, key->hex); }
+int64_t dt_cache_store_find(const dt_cache_store *s, const dt_hash *key)
+{
+    return dt_strmap_get(s->by_key, key->hex);
+}
 
 int64_t dt_cache_store_claim(dt_cache_store *s, const dt_hash *key)
 {
@@ -90,14 +93,16 @@ static bool member_key(const char *name, dt_hash *key)
 }
 
 /* Sums of entries that indexes know, so that their bytes need not be read. */
-static const dt_cache_rec *known(const dt_cache_store *s, const dt_strmap *recs, const char *shard, const dt_hash *key, const dt_tar_member *m)
+static const dt_cache_rec *known(const dt_cache_store *s, const dt_strmap *recs, const char *shard,
+                                 const dt_hash *key, const dt_tar_member *m)
 {
     int64_t at = dt_strmap_get(recs, key->hex);
     if (at < 0)
         return NULL;
     const dt_cache_index *x = &s->index[at >> 32];
     const dt_cache_rec *r = &x->rec[at & 0xffffffff];
-    bool same = r->file >= 0 && !strcmp(x->files.v[r->file], shard) && r->off == (int64_t)m->off && r->bytes == (int64_t)m->bytes;
+    bool same = r->file >= 0 && !strcmp(x->files.v[r->file], shard) && r->off == (int64_t)m->off &&
+                r->bytes == (int64_t)m->bytes;
     return same ? r : NULL;
 }
 
@@ -252,8 +257,10 @@ const dt_cache_index *dt_cache_store_index(const dt_cache_store *s, int64_t i)
 
 static int archive_failed(const dt_cache_store *s, dt_err *err)
 {
-    const char *why = archive_error_string(s->a);
-    return dt_err_set(err, DT_EIO, "cannot write %s: %s", s->dir ? s->files.v[s->files.n - 1] : "the stream", why ? why : "unknown reason");
+    const char *what = s->dir ? s->files.v[s->files.n - 1] : "the stream";
+    int e = archive_errno(s->a);
+    return dt_err_set(err, e == ENOMEM ? DT_ENOMEM : DT_EIO, "cannot write %s: %s", what,
+                      e > 0 ? strerror(e) : archive_error_string(s->a));
 }
 
 static int begin(dt_cache_store *s, dt_err *err)
@@ -295,7 +302,8 @@ static int append(dt_cache_store *s, const char *name, const void *data, size_t 
     archive_entry_set_size(e, (la_int64_t)bytes);
     archive_entry_set_mtime(e, 0, 0);           /* the same entries give the same bytes */
     bool ok = archive_write_header(s->a, e) == ARCHIVE_OK &&
-              (!bytes || archive_write_data(s->a, data, bytes) == (la_ssize_t)bytes) && archive_write_finish_entry(s->a) == ARCHIVE_OK;
+              (!bytes || archive_write_data(s->a, data, bytes) == (la_ssize_t)bytes) &&
+              archive_write_finish_entry(s->a) == ARCHIVE_OK;
     archive_entry_free(e);
     if (!ok)
         return archive_failed(s, err);
@@ -378,7 +386,8 @@ static void list_files(const dt_cache_store *s, dt_cache_index *x)
 }
 
 /* What the folder's newest indexes say about a request, or NULL. */
-static const dt_cache_rec *said(const dt_cache_store *s, const dt_strmap *const map[3], const dt_cache_rec *r, const char **file)
+static const dt_cache_rec *said(const dt_cache_store *s, const dt_strmap *const map[3], const dt_cache_rec *r,
+                                const char **file)
 {
     int64_t at = dt_strmap_get(map[r->kind], r->req);
     if (at < 0)
@@ -406,8 +415,9 @@ static bool says_all(const dt_cache_store *s, const dt_cache_index *x)
         const char *file, *path = r->kind == DT_CACHE_SKIP ? r->req : dt_cache_request_path(r->req);
         const dt_cache_rec *q = said(s, (const dt_strmap *const *)map, r, &file);
         same = q && (r->kind == DT_CACHE_TEXT || dt_strmap_get(paths, path) == (int64_t)r->kind) &&
-               (r->kind == DT_CACHE_SKIP ? !strcmp(q->why, r->why)
-                                         : !strcmp(q->key.hex, r->key.hex) && q->off == r->off && !strcmp(file, x->files.v[r->file]));
+               (r->kind == DT_CACHE_SKIP
+                    ? !strcmp(q->why, r->why)
+                    : !strcmp(q->key.hex, r->key.hex) && q->off == r->off && !strcmp(file, x->files.v[r->file]));
     }
     for (int i = 0; i < 3; i++)
         dt_strmap_free(&map[i]);
@@ -418,7 +428,8 @@ static bool says_all(const dt_cache_store *s, const dt_cache_index *x)
 static int write_index(dt_cache_store *s, const dt_cache_index *x, dt_err *err)
 {
     dt_out *out = NULL;
-    char *path = dt_sprintf("%s/index-%06lld-%lldof%lld.ndjson", s->dir, (long long)x->serial, (long long)x->shard, (long long)x->shards);
+    char *path = dt_sprintf("%s/index-%06lld-%lldof%lld.ndjson", s->dir, (long long)x->serial, (long long)x->shard,
+                            (long long)x->shards);
     int rc = dt_out_open(&out, path, err);
     if (rc == 0)
         rc = dt_cache_index_write(x, dt_out_file(out), err);

@@ -31,11 +31,15 @@ static int next_member(struct receiver *r, dt_err *err)
     if (got == ARCHIVE_EOF)
         return 0;
     if (got != ARCHIVE_OK)
-        return dt_err_set(err, DT_EDATA, "the cache stream is damaged after %lld members: %s", (long long)r->members, archive_error_string(r->a));
+        return dt_err_set(err, DT_EDATA, "the cache stream is damaged after %lld members: %s", (long long)r->members,
+                          archive_error_string(r->a));
     const char *name = archive_entry_pathname(e);
-    int64_t size = archive_entry_size(e), max = name && !strcmp(dt_path_ext(name), ".ndjson") ? MAX_TEXT_BYTES : MAX_MEMBER_BYTES;
-    if (!name || strlen(name) > 100 || strchr(name, '/') || archive_entry_filetype(e) != AE_IFREG || size < 0 || size > max)
-        return dt_err_set(err, DT_EDATA, "the cache stream has a member that is none of a cache: '%.100s'", name ? name : "");
+    int64_t size = archive_entry_size(e);
+    int64_t max = name && !strcmp(dt_path_ext(name), ".ndjson") ? MAX_TEXT_BYTES : MAX_MEMBER_BYTES;
+    if (!name || strlen(name) > 100 || strchr(name, '/') || archive_entry_filetype(e) != AE_IFREG || size < 0 ||
+        size > max)
+        return dt_err_set(err, DT_EDATA, "the cache stream has a member that is none of a cache: '%.100s'",
+                          name ? name : "");
     snprintf(r->name, sizeof(r->name), "%s", name);
     free(r->data);
     r->bytes = (size_t)size;
@@ -78,7 +82,8 @@ static int settle(struct receiver *r, dt_err *err)
             return dt_err_set(err, DT_EDATA, "the cache stream lacks entry %s", rec->key.hex);
         dt_cache_store_fill(r->store, rec, place);
         if (strcmp(rec->sum.hex, sum.hex))
-            return dt_err_set(err, DT_EDATA, "entry %s of the cache stream differs from what was sent, or from what the folder has", rec->key.hex);
+            return dt_err_set(err, DT_EDATA, "entry %s of the cache stream is not what was sent, or what the folder has",
+                              rec->key.hex);
     }
     dt_strs_release(&r->index.files);
     free(r->index.file_bytes);
@@ -110,7 +115,8 @@ static int receive(struct receiver *r, const char *dir, dt_err *err)
     if (!r->members)
         return dt_err_set(err, DT_EDATA, "no cache stream came; did dt-cache-latents fail?");
     if (!done || !r->plan)
-        return dt_err_set(err, DT_EDATA, "the cache stream ends early, without %s", done ? "plan.ndjson" : "index.ndjson");
+        return dt_err_set(err, DT_EDATA, "the cache stream ends early, without %s",
+                          done ? "plan.ndjson" : "index.ndjson");
     if ((rc = settle(r, err)) < 0 || (rc = dt_cache_store_commit(r->store, &r->index, &wrote, err)) < 0)
         return rc;
     char *path = dt_path_join(dir, "plan.ndjson");

@@ -1,7 +1,7 @@
 /* cache_write.h - making caches: keys, records, indexes, shards.  Format: dt-cache(5).
  *
- * A store is a cache folder being filled, or one tar stream.  Every entry has a place; entries are put in any order, become
- * visible with their shard, and are found by readers once an index names them. */
+ * A store is a cache folder being filled, or one tar stream.  Every entry has a place; entries are put in any order,
+ * become visible with their shard, and are found by readers once an index names them. */
 #ifndef DT_DATA_CACHE_WRITE_H
 #define DT_DATA_CACHE_WRITE_H
 #include <stdbool.h>
@@ -16,7 +16,7 @@ typedef struct dt_cache_part {
     char    name[40];               /* "vae", "text_encoder", ... */
     bool    text;                   /* captions depend on it; otherwise pictures do */
     dt_hash hash;                   /* of config and weights */
-    dt_hash stat;                   /* of names, sizes, times and inodes of the files: same stat, no need to hash them again */
+    dt_hash stat;                   /* of names, sizes, times and inodes of the files: while it stays, so does hash */
 } dt_cache_part;
 
 /* What all entries of a run have in common: the part of their keys that is not in the request. */
@@ -69,12 +69,12 @@ int  dt_cache_index_read(dt_cache_index *x, const char *text, size_t bytes, cons
 int  dt_cache_index_write(const dt_cache_index *x, FILE *f, dt_err *err);
 void dt_cache_index_release(dt_cache_index *x);
 
-/* Indexes of a folder, newest first; caller releases each and frees *x.  `broken` NULL: an index that cannot be read is an
- * error; otherwise it is left out and its message added there. */
+/* Indexes of a folder, newest first; caller releases each and frees *x.  `broken` NULL: an index that cannot be read
+ * is an error; otherwise it is left out and its message added there. */
 int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *broken, dt_err *err);
 
 /* --- stores --- */
-typedef struct dt_cache_store dt_cache_store;       /* opaque; one thread at a time, but _find by any number while nobody puts */
+typedef struct dt_cache_store dt_cache_store;       /* opaque; one thread at a time */
 
 struct dt_cache_store_params {
     const char *dir;                /* made if it is not there; NULL: a stream */
@@ -86,7 +86,8 @@ struct dt_cache_store_params {
 int  dt_cache_store_open(dt_cache_store **s, const struct dt_cache_store_params *p, dt_err *err);
 /* Leaves complete shards, removes the one being written. */
 void dt_cache_store_close(dt_cache_store **s);
-const dt_strs *dt_cache_store_broken(const dt_cache_store *s);      /* files of the folder that are of no use, with reasons */
+/* Files of the folder that are of no use, with reasons. */
+const dt_strs *dt_cache_store_broken(const dt_cache_store *s);
 /* Indexes that were there, newest first. */
 const dt_cache_index *dt_cache_store_index(const dt_cache_store *s, int64_t i);
 
@@ -105,8 +106,8 @@ int     dt_cache_store_member(dt_cache_store *s, const char *name, const void *d
 void    dt_cache_store_fill(const dt_cache_store *s, dt_cache_rec *rec, int64_t place);
 /* Completes the shard being written; the next entry begins another. */
 int     dt_cache_store_finish(dt_cache_store *s, dt_err *err);
-/* Completes the shard and writes the index (its serial and files are set here); nothing is written if the folder says all of
- * it already.  A stream gets the index as its last member. */
+/* Completes the shard and writes the index (its serial and files are set here); nothing is written if the folder says
+ * all of it already.  A stream gets the index as its last member. */
 int     dt_cache_store_commit(dt_cache_store *s, dt_cache_index *x, bool *wrote, dt_err *err);
 
 #endif

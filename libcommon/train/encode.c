@@ -133,8 +133,8 @@ static void add_stat(dt_hasher *h, const char *path)
     char line[160];
     if (stat(path, &st) < 0)
         return;
-    snprintf(line, sizeof(line), "%lld %lld.%09ld %llu %llu", (long long)st.st_size, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
-             (unsigned long long)st.st_ino, (unsigned long long)st.st_dev);
+    snprintf(line, sizeof(line), "%lld %lld.%09ld %llu %llu", (long long)st.st_size, (long long)st.st_mtim.tv_sec,
+             st.st_mtim.tv_nsec, (unsigned long long)st.st_ino, (unsigned long long)st.st_dev);
     dt_hasher_str(h, path);
     dt_hasher_str(h, line);
 }
@@ -143,7 +143,8 @@ static void add_stat(dt_hasher *h, const char *path)
 static int add_folder(dt_hasher *h, const char *dir, bool contents, dt_err *err)
 {
     struct dirent **entry;
-    int n = scandir(dir, &entry, NULL, alphasort), rc = n < 0 ? dt_err_sys(err, DT_EDATA, "cannot open folder '%s'", dir) : 0;
+    int n = scandir(dir, &entry, NULL, alphasort);
+    int rc = n < 0 ? dt_err_sys(err, DT_EDATA, "cannot open folder '%s'", dir) : 0;
     for (int i = 0; i < n; i++) {
         char *path = dt_path_join(dir, entry[i]->d_name);
         dt_hash one;
@@ -213,8 +214,8 @@ static int make_recipe(dt_enc *e, dt_err *err)
         { "tokenizer", -1, true }, { "tokenizer_2", -1, true },
     };
     int rc = dt_flux_pipe_tokenizers(e->p->pipe, err);
-    e->recipe = (dt_cache_recipe){ .code = CODE_VERSION, .dtype = e->p->store, .compute = e->p->compute, .tile_px = e->p->tile_px,
-                                   .text_len = e->p->pipe->t5_len };
+    e->recipe = (dt_cache_recipe){ .code = CODE_VERSION, .dtype = e->p->store, .compute = e->p->compute,
+                                   .tile_px = e->p->tile_px, .text_len = e->p->pipe->t5_len };
     for (size_t i = 0; i < sizeof(part) / sizeof(*part) && rc == 0; i++)
         if (!part[i].text || !e->p->pictures_only)
             rc = add_part(e, part[i].name, part[i].k, part[i].text, err);
@@ -230,8 +231,8 @@ int dt_enc_open(dt_enc *e, const struct dt_encode_params *p, struct dt_encode_re
     if (rc == 0)
         rc = collect(e, err);
     if (rc == 0)
-        rc = dt_cache_store_open(&e->store, &(struct dt_cache_store_params){ .dir = p->dir, .out = p->out, .shard = p->shard,
-                                 .shards = p->shards, .max_bytes = p->max_shard_bytes }, err);
+        rc = dt_cache_store_open(&e->store, &(struct dt_cache_store_params){ .dir = p->dir, .out = p->out,
+                                 .shard = p->shard, .shards = p->shards, .max_bytes = p->max_shard_bytes }, err);
     for (int64_t i = 0; rc == 0 && i < dt_cache_store_broken(e->store)->n; i++)
         dt_enc_say(e, true, "%s; its entries are made again", dt_cache_store_broken(e->store)->v[i]);
     return rc == 0 ? make_recipe(e, err) : rc;
@@ -271,8 +272,9 @@ static int check_skipped(const dt_enc *e, dt_err *err)
     int64_t bad = e->r->skipped.n;
     if (!bad || (double)bad <= e->p->max_skipped_fraction * (double)e->r->paths)
         return 0;
-    return dt_err_set(err, DT_EDATA, "%lld of %lld pictures cannot be used, more than --max_skipped_fraction %g allows; the first: %s",
-                      (long long)bad, (long long)e->r->paths, e->p->max_skipped_fraction, e->r->skipped.v[0]);
+    return dt_err_set(err, DT_EDATA, "%lld of %lld pictures cannot be used, more than --max_skipped_fraction %g allows; "
+                      "the first: %s", (long long)bad, (long long)e->r->paths, e->p->max_skipped_fraction,
+                      e->r->skipped.v[0]);
 }
 
 /* Nobody should wait for T5 only to learn that this is the wrong folder. */
@@ -287,14 +289,15 @@ static int check_present(const dt_enc *e, dt_err *err)
     if (!missing || (double)missing <= e->p->max_skipped_fraction * (double)e->r->paths)
         return 0;
     bool relative = e->want[first].item->path[0] != '/';
-    return dt_err_set(err, DT_EDATA, "%lld of %lld pictures of the plan cannot be read, '%s' first%s", (long long)missing,
-                      (long long)e->r->paths, e->want[first].item->path,
+    return dt_err_set(err, DT_EDATA, "%lld of %lld pictures of the plan cannot be read, '%s' first%s",
+                      (long long)missing, (long long)e->r->paths, e->want[first].item->path,
                       relative ? "; its paths are relative to the folder that dt-bucket ran in" : "");
 }
 
 /* --- captions --- */
 
-int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2], dt_err *err)
+int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2],
+               dt_err *err)
 {
     dt_st_entry entry[2];
     void *data[2] = { NULL, NULL }, *packed = NULL;
@@ -336,7 +339,8 @@ static int encode_captions(dt_enc *e, dt_flux_run *run, dt_progress *bar, dt_err
         if (rc < 0)
             break;
         int64_t place = dt_cache_store_claim(e->store, &key);
-        rc = dt_enc_put(e, place, name, (const float *const[]){ states, pooled }, (const dt_dims[]){ DT_DIMS(T, D), DT_DIMS(P) }, err);
+        rc = dt_enc_put(e, place, name, (const float *const[]){ states, pooled },
+                        (const dt_dims[]){ DT_DIMS(T, D), DT_DIMS(P) }, err);
         if (rc == 0) {
             e->text_place[i] = place;
             e->r->texts.made++;
@@ -407,14 +411,16 @@ static void fill_index(dt_enc *e, dt_cache_index *x)
 static void add_up(dt_enc *e)
 {
     const dt_flux_pipe *pipe = e->p->pipe;
-    int64_t f = dt_vae_factor(&pipe->vae), text = (pipe->t5_len * pipe->dit.joint_dim + pipe->dit.pooled_dim) * (int64_t)sizeof(float);
+    int64_t f = dt_vae_factor(&pipe->vae);
+    int64_t text = (pipe->t5_len * pipe->dit.joint_dim + pipe->dit.pooled_dim) * (int64_t)sizeof(float);
     dt_strmap *seen = dt_strmap_new();
     for (int64_t i = 0; i < e->n + e->texts; i++) {
         int64_t place = i < e->n ? e->image[i].place : e->text_place[i - e->n];
         if (place < 0)
             continue;
         if (i < e->n)
-            e->r->naive_bytes += 2 * pipe->vae.latent_channels * (e->want[i].h / f) * (e->want[i].w / f) * (int64_t)sizeof(float) + text;
+            e->r->naive_bytes += text + 2 * pipe->vae.latent_channels * (e->want[i].h / f) * (e->want[i].w / f) *
+                                            (int64_t)sizeof(float);
         const char *key = dt_cache_store_key(e->store, place);
         if (dt_strmap_get(seen, key) < 0) {
             dt_strmap_add(seen, key, 0);
@@ -449,7 +455,8 @@ static int put_plan(dt_enc *e, dt_err *err)
     if (e->p->dir) {
         char *path = dt_path_join(e->p->dir, "plan.ndjson");
         dt_map old = { 0 };
-        bool same = dt_exists(path) && dt_map_open(&old, path, NULL) == 0 && old.bytes == bytes && !memcmp(old.data, data, bytes);
+        bool same = dt_exists(path) && dt_map_open(&old, path, NULL) == 0 && old.bytes == bytes &&
+                    !memcmp(old.data, data, bytes);
         rc = same ? 0 : dt_file_write(path, data, bytes, err);
         dt_map_close(&old);
         free(path);
@@ -464,8 +471,9 @@ static int stopped(const dt_enc *e, dt_err *err)
 {
     const struct dt_encode_count *i = &e->r->images, *t = &e->r->texts;
     return dt_err_set(err, DT_ESIGNAL, "stopped with %lld of %lld pictures and %lld of %lld captions%s",
-                      (long long)(i->made + i->there + i->shared), (long long)i->wanted, (long long)(t->made + t->there),
-                      (long long)t->wanted, e->p->dir ? "; the same command goes on from here" : "");
+                      (long long)(i->made + i->there + i->shared), (long long)i->wanted,
+                      (long long)(t->made + t->there), (long long)t->wanted,
+                      e->p->dir ? "; the same command goes on from here" : "");
 }
 
 int dt_encode_run(const struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err)

@@ -1,5 +1,5 @@
-/* encode.h - fills a cache with what a plan asks for: every distinct picture by the autoencoder, every distinct caption by CLIP
- * and T5.  See dt-cache-latents(1) and data/cache.h. */
+/* encode.h - fills a cache with what a plan asks for: every distinct picture by the autoencoder, every distinct caption
+ * by CLIP and T5.  See dt-cache-latents(1) and data/cache.h. */
 #ifndef DT_TRAIN_ENCODE_H
 #define DT_TRAIN_ENCODE_H
 #include <stdio.h>
@@ -13,7 +13,7 @@ struct dt_encode_params {
     const char   *dir;              /* cache folder; NULL: one tar stream to `out` */
     FILE         *out;
     dt_dtype      compute, store;   /* of activations and weights; of what is kept */
-    int64_t       vae_mini_batch;   /* pictures encoded at once, at most; never more than one megapixel together unless it is one */
+    int64_t       vae_mini_batch;   /* pictures encoded at once, at most, and no more than one megapixel together */
     int64_t       tile_px;          /* 0: never in tiles */
     bool          pictures_only;    /* no captions: the run trains the text encoders */
     int64_t       max_shard_bytes;
@@ -27,7 +27,8 @@ struct dt_encode_params {
     void         *ctx;
 };
 
-struct dt_encode_count { int64_t wanted, made, there, shared; };    /* wanted = made + there + shared, skipped ones aside */
+/* wanted = made + there + shared, skipped ones aside */
+struct dt_encode_count { int64_t wanted, made, there, shared; };
 
 struct dt_encode_report {           /* filled also on failure, as far as it got; release always */
     struct dt_encode_count images, texts;
@@ -42,8 +43,8 @@ void dt_encode_report_release(struct dt_encode_report *r);
 /* DT_ESIGNAL: stopped, what was made is in the cache. */
 int dt_encode_run(const struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err);
 
-/* Says on `out` for a picture of the plan and its captions whether their entries would be reused, and if not, which part of their
- * keys is another.  Encodes nothing.  DT_EDATA: not in the plan. */
+/* Says on `out` for a picture of the plan and its caption whether their entries would be reused, and if not, which part
+ * of their keys is another.  Encodes nothing.  DT_EDATA: not in the plan. */
 int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *out, dt_err *err);
 
 #endif

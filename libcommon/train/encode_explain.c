@@ -71,15 +71,17 @@ static void explain_miss(const dt_enc *e, enum dt_cache_kind kind, const char *r
     if (kind == DT_CACHE_IMAGE && strcmp(was.rec->source.hex, source->hex))
         differs(out, &n, "bytes of the file", was.rec->source.hex, source->hex);
     if (kind == DT_CACHE_IMAGE && strcmp(was.rec->req, req))
-        fprintf(out, "%stransform (%.*s, now %.*s)", n++ ? "; " : "", (int)(dt_cache_request_path(was.rec->req) - was.rec->req - 1),
-                was.rec->req, (int)(dt_cache_request_path(req) - req - 1), req);
+        fprintf(out, "%stransform (%.*s, now %.*s)", n++ ? "; " : "",
+                (int)(dt_cache_request_path(was.rec->req) - was.rec->req - 1), was.rec->req,
+                (int)(dt_cache_request_path(req) - req - 1), req);
     n = compare_recipes(e, &was.x->recipe, kind == DT_CACHE_TEXT, out, n);
     fprintf(out, "%s\n", n ? "" : "the shard it was in is gone");
 }
 
 static void explain_hit(const dt_enc *e, int64_t place, FILE *out)
 {
-    fprintf(out, "reused: entry %s in %s\n", dt_cache_store_key(e->store, place), dt_cache_store_file(e->store, place));
+    fprintf(out, "reused: entry %s in %s\n", dt_cache_store_key(e->store, place),
+            dt_cache_store_file(e->store, place));
 }
 
 static void explain_image(const dt_enc *e, int64_t i, FILE *out)
@@ -135,7 +137,8 @@ int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *
         n++;
     }
     if (rc == 0 && !n)
-        rc = dt_err_set(err, DT_EDATA, "'%s' is not in the plan%s", file, p->shards > 1 ? ", or not in this shard" : "");
+        rc = dt_err_set(err, DT_EDATA, "'%s' is not in the plan%s", file,
+                        p->shards > 1 ? ", or not in this shard" : "");
     dt_enc_close(&e);
     dt_encode_report_release(&r);
     return rc;

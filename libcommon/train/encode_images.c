@@ -1,7 +1,8 @@
 /* encode_images.c - the pictures of a plan through the autoencoder.  See encode.h.
  *
- * If the cache has entries already, all files are hashed first and only what is missing goes on.  Pictures are encoded size by
- * size, each size in the order of the plan, in groups; an entry's bits depend neither on its group nor on threads. */
+ * If the cache has entries already, all files are hashed first and only what is missing goes on.  Pictures are encoded
+ * size by size, each size in the order of the plan, in groups; an entry's bits depend neither on its group nor on
+ * threads. */
 #include <stdlib.h>
 #include <string.h>
 #include "train/encode_int.h"
@@ -9,7 +10,7 @@
 enum { MAX_GROUP = 1024 };
 #define GROUP_PX ((int64_t)1 << 20)
 
-struct size { int w, h; int64_t n, whole, rest; };      /* pictures to encode; those of a whole group, of the last one */
+struct size { int w, h; int64_t n, whole, rest; };  /* pictures to encode; those of a whole group, of the last one */
 
 struct group {                      /* waiting to be encoded, all of one size */
     int64_t n;
@@ -129,7 +130,8 @@ static int open_encoder(struct encoder *c, int64_t n, dt_err *err)
     int rc = dt_flux_pipe_load(p->pipe, DT_FLUX_VAE, p->dev, p->compute, 0, err);
     if (rc < 0)
         return rc;
-    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute, .tile_px = p->tile_px });
+    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute,
+                                                           .tile_px = p->tile_px });
     rc = plan_sizes(c, err);
     return rc == 0 ? dt_progress_open(&c->bar, "encode", "img", n, p->progress, p->quiet, err) : rc;
 }

@@ -38,7 +38,8 @@ bool dt_enc_stopped(const dt_enc *e);
 void dt_enc_say(const dt_enc *e, bool warning, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void dt_enc_skip(dt_enc *e, int64_t i, const char *why);
 /* Packs two named arrays, given as fp32, in the storage dtype and puts them at `place`. */
-int  dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2], dt_err *err);
+int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2],
+               dt_err *err);
 
 int  dt_enc_images(dt_enc *e, dt_err *err);
 int  dt_enc_texts(dt_enc *e, dt_err *err);

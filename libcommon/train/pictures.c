@@ -32,8 +32,8 @@ static int make_ready(dt_got_picture *got, const dt_want_picture *w, const char 
     dt_image in = { 0 };
     int rc = dt_image_decode(&in, data, bytes, w->item->path, NULL, &got->err);
     if (rc == 0 && (in.w != w->item->w || in.h != w->item->h))
-        rc = dt_err_set(&got->err, DT_EDATA, "%s: is %dx%d px, the plan says %dx%d; make the plan again", w->item->path, in.w, in.h,
-                        w->item->w, w->item->h);
+        rc = dt_err_set(&got->err, DT_EDATA, "%s: is %dx%d px, the plan says %dx%d; make the plan again",
+                        w->item->path, in.w, in.h, w->item->w, w->item->h);
     if (rc == 0)
         rc = dt_image_resize(&got->im, &in, t->resize_w, t->resize_h, t->crop_x, t->crop_y, w->w, w->h, &got->err);
     if (rc == 0 && t->flip)

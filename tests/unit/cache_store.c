@@ -1,0 +1,467 @@
+/* cache_store.c - caches without encoders: shards, indexes, what readers see of them, damage of every kind. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include "base/file.h"
+#include "base/rng.h"
+#include "data/cache_tar.h"
+#include "data/cache_write.h"
+#include "tensor/safetensors.h"
+
+static char *scratch(void **state) { return *state; }
+
+static int set_up(void **state)
+{
+    char dir[] = "/tmp/dt-cache-XXXXXX";
+    *state = dt_strdup(mkdtemp(dir));
+    return !*state;
+}
+
+static int tear_down(void **state)
+{
+    dt_rmtree(*state, NULL);
+    free(*state);
+    return 0;
+}
+
+/* --- making small caches --- */
+
+static dt_cache_recipe recipe(const char *vae, const char *t5)
+{
+    dt_cache_recipe r = { .code = 1, .dtype = DT_F32, .compute = DT_F32, .text_len = 2, .n = 2 };
+    strcpy(r.part[0].name, "vae");
+    r.part[0].hash = r.part[0].stat = dt_hash_bytes(vae, strlen(vae));
+    strcpy(r.part[1].name, "text_encoder_2");
+    r.part[1].text = true;
+    r.part[1].hash = r.part[1].stat = dt_hash_bytes(t5, strlen(t5));
+    return r;
+}
+
+static dt_batch_item picture(const dt_plan_item *it)
+{
+    return (dt_batch_item){ .item = it, .resize_w = 20, .resize_h = 16, .crop_x = 2 };
+}
+
+static void *pack(size_t *bytes, const char *const name[2], dt_dims a, dt_dims b, float v)
+{
+    float x[16];
+    void *data;
+    for (int i = 0; i < 16; i++)
+        x[i] = v + (float)i;
+    dt_st_entry e[2] = { { .name = name[0], .dims = a, .data = x }, { .name = name[1], .dims = b, .data = x } };
+    assert_int_equal(dt_st_pack(&data, bytes, e, 2, NULL, NULL), 0);
+    return data;
+}
+
+static void put(dt_cache_store *s, dt_cache_rec *rec, const dt_hash *key, float v)
+{
+    static const char *const image[2] = { "mean", "logvar" }, *const text[2] = { "states", "pooled" };
+    int64_t place = dt_cache_store_find(s, key);
+    if (place < 0) {
+        size_t bytes;
+        void *data = rec->kind == DT_CACHE_IMAGE ? pack(&bytes, image, DT_DIMS(2, 2, 3), DT_DIMS(2, 2, 3), v)
+                                                 : pack(&bytes, text, DT_DIMS(2, 3), DT_DIMS(4), v);
+        place = dt_cache_store_claim(s, key);
+        assert_int_equal(dt_cache_store_put(s, place, data, bytes, NULL), 0);
+        free(data);
+    }
+    dt_cache_store_fill(s, rec, place);
+}
+
+/* `paths` of pictures "P:CONTENT", whose latents begin with the number of CONTENT; "!P" is skipped.  And captions. */
+static bool fill(const char *dir, FILE *out, const dt_cache_recipe *r, const char *paths, const char *captions)
+{
+    dt_cache_store *s;
+    dt_cache_index x = { .recipe = *r };
+    dt_strs p = { 0 }, c = { 0 };
+    dt_err err = { 0 };
+    bool wrote;
+    assert_int_equal(
+        dt_cache_store_open(&s, &(struct dt_cache_store_params){ .dir = dir, .out = out, .max_bytes = 4000 }, &err),
+        0);
+    if (out)
+        assert_int_equal(dt_cache_store_member(s, "plan.ndjson", "a plan\n", 7, NULL), 0);
+    dt_strs_split(&p, paths, ' ');
+    dt_strs_split(&c, captions, ' ');
+    for (int64_t i = 0; i < p.n; i++) {
+        if (*p.v[i] == '!') {
+            dt_cache_index_add(&x, DT_CACHE_SKIP, p.v[i] + 1)->why = dt_strdup("broken");
+            continue;
+        }
+        char *content = strchr(p.v[i], ':');
+        *content++ = '\0';
+        dt_plan_item it = { .path = p.v[i] };
+        dt_batch_item at = picture(&it);
+        dt_hash source = dt_hash_bytes(content, strlen(content));
+        char *req = dt_cache_request(&at, 16, 16);
+        dt_hash key = dt_cache_image_key(r, req, &source);
+        dt_cache_rec *rec = dt_cache_index_add(&x, DT_CACHE_IMAGE, req);
+        rec->source = source;
+        put(s, rec, &key, strtof(content, NULL));
+        free(req);
+    }
+    for (int64_t i = 0; i < c.n; i++) {
+        dt_hash key = dt_cache_text_key(r, c.v[i]);
+        put(s, dt_cache_index_add(&x, DT_CACHE_TEXT, c.v[i]), &key, (float)strlen(c.v[i]));
+    }
+    assert_int_equal(dt_cache_store_commit(s, &x, &wrote, &err), 0);
+    dt_cache_store_close(&s);
+    dt_cache_index_release(&x);
+    dt_strs_release(&p);
+    dt_strs_release(&c);
+    return wrote;
+}
+
+/* First number of a picture's mean; -1 if the cache lacks it. */
+static float look(const dt_cache *c, const char *path)
+{
+    dt_plan_item it = { .path = path };
+    dt_batch_item at = picture(&it);
+    dt_cached_image im;
+    float v;
+    if (dt_cache_image(c, &at, 16, 16, &im, NULL) < 0)
+        return -1;
+    assert_int_equal(im.C * 100 + im.h * 10 + im.w, 223);
+    assert_int_equal(im.dtype, DT_F32);
+    assert_int_equal((uintptr_t)im.mean % 4, 0);
+    memcpy(&v, im.mean, sizeof(v));
+    return v;
+}
+
+static dt_cache *open_cache(const char *dir)
+{
+    dt_cache *c;
+    dt_err err = { 0 };
+    if (dt_cache_open(&c, dir, &err) < 0)
+        fail_msg("%s", err.msg);
+    return c;
+}
+
+/* --- tests --- */
+
+static void finds_what_was_put(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    dt_cached_text t;
+    assert_true(fill(scratch(state), NULL, &r, "a:1 b:2 c:1 !d", "x yy"));
+    dt_cache *c = open_cache(scratch(state));
+    assert_true(look(c, "a") == 1 && look(c, "b") == 2 && look(c, "c") == 1 && look(c, "d") == -1 &&
+                look(c, "e") == -1);
+    assert_true(dt_cache_skips(c, "d") && !dt_cache_skips(c, "a") && !dt_cache_skips(c, "e"));
+    assert_int_equal(dt_cache_text(c, "yy", &t, NULL), 0);
+    assert_int_equal(t.T * 100 + t.D * 10 + t.P, 234);
+    assert_true(*(const float *)t.states == 2);
+    assert_int_equal(dt_cache_text(c, "z", &t, NULL), DT_EDATA);
+    assert_string_equal(dt_cache_encoder(c, "vae"), r.part[0].hash.hex);
+    assert_string_equal(dt_cache_encoder(c, "text_encoder_2"), r.part[1].hash.hex);
+    assert_null(dt_cache_encoder(c, "transformer"));
+    assert_int_equal(dt_cache_text_len(c), 2);
+    dt_cache_close(&c);
+}
+
+static void another_size_or_flip_is_another_picture(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    dt_cached_image im;
+    fill(scratch(state), NULL, &r, "a:1", "");
+    dt_cache *c = open_cache(scratch(state));
+    dt_plan_item it = { .path = "a" };
+    dt_batch_item at = picture(&it);
+    assert_int_equal(dt_cache_image(c, &at, 16, 16, &im, NULL), 0);
+    assert_int_equal(dt_cache_image(c, &at, 16, 32, &im, NULL), DT_EDATA);
+    at.flip = true;
+    assert_int_equal(dt_cache_image(c, &at, 16, 16, &im, NULL), DT_EDATA);
+    dt_cache_close(&c);
+}
+
+static void same_again_writes_nothing(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    assert_true(fill(scratch(state), NULL, &r, "a:1 b:2 !d", "x"));
+    assert_false(fill(scratch(state), NULL, &r, "a:1 b:2 !d", "x"));
+    assert_false(fill(scratch(state), NULL, &r, "b:2", ""));
+    assert_true(fill(scratch(state), NULL, &r, "b:3", ""));
+    assert_true(fill(scratch(state), NULL, &r, "d:4", ""));
+    assert_true(fill(scratch(state), NULL, &r, "!b", ""));
+}
+
+static void newest_index_is_right(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    fill(scratch(state), NULL, &r, "a:1 b:2 !d f:6", "x");
+    fill(scratch(state), NULL, &r, "a:7 d:4 !b", "");
+    dt_cache *c = open_cache(scratch(state));
+    assert_true(look(c, "a") == 7 && look(c, "d") == 4 && look(c, "f") == 6);
+    assert_true(dt_cache_skips(c, "b") && !dt_cache_skips(c, "d"));
+    dt_cache_close(&c);
+    fill(scratch(state), NULL, &r, "a:1", "");          /* back to what it was: the old entry serves */
+    c = open_cache(scratch(state));
+    assert_true(look(c, "a") == 1);
+    dt_cache_close(&c);
+}
+
+static void other_encoders_are_not_seen(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t"), q = recipe("w", "t");
+    dt_cached_text t;
+    fill(scratch(state), NULL, &r, "a:1 b:2", "x");
+    fill(scratch(state), NULL, &q, "a:5", "y");
+    dt_cache *c = open_cache(scratch(state));
+    assert_true(look(c, "a") == 5 && look(c, "b") == -1);
+    assert_int_equal(dt_cache_text(c, "x", &t, NULL), 0);
+    assert_string_equal(dt_cache_encoder(c, "vae"), q.part[0].hash.hex);
+    dt_cache_close(&c);
+}
+
+/* Everything that the content depends on, and nothing else, changes a key. */
+static void keys(void **state)
+{
+    (void)state;
+    dt_cache_recipe r = recipe("v", "t"), q = r;
+    dt_hash src = dt_hash_bytes("1", 1), other = dt_hash_bytes("2", 1),
+            k = dt_cache_image_key(&r, "20 16 2 0 16 16 0 a", &src);
+    assert_string_equal(dt_cache_image_key(&r, "20 16 2 0 16 16 0 elsewhere b", &src).hex, k.hex);
+    assert_string_not_equal(dt_cache_image_key(&r, "20 16 2 0 16 16 0 a", &other).hex, k.hex);
+    assert_string_not_equal(dt_cache_image_key(&r, "20 16 2 0 16 16 1 a", &src).hex, k.hex);
+    assert_string_not_equal(dt_cache_image_key(&r, "20 16 3 0 16 16 0 a", &src).hex, k.hex);
+#define CHANGES(field, value, image, text)                                                                           \
+    do {                                                                                                             \
+        q = r;                                                                                                       \
+        q.field = value;                                                                                             \
+        assert_int_equal(!strcmp(dt_cache_image_key(&q, "20 16 2 0 16 16 0 a", &src).hex, k.hex), !(image));         \
+        assert_int_equal(!strcmp(dt_cache_text_key(&q, "x").hex, dt_cache_text_key(&r, "x").hex), !(text));          \
+    } while (0)
+    CHANGES(code, 2, 1, 1);
+    CHANGES(dtype, DT_BF16, 1, 1);
+    CHANGES(compute, DT_BF16, 1, 1);
+    CHANGES(text_len, 3, 0, 1);
+    CHANGES(part[0].hash, other, 1, 0);
+    CHANGES(part[1].hash, other, 0, 1);
+    CHANGES(part[1].stat, other, 0, 0);
+    CHANGES(tile_px, 16, 0, 0);
+    CHANGES(tile_px, 8, 1, 0);
+    assert_string_equal(dt_cache_request_path("1 2 3 4 5 6 0 a b/c d"), "a b/c d");
+}
+
+/* A run that was killed has left complete shards without an index, and a temporary file. */
+static void finished_shards_survive(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    dt_cache_store *s;
+    dt_hash key[10];
+    char *tmp = dt_path_join(scratch(state), ".shard-000001-0of1-0007.tar.1.tmp"),
+         *other = dt_path_join(scratch(state), ".shard-000001-0of12-0007.tar.1.tmp");
+    struct dt_cache_store_params p = { .dir = scratch(state), .max_bytes = 4000 };
+    assert_int_equal(dt_cache_store_open(&s, &p, NULL), 0);
+    assert_int_equal(dt_cache_store_found(s), 0);
+    for (int i = 0; i < 10; i++) {
+        char text[] = { (char)('a' + i), 0 };
+        dt_cache_rec rec = { .kind = DT_CACHE_TEXT };
+        key[i] = dt_cache_text_key(&r, text);
+        put(s, &rec, &key[i], (float)i);
+    }
+    dt_cache_store_close(&s);
+    dt_file_write(tmp, "half", 4, NULL);
+    dt_file_write(other, "half", 4, NULL);
+    assert_int_equal(dt_cache_store_open(&s, &p, NULL), 0);
+    int64_t found = dt_cache_store_found(s);
+    assert_in_range(found, 5, 9);                       /* the shard that was not complete is gone */
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(dt_cache_store_find(s, &key[i]) >= 0, i < found);
+    assert_false(dt_exists(tmp));
+    assert_true(dt_exists(other));                      /* another process may be writing it */
+    dt_cache_store_close(&s);
+    free(tmp);
+    free(other);
+}
+
+static void one_at_a_time(void **state)
+{
+    dt_cache_store *a, *b = NULL, *c;
+    dt_err err = { 0 };
+    assert_int_equal(dt_cache_store_open(&a, &(struct dt_cache_store_params){ .dir = scratch(state) }, NULL), 0);
+    assert_int_equal(dt_cache_store_open(&b, &(struct dt_cache_store_params){ .dir = scratch(state) }, &err),
+                     DT_EFAIL);
+    assert_null(b);
+    assert_non_null(strstr(err.msg, "another process"));
+    assert_int_equal(dt_cache_store_open(
+                         &c, &(struct dt_cache_store_params){ .dir = scratch(state), .shards = 2, .shard = 1 }, NULL),
+                     0);
+    dt_cache_store_close(&a);
+    dt_cache_store_close(&c);
+}
+
+static char *shard_of(const char *dir) { return dt_path_join(dir, "shard-000001-0of1-0000.tar"); }
+
+static void damage_is_noticed(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    char *path = shard_of(scratch(state)), *data;
+    size_t bytes;
+    dt_cache *c;
+    dt_err err = { 0 };
+    fill(scratch(state), NULL, &r, "a:1", "");
+    assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, NULL), 0);
+    data[512 + 8 + (uint8_t)data[512] + 1] ^=
+        1; /* in its first number: tar's header, safetensors' length and header */
+    dt_file_write(path, data, bytes, NULL);
+    c = open_cache(scratch(state));
+    dt_plan_item it = { .path = "a" };
+    dt_batch_item at = picture(&it);
+    dt_cached_image im;
+    assert_int_equal(dt_cache_image(c, &at, 16, 16, &im, &err), DT_EDATA);
+    assert_non_null(strstr(err.msg, "damaged"));
+    dt_cache_close(&c);
+    dt_file_write(path, data, 600, NULL);
+    assert_int_equal(dt_cache_open(&c, scratch(state), &err), DT_EDATA);
+    assert_non_null(strstr(err.msg, "cut off"));
+    unlink(path);
+    assert_int_equal(dt_cache_open(&c, scratch(state), &err), DT_EDATA);
+    assert_non_null(strstr(err.msg, path));
+    assert_true(fill(scratch(state), NULL, &r, "a:1", ""));     /* heals */
+    c = open_cache(scratch(state));
+    assert_true(look(c, "a") == 1);
+    dt_cache_close(&c);
+    free(data);
+    free(path);
+}
+
+static int walk(const uint8_t *data, size_t bytes)
+{
+    dt_tar_member m;
+    size_t pos = 0;
+    int rc;
+    while ((rc = dt_tar_next(data, bytes, &pos, &m, "x", NULL)) == 1)
+        assert_true(m.off <= bytes && m.bytes <= bytes - m.off && strlen(m.name) <= 100);
+    return rc;
+}
+
+static void tar_survives_anything(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    char *path = shard_of(scratch(state)), *data;
+    size_t bytes;
+    fill(scratch(state), NULL, &r, "a:1 b:2", "x");
+    assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, NULL), 0);
+    assert_int_equal(walk((uint8_t *)data, bytes), 0);
+    for (size_t n = 0; n < bytes; n++) {
+        uint8_t *cut = malloc(n ? n : 1);               /* its own size, so that a sanitizer sees one byte too many */
+        memcpy(cut, data, n);
+        assert_int_equal(walk(cut, n), DT_EDATA);
+        free(cut);
+    }
+    dt_rng rng = dt_rng_make(1, DT_RNG_SHUFFLE, 0, 0);
+    for (int i = 0; i < 20000; i++) {
+        size_t at = (size_t)(dt_rng_uniform(&rng) * (double)bytes);
+        char was = data[at];
+        data[at] = (char)(dt_rng_uniform(&rng) * 256);
+        walk((uint8_t *)data, bytes);
+        data[at] = was;
+    }
+    free(data);
+    free(path);
+}
+
+static void index_survives_anything(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    char *path = dt_path_join(scratch(state), "index-000001-0of1.ndjson"), *data;
+    size_t bytes;
+    dt_cache_index x;
+    fill(scratch(state), NULL, &r, "a:1 !b", "x");
+    assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, NULL), 0);
+    for (size_t n = 0; n + 1 < bytes; n++) {
+        char *cut = malloc(n ? n : 1);
+        memcpy(cut, data, n);
+        assert_int_equal(dt_cache_index_read(&x, cut, n, "x", NULL), DT_EDATA);
+        free(cut);
+    }
+    dt_rng rng = dt_rng_make(2, DT_RNG_SHUFFLE, 0, 0);
+    for (int i = 0; i < 20000; i++) {
+        size_t at = (size_t)(dt_rng_uniform(&rng) * (double)bytes);
+        char was = data[at];
+        data[at] = (char)(dt_rng_uniform(&rng) * 256);
+        if (dt_cache_index_read(&x, data, bytes, "x", NULL) == 0)
+            for (int64_t k = 0; k < x.n; k++)
+                assert_true(x.rec[k].file < x.files.n && x.rec[k].req &&
+                            *dt_cache_request_path(x.rec[k].req) >= -128);
+        dt_cache_index_release(&x);
+        data[at] = was;
+    }
+    free(data);
+    free(path);
+}
+
+static int receive(const char *dir, const char *data, size_t bytes, dt_err *err)
+{
+    FILE *f = fmemopen((void *)data, bytes ? bytes : 1, "r");
+    if (!bytes)
+        fgetc(f);
+    int rc = dt_cache_receive(f, dir, err);
+    fclose(f);
+    return rc;
+}
+
+static void streams(void **state)
+{
+    dt_cache_recipe r = recipe("v", "t");
+    char *data = NULL, *dir = dt_path_join(scratch(state), "in"), *plan = dt_path_join(dir, "plan.ndjson"), *text;
+    size_t bytes = 0, n;
+    dt_err err = { 0 };
+    FILE *f = open_memstream(&data, &bytes);
+    fill(NULL, f, &r, "a:1 b:2 c:1 !d", "x y");
+    fclose(f);
+    for (size_t cut = 0; cut < bytes - 1024; cut += 97) {       /* without the end mark it is whole already */
+        dt_cache *c;
+        assert_int_equal(receive(dir, data, cut, &err), DT_EDATA);
+        assert_int_equal(dt_cache_open(&c, dir, NULL), DT_EDATA);
+        assert_false(dt_exists(plan));
+    }
+    for (size_t at = 0; at < bytes - 1024; at += 389) {
+        data[at] ^= 32;
+        int rc = receive(dir, data, bytes, &err);
+        assert_true(rc == 0 || rc == DT_EDATA); /* bytes of padding and of tar's unused fields do not matter */
+        dt_rmtree(dir, NULL);
+        data[at] ^= 32;
+    }
+    assert_int_equal(receive(dir, data, bytes, &err), 0);
+    assert_int_equal(receive(dir, data, bytes, &err), 0);
+    dt_cache *c = open_cache(dir);
+    assert_true(look(c, "a") == 1 && look(c, "b") == 2 && look(c, "c") == 1 && dt_cache_skips(c, "d"));
+    dt_cache_close(&c);
+    assert_int_equal(dt_file_read(&text, &n, plan, 100, NULL), 0);
+    assert_string_equal(text, "a plan\n");
+    free(text);
+    free(plan);
+    free(data);
+    free(dir);
+}
+
+static void no_cache(void **state)
+{
+    dt_cache *c;
+    dt_err err = { 0 };
+    assert_int_equal(dt_cache_open(&c, "/nowhere/at/all", &err), DT_EDATA);
+    assert_null(c);
+    assert_int_equal(dt_cache_open(&c, scratch(state), &err), DT_EDATA);
+    assert_non_null(strstr(err.msg, "no index; run dt-cache-latents"));
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        TEST(finds_what_was_put), TEST(another_size_or_flip_is_another_picture), TEST(same_again_writes_nothing),
+        TEST(newest_index_is_right), TEST(other_encoders_are_not_seen), TEST(keys), TEST(finished_shards_survive),
+        TEST(one_at_a_time), TEST(damage_is_noticed), TEST(tar_survives_anything), TEST(index_survives_anything),
+        TEST(streams), TEST(no_cache),
+    };
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
