@@ -1,5 +1,6 @@
-/* onednn.c - see onednn.h.  A dt_dnn is a list of one to three primitives run in order (reorder of the weights,
- * the operation, reorder of the result); what lies between them and their scratchpads are parts of one workspace. */
+/* onednn.c - see onednn.h.  A dt_dnn is a list of primitives run in order (reorder of the weights, the operation,
+ * reorder of the result); what lies between them and their scratchpads are parts of one workspace.
+ * Where oneDNN has no bf16 (x86 without AVX-512), operands are widened to fp32 there, and the result is narrowed. */
 #include <oneapi/dnnl/dnnl.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -128,7 +129,7 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
 /* Whose bytes an argument shows: one of run's pointers or a part of the workspace. */
 enum from { FROM_A, FROM_B, FROM_BIAS, FROM_C, FROM_WS, NFROM };
 
-enum { MAX_STEPS = 3, MAX_ARGS = 6 };
+enum { MAX_STEPS = 2, MAX_ARGS = 6, BLOCK = 1 << 16 };
 
 struct step {
     dnnl_primitive_t prim;
@@ -138,11 +139,16 @@ struct step {
     int64_t          off[MAX_ARGS];     /* in the workspace */
 };
 
+/* An operand that the caller has in a narrow type and the primitives have in fp32 at `off` of the workspace. */
+struct wide { dt_dtype t; int64_t n, off; };        /* n = 0: not widened */
+
 struct dt_dnn {
     dnnl_stream_t stream;
     struct step   step[MAX_STEPS];
     int           nstep;
-    int64_t       kept, scratch;        /* workspace: parts that live through the steps, then scratchpads, used in turn */
+    int64_t       kept, scratch;        /* workspace: what lives through the steps, then scratchpads, used in turn */
+    struct wide   wide[FROM_C + 1];
+    bool          add;                  /* reads c */
 };
 
 static dnnl_engine_t the_engine;
@@ -223,11 +229,35 @@ static dnnl_primitive_attr_t attr_new(double alpha, bool add)
     return attr;
 }
 
+/* Operand `from`, n elements of type t, is fp32 to the primitives. */
+static void widen(dt_dnn *d, enum from from, dt_dtype t, int64_t n)
+{
+    if (t == DT_F32)
+        return;
+    d->wide[from] = (struct wide){ t, n, d->kept };
+    d->kept += round64(n * (int64_t)sizeof(float));
+}
+
+static void convert(void *dst, dt_dtype dt, const void *src, dt_dtype st, int64_t n)
+{
+    size_t ds = dt_dtype_size(dt), ss = dt_dtype_size(st);
+#pragma omp parallel for
+    for (int64_t i = 0; i < n; i += BLOCK)
+        dt_convert((char *)dst + (size_t)i * ds, dt, (const char *)src + (size_t)i * ss, st, n - i < BLOCK ? n - i : BLOCK);
+}
+
 int64_t dt_dnn_workspace(const dt_dnn *d) { return d->kept + round64(d->scratch); }
 
 void dt_dnn_run(dt_dnn *d, const void *a, const void *b, const void *bias, void *c, void *ws)
 {
     char *base[NFROM] = { (char *)a, (char *)b, (char *)bias, c, ws };
+    for (int i = 0; i <= FROM_C; i++) {
+        const struct wide *w = &d->wide[i];
+        if (w->n && (i != FROM_C || d->add))
+            convert((char *)ws + w->off, DT_F32, base[i], w->t, w->n);
+        if (w->n)
+            base[i] = (char *)ws + w->off;
+    }
     for (int i = 0; i < d->nstep; i++) {
         struct step *s = &d->step[i];
         for (int k = 0; k < s->n; k++) {
@@ -237,6 +267,8 @@ void dt_dnn_run(dt_dnn *d, const void *a, const void *b, const void *bias, void 
         dnnl_primitive_execute(s->prim, d->stream, s->n, s->arg);
     }
     dnnl_stream_wait(d->stream);
+    if (d->wide[FROM_C].n)
+        convert(c, d->wide[FROM_C].t, base[FROM_C], DT_F32, d->wide[FROM_C].n);
 }
 
 void dt_dnn_free(dt_dnn **pd)
@@ -271,9 +303,9 @@ static md_own md_matrix(int64_t rows, int64_t cols, dt_dtype t, bool trans)
     return md_strided(2, dims, type_of(t), strides);
 }
 
-int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err)
+static dnnl_status_t matmul_make(dt_dnn **out, const struct dt_dnn_matmul *p)
 {
-    dt_dnn *d = dnn_new();
+    dt_dnn *d = *out = dnn_new();
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_attr_t attr = attr_new(p->alpha, p->add);
     md_own a = md_matrix(p->m, p->k, p->a, p->a_trans), b = md_matrix(p->k, p->n, p->b, p->b_trans);
@@ -295,19 +327,35 @@ int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err)
     md_free(b);
     md_free(c);
     md_free(bias);
-    if (s != dnnl_success) {
-        dt_dnn_free(&d);
-        return fail(err, "matrix product", s);
+    if (s != dnnl_success)
+        dt_dnn_free(out);
+    return s;
+}
+
+int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err)
+{
+    dnnl_status_t s = matmul_make(out, p);
+    if (s == dnnl_unimplemented) {
+        struct dt_dnn_matmul q = *p;
+        q.a = q.b = q.c = DT_F32;
+        s = matmul_make(out, &q);
+        if (s == dnnl_success) {
+            widen(*out, FROM_A, p->a, p->m * p->k);
+            widen(*out, FROM_B, p->b, p->k * p->n);
+            widen(*out, FROM_BIAS, p->b, p->bias ? p->n : 0);
+            widen(*out, FROM_C, p->c, p->m * p->n);
+            (*out)->add = p->add;
+        }
     }
-    *out = d;
-    return 0;
+    return s == dnnl_success ? 0 : fail(err, "matrix product", s);
 }
 
 /* --- convolution --- */
 
-/* What the three passes share: the tensors as the caller has them, the operation's own choice for the weights. */
+/* What the three passes share: the tensors as the caller has them, the operation's own choice for the weights;
+ * w_hint has the data's type, for the forward pass that gradients refer to. */
 struct conv {
-    md_own x, y, w, w_hint, w_user, bias;     /* w_hint: of the data's type, for the forward pass that gradients refer to */
+    md_own x, y, w, w_hint, w_user, bias;
     struct conv_mds geom;
     dnnl_primitive_attr_t attr;
     dnnl_primitive_desc_t hint, pd;
@@ -320,8 +368,9 @@ static md_own md_image(int64_t b, int64_t h, int64_t w, int64_t c, dt_dtype t)
     return md_strided(4, dims, type_of(t), nhwc);
 }
 
-static void conv_init(struct conv *v, const struct dt_dnn_conv *p, dt_dtype w_type)
+static void conv_init(struct conv *v, const struct dt_dnn_conv *p, enum conv_kind kind)
 {
+    dt_dtype w_type = kind == CONV_DW ? DT_F32 : p->t;
     const dnnl_dims_t wd = { p->o, p->c, p->kh, p->kw };
     const dnnl_dims_t oihw = { p->c * p->kh * p->kw, p->kh * p->kw, p->kw, 1 };
     const dnnl_dims_t bd = { p->o }, b1 = { 1 };
@@ -331,7 +380,7 @@ static void conv_init(struct conv *v, const struct dt_dnn_conv *p, dt_dtype w_ty
         .w = md_any(4, wd, type_of(w_type)),
         .w_hint = md_any(4, wd, type_of(p->t)),
         .w_user = md_strided(4, wd, type_of(w_type), oihw),
-        .bias = p->bias ? md_strided(1, bd, type_of(p->t), b1) : NULL,
+        .bias = p->bias && kind == CONV_FWD ? md_strided(1, bd, type_of(p->t), b1) : NULL,
         .geom = { { p->stride, p->stride }, { p->pad[0], p->pad[1] }, { p->pad[2], p->pad[3] } },
         .attr = attr_new(1, false),
     };
@@ -379,77 +428,85 @@ static dnnl_status_t add_reorder(dt_dnn *d, md_ref src, enum from sf, int64_t so
     return s;
 }
 
-static int conv_done(dt_dnn **out, dt_dnn *d, struct conv *v, dnnl_status_t s, dt_err *err)
-{
-    conv_release(v);
-    if (s != dnnl_success) {
-        dt_dnn_free(&d);
-        return fail(err, "convolution", s);
-    }
-    *out = d;
-    return 0;
-}
-
 /* Forward and data gradient: the weights are reordered in every run, as they may have been trained meanwhile. */
-static int conv_data_new(dt_dnn **out, const struct dt_dnn_conv *p, enum conv_kind kind,
-                         dt_err *err)
+static dnnl_status_t conv_data_steps(dt_dnn *d, struct conv *v, enum conv_kind kind)
 {
-    dt_dnn *d = dnn_new();
-    struct conv v;
-    struct step *st;
-    conv_init(&v, p, p->t);
-    dnnl_status_t s = make_pd(&v, kind);
-    if (s != dnnl_success)
-        return conv_done(out, d, &v, s, err);
-    md_ref w = dnnl_primitive_desc_query_md(v.pd, dnnl_query_weights_md, 0);
+    bool fwd = kind == CONV_FWD;
+    md_ref w = dnnl_primitive_desc_query_md(v->pd, dnnl_query_weights_md, 0);
     int64_t off = 0;
     enum from from = FROM_B;
-    if (!dnnl_memory_desc_equal(w, v.w_user)) {
+    if (!dnnl_memory_desc_equal(w, v->w_user)) {
         off = keep(d, w);
         from = FROM_WS;
-        s = add_reorder(d, v.w_user, FROM_B, 0, w, FROM_WS, off, false);
+        dnnl_status_t s = add_reorder(d, v->w_user, FROM_B, 0, w, FROM_WS, off, false);
+        if (s != dnnl_success)
+            return s;
     }
-    if (s == dnnl_success) {
-        s = add_step(d, v.pd, &st);
-        arg(st, kind == CONV_FWD ? DNNL_ARG_SRC : DNNL_ARG_DIFF_DST, kind == CONV_FWD ? v.x : v.y, FROM_A, 0);
-        arg(st, DNNL_ARG_WEIGHTS, w, from, off);
-        arg(st, kind == CONV_FWD ? DNNL_ARG_DST : DNNL_ARG_DIFF_SRC, kind == CONV_FWD ? v.y : v.x, FROM_C, 0);
-        if (v.bias)
-            arg(st, DNNL_ARG_BIAS, v.bias, FROM_BIAS, 0);
+    struct step *st;
+    dnnl_status_t s = add_step(d, v->pd, &st);
+    arg(st, fwd ? DNNL_ARG_SRC : DNNL_ARG_DIFF_DST, fwd ? v->x : v->y, FROM_A, 0);
+    arg(st, DNNL_ARG_WEIGHTS, w, from, off);
+    arg(st, fwd ? DNNL_ARG_DST : DNNL_ARG_DIFF_SRC, fwd ? v->y : v->x, FROM_C, 0);
+    if (v->bias)
+        arg(st, DNNL_ARG_BIAS, v->bias, FROM_BIAS, 0);
+    return s;
+}
+
+static dnnl_status_t conv_dw_steps(dt_dnn *d, struct conv *v, bool add)
+{
+    md_ref w = dnnl_primitive_desc_query_md(v->pd, dnnl_query_diff_weights_md, 0);
+    int64_t off = keep(d, w);
+    struct step *st;
+    dnnl_status_t s = add_step(d, v->pd, &st);
+    arg(st, DNNL_ARG_SRC, v->x, FROM_A, 0);
+    arg(st, DNNL_ARG_DIFF_DST, v->y, FROM_B, 0);
+    arg(st, DNNL_ARG_DIFF_WEIGHTS, w, FROM_WS, off);
+    return s == dnnl_success ? add_reorder(d, w, FROM_WS, off, v->w_user, FROM_C, 0, add) : s;
+}
+
+static dnnl_status_t conv_make(dt_dnn **out, const struct dt_dnn_conv *p, enum conv_kind kind)
+{
+    dt_dnn *d = *out = dnn_new();
+    struct conv v;
+    conv_init(&v, p, kind);
+    dnnl_status_t s = make_pd(&v, kind);
+    if (s == dnnl_success)
+        s = kind == CONV_DW ? conv_dw_steps(d, &v, p->add) : conv_data_steps(d, &v, kind);
+    conv_release(&v);
+    if (s != dnnl_success)
+        dt_dnn_free(out);
+    return s;
+}
+
+static int conv_new(dt_dnn **out, const struct dt_dnn_conv *p, enum conv_kind kind, dt_err *err)
+{
+    int64_t x = p->b * p->h * p->w * p->c, y = p->b * p->oh * p->ow * p->o, w = p->o * p->c * p->kh * p->kw;
+    dnnl_status_t s = conv_make(out, p, kind);
+    if (s == dnnl_unimplemented) {
+        struct dt_dnn_conv q = *p;
+        q.t = DT_F32;
+        s = conv_make(out, &q, kind);
+        if (s == dnnl_success) {
+            widen(*out, FROM_A, p->t, kind == CONV_DX ? y : x);
+            widen(*out, FROM_B, p->t, kind == CONV_DW ? y : w);
+            widen(*out, FROM_BIAS, p->t, p->bias && kind == CONV_FWD ? p->o : 0);
+            widen(*out, FROM_C, kind == CONV_DW ? DT_F32 : p->t, kind == CONV_FWD ? y : x);
+        }
     }
-    return conv_done(out, d, &v, s, err);
+    return s == dnnl_success ? 0 : fail(err, "convolution", s);
 }
 
 int dt_dnn_conv_new(dt_dnn **out, const struct dt_dnn_conv *p, dt_err *err)
 {
-    return conv_data_new(out, p, CONV_FWD, err);
+    return conv_new(out, p, CONV_FWD, err);
 }
 
 int dt_dnn_conv_dx_new(dt_dnn **out, const struct dt_dnn_conv *p, dt_err *err)
 {
-    struct dt_dnn_conv q = *p;
-    q.bias = false;
-    return conv_data_new(out, &q, CONV_DX, err);
+    return conv_new(out, p, CONV_DX, err);
 }
 
 int dt_dnn_conv_dw_new(dt_dnn **out, const struct dt_dnn_conv *p, dt_err *err)
 {
-    struct dt_dnn_conv q = *p;
-    q.bias = false;
-    dt_dnn *d = dnn_new();
-    struct conv v;
-    struct step *st;
-    conv_init(&v, &q, DT_F32);
-    dnnl_status_t s = make_pd(&v, CONV_DW);
-    if (s != dnnl_success)
-        return conv_done(out, d, &v, s, err);
-    md_ref w = dnnl_primitive_desc_query_md(v.pd, dnnl_query_diff_weights_md, 0);
-    int64_t off = keep(d, w);
-    s = add_step(d, v.pd, &st);
-    arg(st, DNNL_ARG_SRC, v.x, FROM_A, 0);
-    arg(st, DNNL_ARG_DIFF_DST, v.y, FROM_B, 0);
-    arg(st, DNNL_ARG_DIFF_WEIGHTS, w, FROM_WS, off);
-    if (s == dnnl_success)
-        s = add_reorder(d, w, FROM_WS, off, v.w_user, FROM_C, 0, p->add);
-    return conv_done(out, d, &v, s, err);
+    return conv_new(out, p, CONV_DW, err);
 }
