@@ -33,7 +33,7 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...)
     va_end(ap);
 }
 
-static int64_t resident_bytes(void)
+int64_t dt_job_resident(void)
 {
     long pages = 0;
     FILE *f = fopen("/proc/self/statm", "r");
@@ -42,6 +42,20 @@ static int64_t resident_bytes(void)
     if (f)
         fclose(f);
     return (int64_t)pages * sysconf(_SC_PAGESIZE);
+}
+
+/* Most bytes that were ever resident; 0 if the system does not say. */
+static int64_t peak_bytes(void)
+{
+    char line[256];
+    long long kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "VmHWM: %lld kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return (int64_t)kib * 1024;
 }
 
 /* --- steps and schedule --- */
@@ -215,6 +229,8 @@ static int train(dt_job *j, dt_err *err)
     rc = dt_train(&j->t, err);
     rc = close_watchers(j, rc, err);
     free(dump);
+    if (rc == 0 && peak_bytes())
+        dt_job_say(j, "peak memory %.1f MiB, planned %.1f MiB", (double)peak_bytes() / 1048576.0, (double)j->planned_bytes / 1048576.0);
     if (rc == 0 && o->fit_scaling)
         rc = dt_job_fit_scaling(j, err);
     if (rc == 0)
@@ -245,7 +261,6 @@ int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
 {
     dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing };
     int rc = dt_device_open(&j.dev, o->device, err);
-    j.rss0 = resident_bytes();
     if (rc == 0)
         rc = dt_mkdirs(o->output_dir, err);
     if (rc == 0)

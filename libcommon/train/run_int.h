@@ -13,7 +13,6 @@ typedef struct dt_job {
     bool           skipped;         /* some items were */
     dt_dtype       act;
     dt_device     *dev;
-    int64_t        rss0;            /* bytes of the process before anything was allocated */
 
     /* data */
     char      *plan;                /* path */
@@ -30,7 +29,7 @@ typedef struct dt_job {
     dt_task       task;
     dt_session   *session;
     void         *arena;
-    int64_t       arena_bytes;
+    int64_t       arena_bytes, planned_bytes;
     bool          checkpoint;       /* recompute, as asked or as the memory budget wants */
 
     /* watching */
@@ -41,6 +40,8 @@ typedef struct dt_job {
 
 void dt_job_say(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+int64_t dt_job_resident(void);      /* bytes of this process in memory now */
 
 /* run_data.c: the plan and the cache, made if they were not given */
 int dt_job_data(dt_job *j, dt_err *err);

@@ -1,6 +1,6 @@
 /* run_memory.c - the memory plan: every byte a run will need, before it needs the first.
  *
- *   process      what is resident before anything is allocated: the program, its libraries
+ *   process      what is resident when everything is planned and nothing allocated: program, libraries, primitives
  *   weights      working copies, frozen and trained;  gradients, master, moments, ema: trained parameters only
  *   activations  the arena of the largest bucket, inputs and workspaces included; validation runs in the same arena
  *   batches      host copies of micro-batches: prepared ahead, and staged for the device
@@ -61,7 +61,7 @@ static int plan_shapes(dt_job *j, dt_err *err)
 static struct kinds count(const dt_job *j)
 {
     const dt_train_opts *o = j->o;
-    struct kinds k = { .process = j->rss0, .batches = batch_bytes(j) };
+    struct kinds k = { .process = dt_job_resident(), .batches = batch_bytes(j) };
     unsigned flags = o->use_ema ? DT_PARAMS_EMA : 0;
     for (int i = 0; i < j->optim.nset; i++)
         add_params(&k, j->optim.set[i], j->act, flags);
@@ -136,6 +136,7 @@ int dt_job_memory(dt_job *j, dt_err *err)
             return rc;
         k = count(j);
     }
+    j->planned_bytes = total(&k);
     print(j, &k);
     if (budget && total(&k) > budget)
         return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM", mib(total(&k)) + 1, mib(budget));
