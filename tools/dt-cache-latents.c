@@ -153,6 +153,25 @@ static int run(const struct opts *o, struct dt_encode_params *p, struct dt_encod
     return rc;
 }
 
+static void fill_params(struct dt_encode_params *p, const struct opts *o)
+{
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    p->plan = o->plan;
+    p->dir = strcmp(o->output, "-") ? o->output : NULL;
+    p->out = stdout;
+    p->compute = o->mixed_precision ? DT_BF16 : DT_F32;
+    p->store = o->cache_dtype ? (o->cache_dtype == 1 ? DT_F32 : DT_BF16) : p->compute;
+    p->vae_mini_batch = o->vae_mini_batch;
+    p->tile_px = o->vae_tile;
+    p->max_shard_bytes = o->max_shard_size;
+    p->workers = o->workers ? (int)o->workers : cpus > 8 ? 8 : (int)cpus;
+    p->max_skipped_fraction = o->max_skipped_fraction;
+    p->progress = o->progress;
+    p->quiet = o->quiet;
+    p->stop = &dt_stop;
+    p->say = say;
+}
+
 int main(int argc, char **argv)
 {
     struct opts o = { .device = "cpu", .vae_mini_batch = 32, .max_shard_size = 256 << 20,
@@ -172,27 +191,12 @@ int main(int argc, char **argv)
         rc = check(&o, &operands, &err);
     if (rc == 0)
         rc = parse_shard(o.shard, &p.shard, &p.shards, &err);
-    if (rc < 0)
-        return dt_die_err(&err);
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    if (o.threads)
-        omp_set_num_threads((int)o.threads);
-    p.plan = o.plan;
-    p.dir = strcmp(o.output, "-") ? o.output : NULL;
-    p.out = stdout;
-    p.compute = o.mixed_precision ? DT_BF16 : DT_F32;
-    p.store = o.cache_dtype ? (o.cache_dtype == 1 ? DT_F32 : DT_BF16) : p.compute;
-    p.vae_mini_batch = o.vae_mini_batch;
-    p.tile_px = o.vae_tile;
-    p.pictures_only = o.pictures_only;
-    p.max_shard_bytes = o.max_shard_size;
-    p.workers = o.workers ? (int)o.workers : cpus > 8 ? 8 : (int)cpus;
-    p.max_skipped_fraction = o.max_skipped_fraction;
-    p.progress = o.progress;
-    p.quiet = o.quiet;
-    p.stop = &dt_stop;
-    p.say = say;
-    rc = run(&o, &p, &r, &err);
+    if (rc == 0) {
+        if (o.threads)
+            omp_set_num_threads((int)o.threads);
+        fill_params(&p, &o);
+        rc = run(&o, &p, &r, &err);
+    }
     if (!o.explain && (rc == 0 || rc == DT_ESIGNAL))
         summary(&r);
     int status = rc < 0 ? dt_die_err(&err) : r.skipped.n ? 3 : 0;

@@ -11,13 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "data/cache_tar.h"
 #include "data/cache_write.h"
 #include "tensor/strmap.h"
 
-enum { BLOCK = 512, KEY_DIGITS = 32 };
+enum { BLOCK = 512, KEY_DIGITS = 32, LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
 
 struct place {
     dt_hash key, sum;
@@ -189,13 +190,18 @@ static int take_stock(dt_cache_store *s, dt_err *err)
     return rc;
 }
 
-/* One process at a time for each shard/shards: two would give their files the same names. */
+/* One process at a time for each shard/shards: two would give their files the same names.  One that was killed may take a
+ * moment to go. */
 static int take_lock(dt_cache_store *s, dt_err *err)
 {
     char *path = dt_sprintf("%s/.lock-%lldof%lld", s->dir, (long long)s->p.shard, (long long)s->p.shards);
+    int busy = -1, rc = 0;
     s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    int rc = s->lock < 0 ? dt_err_sys(err, DT_EIO, "cannot write '%s'", path) : 0;
-    if (rc == 0 && flock(s->lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+    if (s->lock < 0)
+        rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
+    for (int i = 0; rc == 0 && i < LOCK_TRIES && (busy = flock(s->lock, LOCK_EX | LOCK_NB)) < 0 && errno == EWOULDBLOCK; i++)
+        nanosleep(&(struct timespec){ .tv_nsec = LOCK_WAIT_MS * 1000000 }, NULL);
+    if (rc == 0 && busy < 0 && errno == EWOULDBLOCK)
         rc = dt_err_set(err, DT_EFAIL, "'%s' is being filled by another process", s->dir);
     free(path);
     return rc;
