@@ -80,7 +80,7 @@ prompts.ndjson
 samples.png'
 files "$T/a" >"$T/before"
 check 'again: nothing is done' "real $T/a 2>&1; files $T/a | cmp - $T/before" "make: Nothing to be done for 'all'."
-run=exec real "$T/b" >/dev/null 2>&1 &
+run='exec' real "$T/b" >/dev/null 2>&1 &
 for _ in $(seq 600); do [ -s "$T/b/metrics.ndjson" ] && break; sleep 0.05; done
 kill -TERM $!
 wait $!
