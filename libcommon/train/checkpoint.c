@@ -22,26 +22,44 @@ static float *role_ptr(const dt_param *p, enum role r)
 
 /* --- saving --- */
 
+struct saver {
+    dt_params *p;
+    dt_param **q;                   /* the trainable ones */
+    enum role  role;
+    float     *host;                /* of the largest; NULL on the CPU, where blocks are written as they lie */
+};
+
+static int fetch_role(void *ctx, int64_t i, const void **data, dt_err *err)
+{
+    struct saver *s = ctx;
+    *data = role_ptr(s->q[i], s->role);
+    if (!s->host)
+        return 0;
+    s->p->dev->download(s->p->dev, s->host, *data, s->q[i]->numel * (int64_t)sizeof(float));
+    *data = s->host;
+    return s->p->dev->sync(s->p->dev, err);
+}
+
 static int save_role(const char *path, dt_params *p, enum role r, dt_err *err)
 {
     dt_st_entry *e = dt_alloc((size_t)(p->n + 1) * sizeof(*e));
-    int64_t n = 0, total = 0;
-    for (int64_t i = 0; i < p->n; i++)
-        total += p->v[i]->trainable ? p->v[i]->numel : 0;
-    float *buf = dt_try_alloc((size_t)total * sizeof(*buf) + 1), *at = buf;
-    int rc = buf ? 0 : dt_err_set(err, DT_ENOMEM, "%s: no memory for %" PRId64 " numbers", path, total);
-    for (int64_t i = 0; i < p->n && rc == 0; i++) {
+    struct saver s = { .p = p, .role = r, .q = dt_alloc((size_t)(p->n + 1) * sizeof(*s.q)) };
+    int64_t n = 0, most = 1;
+    int rc = 0;
+    for (int64_t i = 0; i < p->n; i++) {
         dt_param *q = p->v[i];
         if (!q->trainable)
             continue;
-        int64_t bytes = q->numel * (int64_t)sizeof(float);
-        p->dev->download(p->dev, at, role_ptr(q, r), bytes);
-        e[n++] = (dt_st_entry){ .name = q->name, .dtype = DT_F32, .dims = q->dims, .data = at, .bytes = (size_t)bytes };
-        at += q->numel;
+        e[n] = (dt_st_entry){ .name = q->name, .dtype = DT_F32, .dims = q->dims };
+        s.q[n++] = q;
+        most = q->numel > most ? q->numel : most;
     }
+    if (p->dev->kind != DT_CPU && !(s.host = dt_try_alloc((size_t)most * sizeof(float))))
+        rc = dt_err_set(err, DT_ENOMEM, "%s: no memory for %" PRId64 " numbers", path, most);
     if (rc == 0)
-        rc = dt_st_write(path, e, n, NULL, err);
-    free(buf);
+        rc = dt_st_write_from(path, e, n, NULL, fetch_role, &s, err);
+    free(s.host);
+    free(s.q);
     free(e);
     return rc;
 }
