@@ -39,8 +39,10 @@ struct attn {
 static struct attn attn_of(const dt_node *n)
 {
     const dt_tensor *q = n->in[Q], *k = n->in[K];
-    struct attn a = { .B = q->dims.d[0], .Sq = q->dims.d[1], .Sk = k->dims.d[1], .h = n->attr.i[HEADS], .t = q->dtype,
-                      .scale = (float)n->attr.f[0], .causal = n->attr.i[CAUSAL] };
+    struct attn a = {
+        .B = q->dims.d[0], .Sq = q->dims.d[1], .Sk = k->dims.d[1], .h = n->attr.i[HEADS],
+        .t = q->dtype, .scale = (float)n->attr.f[0], .causal = n->attr.i[CAUSAL],
+    };
     a.d = dt_last_dim(q) / a.h;
     a.kv = dt_last_dim(k) / a.d;
     a.sq = dt_tile_round(a.Sq, DT_TILE_M);
@@ -63,6 +65,12 @@ static int64_t group_pairs(const struct attn *a, int64_t tasks_per_pair, int64_t
 
 /* --- packing --- */
 
+/* Element `at` of p, of a's type. */
+static char *element(const struct attn *a, const void *p, int64_t at)
+{
+    return (char *)p + at * (int64_t)dt_dtype_size(a->t);
+}
+
 /* Element where head `pair` of k and v begins. */
 static int64_t key_head(const struct attn *a, int64_t pair)
 {
@@ -83,7 +91,7 @@ static void pack_rows(const struct attn *a, const void *src, int64_t S, int64_t 
         float *row = dst + i * a->ld;
         int64_t n = i < S ? a->d : 0;
         if (n)
-            dt_convert(row, DT_F32, (const char *)src + (at + i * stride) * (int64_t)dt_dtype_size(a->t), a->t, n);
+            dt_convert(row, DT_F32, element(a, src, at + i * stride), a->t, n);
         for (int64_t c = 0; f != 1.0f && c < n; c++)
             row[c] *= f;
         memset(row + n, 0, (size_t)(a->dp - n) * sizeof(*row));
@@ -119,8 +127,16 @@ static void products(const struct attn *a, const struct tile *t, const float *ro
 {
     int64_t m = dt_tile_round(t->qn, DT_TILE_M);
     for (int64_t j = 0; j < t->kn; j += DT_TILE_N)
-        dt_tile_panel(m, a->d, (dt_mat_a){ rows, a->ld, 1 }, panels + (t->k0 + j) * a->d, DT_TILE_N, s + j, LDS,
-                      false);
+        dt_tile_panel(m, a->d, (dt_mat_a){ rows, a->ld, 1 }, panels + (t->k0 + j) * a->d,
+                      DT_TILE_N, s + j, LDS, false);
+}
+
+/* c [m, dp] += a b with b rows of distance ld, columns in panels. */
+static void add_product(const struct attn *a, int64_t m, int64_t k, dt_mat_a x, const float *b,
+                        float *c)
+{
+    for (int64_t col = 0; col < a->dp; col += DT_TILE_N)
+        dt_tile_panel(m, k, x, b + col, a->ld, c + col, a->ld, true);
 }
 
 static void mask_row(const struct attn *a, const struct tile *t, int64_t i, const float *bias,
@@ -168,16 +184,19 @@ static const char *attn_shape(dt_node *n)
     const dt_tensor *q = n->in[Q], *k = n->in[K], *v = n->in[V];
     const dt_tensor *bias = n->in[BIAS], *mask = n->in[MASK];
     int64_t h = n->attr.i[HEADS];
-    if (q->dims.nd != 3 || k->dims.nd != 3 || !dt_dims_same(k->dims, v->dims) || q->dims.d[0] != k->dims.d[0])
+    if (q->dims.nd != 3 || k->dims.nd != 3 || !dt_dims_same(k->dims, v->dims) ||
+        q->dims.d[0] != k->dims.d[0])
         return "attention: q must be [B, Sq, h*d], k and v [B, Sk, h*d]";
     if (!dt_is_float(q) || k->dtype != q->dtype || v->dtype != q->dtype)
         return "attention: q, k and v must be of one float type";
     int64_t d = h > 0 ? dt_last_dim(q) / h : 0;
     if (d < 1 || dt_last_dim(q) % h || dt_last_dim(k) % d || h % (dt_last_dim(k) / d))
         return "attention: heads must divide the features, key heads the heads";
-    if (bias && (bias->dtype != DT_F32 || !dt_dims_same(bias->dims, DT_DIMS(h, q->dims.d[1], k->dims.d[1]))))
+    dt_dims scores = DT_DIMS(h, q->dims.d[1], k->dims.d[1]);
+    dt_dims keys = DT_DIMS(q->dims.d[0], k->dims.d[1]);
+    if (bias && (bias->dtype != DT_F32 || !dt_dims_same(bias->dims, scores)))
         return "attention: bias must be [heads, Sq, Sk] fp32";
-    if (mask && (mask->dtype != DT_U8 || !dt_dims_same(mask->dims, DT_DIMS(q->dims.d[0], k->dims.d[1]))))
+    if (mask && (mask->dtype != DT_U8 || !dt_dims_same(mask->dims, keys)))
         return "attention: mask must be [B, Sk] u8";
     dt_node_out(n, 0, q->dtype, q->dims);
     dt_node_out(n, 1, DT_F32, DT_DIMS(q->dims.d[0], h, q->dims.d[1]));
@@ -199,6 +218,11 @@ static void attn_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_te
         dx[BIAS] = b->out[BIAS];
 }
 
+static double bytes_of(const dt_tensor *x)
+{
+    return (double)dt_tensor_numel(x) * (double)dt_dtype_size(x->dtype);
+}
+
 static void cost(const dt_node *n, dt_cost *c, double products_done)
 {
     struct attn a = attn_of(n);
@@ -206,9 +230,9 @@ static void cost(const dt_node *n, dt_cost *c, double products_done)
     c->flops = products_done * 2 * pairs * (double)a.d;
     c->bytes = 0;
     for (int i = 0; i < n->nin; i++)
-        c->bytes += n->in[i] ? (double)dt_tensor_numel(n->in[i]) * (double)dt_dtype_size(n->in[i]->dtype) : 0;
+        c->bytes += n->in[i] ? bytes_of(n->in[i]) : 0;
     for (int i = 0; i < n->nout; i++)
-        c->bytes += (double)dt_tensor_numel(n->out[i]) * (double)dt_dtype_size(n->out[i]->dtype);
+        c->bytes += bytes_of(n->out[i]);
 }
 
 static void attn_cost(const dt_node *n, dt_cost *c) { cost(n, c, 2); }
@@ -258,7 +282,7 @@ static void online_softmax(const struct attn *a, const struct tile *t, const flo
 
 static void put_row(const struct attn *a, void *dst, int64_t at, const float *row)
 {
-    dt_convert((char *)dst + at * (int64_t)dt_dtype_size(a->t), a->t, row, DT_F32, a->d);
+    dt_convert(element(a, dst, at), a->t, row, DT_F32, a->d);
 }
 
 static void fwd_store(const struct attn *a, const struct tile *t, struct fwd_scratch *w,
@@ -270,16 +294,18 @@ static void fwd_store(const struct attn *a, const struct tile *t, struct fwd_scr
         for (int64_t c = 0; c < a->d; c++)
             o[c] *= inv;
         put_row(a, r->out[0], query_row(a, t->b, t->head, t->q0 + i), o);
+        float l = w->l[i] > 0 ? w->m[i] + logf(w->l[i]) : 0.0f;
         if (lse)
-            lse[(t->b * a->h + t->head) * a->Sq + t->q0 + i] = w->l[i] > 0 ? w->m[i] + logf(w->l[i]) : 0.0f;
+            lse[(t->b * a->h + t->head) * a->Sq + t->q0 + i] = l;
     }
 }
 
 static void fwd_tile(const struct attn *a, struct tile t, const float *panels, const float *v,
                      struct fwd_scratch *w, const dt_run *r, const float *bias, const uint8_t *mask)
 {
-    int64_t m = dt_tile_round(t.qn, DT_TILE_M), end = a->causal ? dt_min64(a->Sk, t.q0 + t.qn) : a->Sk;
-    pack_rows(a, r->in[Q], t.qn, a->h * a->d, query_row(a, t.b, t.head, t.q0), 0, m, a->scale, w->q);
+    int64_t m = dt_tile_round(t.qn, DT_TILE_M), at = query_row(a, t.b, t.head, t.q0);
+    int64_t end = a->causal ? dt_min64(a->Sk, t.q0 + t.qn) : a->Sk;
+    pack_rows(a, r->in[Q], t.qn, a->h * a->d, at, 0, m, a->scale, w->q);
     memset(w->o, 0, (size_t)(m * a->ld) * sizeof(float));
     for (int64_t i = 0; i < Q_TILE; i++) {
         w->m[i] = -INFINITY;
@@ -289,18 +315,16 @@ static void fwd_tile(const struct attn *a, struct tile t, const float *panels, c
         t.kn = dt_min64(K_TILE, end - t.k0);
         products(a, &t, w->q, panels, w->s);
         online_softmax(a, &t, bias, mask, w);
-        for (int64_t c = 0; c < a->dp; c += DT_TILE_N)
-            dt_tile_panel(m, t.kn, (dt_mat_a){ w->s, LDS, 1 }, v + t.k0 * a->ld + c, a->ld, w->o + c, a->ld,
-                          true);
+        add_product(a, m, t.kn, (dt_mat_a){ w->s, LDS, 1 }, v + t.k0 * a->ld, w->o);
     }
     fwd_store(a, &t, w, r);
 }
 
 static void fwd_pack(const struct attn *a, int64_t pair, int64_t j, const dt_run *r, float *packed)
 {
-    int64_t at = key_head(a, pair);
+    int64_t at = key_head(a, pair), end = dt_min64(a->sk, j + K_TILE);
     pack_panels(a, r->in[K], at, j, packed);
-    pack_rows(a, r->in[V], a->Sk, a->kv * a->d, at, j, dt_min64(a->sk, j + K_TILE), 1, packed + a->sk * a->d);
+    pack_rows(a, r->in[V], a->Sk, a->kv * a->d, at, j, end, 1, packed + a->sk * a->d);
 }
 
 static void attn_run(const dt_node *n, const dt_run *r)
@@ -309,12 +333,14 @@ static void attn_run(const dt_node *n, const dt_run *r)
     const float *bias = r->in[BIAS];
     const uint8_t *mask = r->in[MASK];
     int threads = r->dev->threads;
-    int64_t group = fwd_group(&a, threads), pairs = a.B * a.kv, per = a.h / a.kv, size = fwd_pair_floats(&a);
+    int64_t group = fwd_group(&a, threads), pairs = a.B * a.kv;
+    int64_t per = a.h / a.kv, size = fwd_pair_floats(&a);
     int64_t nk = dt_div_up(a.sk, K_TILE), nq = dt_div_up(a.Sq, Q_TILE);
     float *packed = (float *)r->workspace + threads * fwd_thread_floats(&a);
 #pragma omp parallel num_threads(threads)
     {
-        struct fwd_scratch w = { .q = (float *)r->workspace + omp_get_thread_num() * fwd_thread_floats(&a) };
+        struct fwd_scratch w;
+        w.q = (float *)r->workspace + omp_get_thread_num() * fwd_thread_floats(&a);
         w.o = w.q + Q_TILE * a.ld;
         w.s = w.o + Q_TILE * a.ld;
         for (int64_t p0 = 0; p0 < pairs; p0 += group) {
@@ -325,18 +351,20 @@ static void attn_run(const dt_node *n, const dt_run *r)
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < np * per * nq; i++) {
                 int64_t p = i / (per * nq), pair = p0 + p;
-                struct tile t = { .b = pair / a.kv, .head = pair % a.kv * per + i / nq % per };
+                struct tile t = { .b = pair / a.kv };
+                t.head = pair % a.kv * per + i / nq % per;
                 t.q0 = i % nq * Q_TILE;
                 t.qn = dt_min64(Q_TILE, a.Sq - t.q0);
-                fwd_tile(&a, t, packed + p * size, packed + p * size + a.sk * a.d, &w, r, bias, mask);
+                const float *panels = packed + p * size;
+                fwd_tile(&a, t, panels, panels + a.sk * a.d, &w, r, bias, mask);
             }
         }
     }
 }
 
 const dt_op dt_op_attention = {
-    .name = "attention", .shape = attn_shape, .grad = attn_grad, .cost = attn_cost, .optional_out = 2,
-    .cpu = { attn_prepare, attn_run, NULL },
+    .name = "attention", .shape = attn_shape, .grad = attn_grad, .cost = attn_cost,
+    .optional_out = 2, .cpu = { attn_prepare, attn_run, NULL },
 };
 
 /* --- backward --- */
@@ -360,7 +388,11 @@ struct bwd_scratch {                /* of a thread */
 /* A packed pair: its key head, then per query head q (scaled), dy, rowsum(dy y) and the parts of dq, one per chunk. */
 struct bwd_head { float *q, *dy, *delta, *dq; };
 
-static int64_t bwd_thread_floats(const struct attn *a) { return 2 * Q_TILE * LDS + 2 * K_TILE * a->ld; }
+static int64_t bwd_thread_floats(const struct attn *a)
+{
+    return 2 * Q_TILE * LDS + 2 * K_TILE * a->ld;
+}
+
 static int64_t bwd_head_floats(const struct attn *a)
 {
     return dt_tile_round(a->sq * (a->ld * (2 + a->chunks) + 1), 16);
@@ -396,10 +428,10 @@ static struct bwd_head head_of(const struct attn *a, float *packed, int64_t i)
 static void bwd_pack_keys(const struct attn *a, int64_t pair, int64_t j, const dt_run *r,
                           float *packed)
 {
-    int64_t at = key_head(a, pair);
+    int64_t at = key_head(a, pair), end = dt_min64(a->sk, j + K_TILE);
     pack_panels(a, r->in[K], at, j, packed);
     pack_panels(a, r->in[V], at, j, packed + a->sk * a->d);
-    pack_rows(a, r->in[K], a->Sk, a->kv * a->d, at, j, dt_min64(a->sk, j + K_TILE), 1, packed + 2 * a->sk * a->d);
+    pack_rows(a, r->in[K], a->Sk, a->kv * a->d, at, j, end, 1, packed + 2 * a->sk * a->d);
 }
 
 static void bwd_pack_queries(const struct attn *a, int64_t b, int64_t head, int64_t q0,
@@ -443,18 +475,11 @@ static void bwd_softmax(const struct attn *a, const struct tile *t, const dt_run
     }
 }
 
-/* c [m, dp] += a b with b rows of distance ld, columns in panels. */
-static void add_product(const struct attn *a, int64_t m, int64_t k, dt_mat_a x, const float *b,
-                        float *c)
-{
-    for (int64_t col = 0; col < a->dp; col += DT_TILE_N)
-        dt_tile_panel(m, k, x, b + col, a->ld, c + col, a->ld, true);
-}
-
 static void bwd_tile(const struct attn *a, const struct tile *t, const dt_run *r,
                      const float *packed, struct bwd_head h, float *dq, const struct bwd_scratch *w)
 {
-    const float *q = h.q + t->q0 * a->ld, *dy = h.dy + t->q0 * a->ld, *k = packed + 2 * a->sk * a->d;
+    const float *q = h.q + t->q0 * a->ld, *dy = h.dy + t->q0 * a->ld;
+    const float *k = packed + 2 * a->sk * a->d;
     int64_t mq = dt_tile_round(t->qn, DT_TILE_M), mk = dt_tile_round(t->kn, DT_TILE_M);
     products(a, t, q, packed, w->s);
     products(a, t, dy, packed + a->sk * a->d, w->ds);
@@ -468,22 +493,24 @@ static void bwd_tile(const struct attn *a, const struct tile *t, const dt_run *r
 static void bwd_chunk(const struct attn *a, int64_t pair, int64_t chunk, const dt_run *r,
                       float *packed, const struct bwd_scratch *w)
 {
-    int64_t per = a->h / a->kv, end = dt_min64(a->Sk, (chunk + 1) * a->chunk), stride = a->kv * a->d;
+    int64_t per = a->h / a->kv, end = dt_min64(a->Sk, (chunk + 1) * a->chunk);
+    int64_t stride = a->kv * a->d, part = a->sq * a->ld;
     struct tile t = { .b = pair / a->kv };
     for (int64_t i = 0; i < per; i++)
-        memset(head_of(a, packed, i).dq + chunk * a->sq * a->ld, 0, (size_t)(a->sq * a->ld) * sizeof(float));
+        memset(head_of(a, packed, i).dq + chunk * part, 0, (size_t)part * sizeof(float));
     for (t.k0 = chunk * a->chunk; t.k0 < end; t.k0 += K_TILE) {
         t.kn = dt_min64(K_TILE, end - t.k0);
         size_t used = (size_t)(dt_tile_round(t.kn, DT_TILE_M) * a->ld) * sizeof(float);
         memset(w->dk, 0, used);
         memset(w->dv, 0, used);
-        int64_t first = a->causal && !r->out[BIAS] ? t.k0 / Q_TILE * Q_TILE : 0;    /* dbias has its zeros written */
+        /* Where no query sees the keys there is nothing to add, but zeros of dbias to write. */
+        int64_t first = a->causal && !r->out[BIAS] ? t.k0 / Q_TILE * Q_TILE : 0;
         for (int64_t i = 0; i < per; i++) {
             struct bwd_head h = head_of(a, packed, i);
             t.head = pair % a->kv * per + i;
             for (t.q0 = first; t.q0 < a->Sq; t.q0 += Q_TILE) {
                 t.qn = dt_min64(Q_TILE, a->Sq - t.q0);
-                bwd_tile(a, &t, r, packed, h, h.dq + chunk * a->sq * a->ld, w);
+                bwd_tile(a, &t, r, packed, h, h.dq + chunk * part, w);
             }
         }
         for (int64_t j = 0; j < t.kn; j++) {
@@ -515,14 +542,16 @@ static void bwd_sum_dq(const struct attn *a, int64_t b, int64_t head, int64_t q0
 static void bwd_group_run(const struct attn *a, const dt_run *r, int64_t p0, int64_t np,
                           float *packed, const struct bwd_scratch *w)
 {
-    int64_t per = a->h / a->kv, size = bwd_pair_floats(a), nk = dt_div_up(a->sk, K_TILE), nq = dt_div_up(a->Sq, Q_TILE);
+    int64_t per = a->h / a->kv, size = bwd_pair_floats(a);
+    int64_t nk = dt_div_up(a->sk, K_TILE), nq = dt_div_up(a->Sq, Q_TILE);
 #pragma omp for schedule(static) nowait
     for (int64_t i = 0; i < np * nk; i++)
         bwd_pack_keys(a, p0 + i / nk, i % nk * K_TILE, r, packed + i / nk * size);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < np * per * nq; i++) {
         int64_t p = i / (per * nq), k = i / nq % per, pair = p0 + p;
-        bwd_pack_queries(a, pair / a->kv, pair % a->kv * per + k, i % nq * Q_TILE, r, head_of(a, packed + p * size, k));
+        bwd_pack_queries(a, pair / a->kv, pair % a->kv * per + k, i % nq * Q_TILE, r,
+                         head_of(a, packed + p * size, k));
     }
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < np * a->chunks; i++)
@@ -530,7 +559,8 @@ static void bwd_group_run(const struct attn *a, const dt_run *r, int64_t p0, int
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < (r->out[Q] ? np * per * nq : 0); i++) {
         int64_t p = i / (per * nq), k = i / nq % per, pair = p0 + p;
-        bwd_sum_dq(a, pair / a->kv, pair % a->kv * per + k, i % nq * Q_TILE, r, head_of(a, packed + p * size, k));
+        bwd_sum_dq(a, pair / a->kv, pair % a->kv * per + k, i % nq * Q_TILE, r,
+                   head_of(a, packed + p * size, k));
     }
 }
 
@@ -542,7 +572,8 @@ static void bwd_run(const dt_node *n, const dt_run *r)
     float *packed = (float *)r->workspace + threads * bwd_thread_floats(&a);
 #pragma omp parallel num_threads(threads)
     {
-        struct bwd_scratch w = { .s = (float *)r->workspace + omp_get_thread_num() * bwd_thread_floats(&a) };
+        struct bwd_scratch w;
+        w.s = (float *)r->workspace + omp_get_thread_num() * bwd_thread_floats(&a);
         w.ds = w.s + Q_TILE * LDS;
         w.dk = w.ds + Q_TILE * LDS;
         w.dv = w.dk + K_TILE * a.ld;

@@ -2,18 +2,25 @@
 #include <stdlib.h>
 #include "tests/checkop.h"
 
-static dt_tensor *plain1(dt_graph *g, dt_tensor **in) { return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = 1 }); }
-static dt_tensor *plain2(dt_graph *g, dt_tensor **in) { return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = 2 }); }
-static dt_tensor *plain8(dt_graph *g, dt_tensor **in) { return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = 8 }); }
+static dt_tensor *plain(dt_graph *g, dt_tensor **in, int heads)
+{
+    return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = heads });
+}
+
+static dt_tensor *plain1(dt_graph *g, dt_tensor **in) { return plain(g, in, 1); }
+static dt_tensor *plain2(dt_graph *g, dt_tensor **in) { return plain(g, in, 2); }
+static dt_tensor *plain8(dt_graph *g, dt_tensor **in) { return plain(g, in, 8); }
 
 static dt_tensor *causal(dt_graph *g, dt_tensor **in)
 {
-    return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = 2, .causal = true, .scale = 0.7 });
+    dt_attn a = { .heads = 2, .causal = true, .scale = 0.7 };
+    return dt_attention(g, in[0], in[1], in[2], &a);
 }
 
 static dt_tensor *biased(dt_graph *g, dt_tensor **in)
 {
-    return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = 2, .scale = 1, .bias = in[3] });
+    dt_attn a = { .heads = 2, .scale = 1, .bias = in[3] };
+    return dt_attention(g, in[0], in[1], in[2], &a);
 }
 
 static dt_tensor *masked(dt_graph *g, dt_tensor **in)
@@ -23,17 +30,24 @@ static dt_tensor *masked(dt_graph *g, dt_tensor **in)
 
 static dt_tensor *everything(dt_graph *g, dt_tensor **in)
 {
-    return dt_attention(g, in[0], in[1], in[2], &(dt_attn){ .heads = 2, .causal = true, .bias = in[3], .mask = in[4] });
+    dt_attn a = { .heads = 2, .causal = true, .bias = in[3], .mask = in[4] };
+    return dt_attention(g, in[0], in[1], in[2], &a);
 }
 
-static dt_tensor *self2(dt_graph *g, dt_tensor **in) { return dt_attention(g, in[0], in[0], in[0], &(dt_attn){ .heads = 2 }); }
+static dt_tensor *self2(dt_graph *g, dt_tensor **in)
+{
+    return dt_attention(g, in[0], in[0], in[0], &(dt_attn){ .heads = 2 });
+}
+
+static double usual(const check_case *c, int heads) { return 1 / sqrt((double)c->in[0].d[2] / heads); }
 
 struct setting { int64_t heads; double scale; bool causal; const float *bias, *mask; };
 
 static void row(const check_case *c, const float *const *in, const struct setting *s, int64_t b,
                 int64_t h, int64_t i, float *y)
 {
-    int64_t Sk = c->in[1].d[1], d = c->in[0].d[2] / s->heads, kd = c->in[1].d[2], kh = h / (s->heads / (kd / d));
+    int64_t Sk = c->in[1].d[1], d = c->in[0].d[2] / s->heads;
+    int64_t kd = c->in[1].d[2], kh = h / (s->heads / (kd / d));
     const float *q = in[0] + ((b * c->in[0].d[1] + i) * s->heads + h) * d;
     double *p = malloc((size_t)Sk * sizeof(*p)), max = -INFINITY, sum = 0;
     for (int64_t j = 0; j < Sk; j++) {
@@ -65,12 +79,12 @@ static void reference(const check_case *c, const float *const *in, float *y, str
 
 static void plain1_ref(const check_case *c, const float *const *in, float *y)
 {
-    reference(c, in, y, (struct setting){ 1, 1 / sqrt((double)c->in[0].d[2]), false, NULL, NULL });
+    reference(c, in, y, (struct setting){ 1, usual(c, 1), false, NULL, NULL });
 }
 
 static void plain2_ref(const check_case *c, const float *const *in, float *y)
 {
-    reference(c, in, y, (struct setting){ 2, 1 / sqrt((double)c->in[0].d[2] / 2), false, NULL, NULL });
+    reference(c, in, y, (struct setting){ 2, usual(c, 2), false, NULL, NULL });
 }
 
 static void causal_ref(const check_case *c, const float *const *in, float *y)
@@ -85,12 +99,12 @@ static void biased_ref(const check_case *c, const float *const *in, float *y)
 
 static void masked_ref(const check_case *c, const float *const *in, float *y)
 {
-    reference(c, in, y, (struct setting){ 2, 1 / sqrt((double)c->in[0].d[2] / 2), false, NULL, in[3] });
+    reference(c, in, y, (struct setting){ 2, usual(c, 2), false, NULL, in[3] });
 }
 
 static void everything_ref(const check_case *c, const float *const *in, float *y)
 {
-    reference(c, in, y, (struct setting){ 2, 1 / sqrt((double)c->in[0].d[2] / 2), true, in[3], in[4] });
+    reference(c, in, y, (struct setting){ 2, usual(c, 2), true, in[3], in[4] });
 }
 
 #define QKV(B, Sq, Sk, n) ACT(B, Sq, n), ACT(B, Sk, n), ACT(B, Sk, n)

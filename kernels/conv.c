@@ -9,7 +9,7 @@
 #include "kernels/onednn.h"
 #include "kernels/opdef.h"
 
-enum { STRIDE, PAD, H_IN = PAD + 4, W_IN, KH = H_IN, KW };     /* attr.i; H_IN, W_IN of conv2d_dx; KH, KW of conv2d_dw */
+enum { STRIDE, PAD, H_IN = PAD + 4, W_IN, KH = H_IN, KW };     /* attr.i: H_IN, W_IN of dx; KH, KW of dw */
 
 static int64_t dim(const dt_tensor *x, int i) { return x->dims.d[i]; }
 
@@ -36,8 +36,8 @@ static struct dt_dnn_conv geometry(const dt_node *n, const dt_tensor *x, const d
 {
     const int64_t *a = n->attr.i;
     return (struct dt_dnn_conv){
-        .b = dim(x, 0), .h = dim(x, 1), .w = dim(x, 2), .c = dim(x, 3), .o = dim(y, 3), .kh = kh, .kw = kw,
-        .oh = dim(y, 1), .ow = dim(y, 2), .stride = a[STRIDE], .t = x->dtype,
+        .b = dim(x, 0), .h = dim(x, 1), .w = dim(x, 2), .c = dim(x, 3), .o = dim(y, 3),
+        .kh = kh, .kw = kw, .oh = dim(y, 1), .ow = dim(y, 2), .stride = a[STRIDE], .t = x->dtype,
         .pad = { a[PAD], a[PAD + 1], a[PAD + 2], a[PAD + 3] },
     };
 }
@@ -55,7 +55,8 @@ static const char *conv_shape(dt_node *n)
 {
     const dt_tensor *x = n->in[0], *w = n->in[1], *b = n->nin > 2 ? n->in[2] : NULL;
     const int64_t *a = n->attr.i;
-    if (x->dims.nd != 4 || w->dims.nd != 4 || dim(w, 1) != dim(x, 3) || !dt_is_float(x) || w->dtype != x->dtype)
+    if (x->dims.nd != 4 || w->dims.nd != 4 || dim(w, 1) != dim(x, 3) || !dt_is_float(x) ||
+        w->dtype != x->dtype)
         return "conv2d: x [B, H, W, C] and w [O, C, kh, kw] must agree in C and type";
     if (!dt_is_vector(b, dim(w, 0)) || (b && b->dtype != w->dtype))
         return "conv2d: bias must be [O], of the weight's type";
@@ -82,7 +83,7 @@ static void conv_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_te
         dx[1] = dt_grad_of(g, w, dt_apply(g, &dt_op_conv2d_dw, &a, DT_IN(x, dy[0]))->out[0]);
     }
     if (dt_wants(n, 2))
-        dx[2] = dt_apply(g, &dt_op_col_sum, DT_ATTR(.i = { dt_grad_dtype(n->in[2]) }), DT_IN(dy[0]))->out[0];
+        dx[2] = dt_col_sum(g, dy[0], n->in[2]);
 }
 
 static void conv_cost(const dt_node *n, dt_cost *c)
@@ -136,14 +137,16 @@ static void pair_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_conv2d_dx = {
-    .name = "conv2d_dx", .shape = dx_shape, .cost = dx_cost, .cpu = { dx_prepare, pair_run, dt_dnn_release },
+    .name = "conv2d_dx", .shape = dx_shape, .cost = dx_cost,
+    .cpu = { dx_prepare, pair_run, dt_dnn_release },
 };
 
 /* --- conv2d_dw: x, dy -> dw fp32, may add to what is there --- */
 
 static const char *dw_shape(dt_node *n)
 {
-    dt_node_out(n, 0, DT_F32, DT_DIMS(dim(n->in[1], 3), dim(n->in[0], 3), n->attr.i[KH], n->attr.i[KW]));
+    dt_dims d = DT_DIMS(dim(n->in[1], 3), dim(n->in[0], 3), n->attr.i[KH], n->attr.i[KW]);
+    dt_node_out(n, 0, DT_F32, d);
     return NULL;
 }
 
@@ -226,7 +229,8 @@ static void down_run(const dt_node *n, const dt_run *r)
         for (int64_t j = 0; j < w; j++)
             for (int64_t c = 0; c < C; c += DT_CHUNK) {
                 float tmp[DT_CHUNK];
-                int64_t len = dt_min64(DT_CHUNK, C - c), up = (4 * i * w + 2 * j) * C + c, at = (i * w + j) * C + c;
+                int64_t len = dt_min64(DT_CHUNK, C - c);
+                int64_t up = (4 * i * w + 2 * j) * C + c, at = (i * w + j) * C + c;
                 float *sum = dt_row_out(r->out[0], y->dtype, at, tmp);
                 add_row(sum, r->in[0], y->dtype, up, len, true);
                 add_row(sum, r->in[0], y->dtype, up + C, len, false);

@@ -25,9 +25,10 @@ static bool pair_ok(const dt_tensor *x, const dt_tensor *w)
     return dt_is_float(x) && x->dtype == w->dtype && w->dims.nd == 2;
 }
 
-static void cost_mnk(dt_cost *c, double m, double n, double k, double size)
+static void cost_mnk(dt_cost *c, int64_t m, int64_t n, int64_t k, dt_dtype t)
 {
-    *c = (dt_cost){ 2 * m * n * k, (m * n + n * k + m * k) * size };
+    double elements = (double)(m * n + n * k + m * k);
+    *c = (dt_cost){ 2.0 * (double)m * (double)n * (double)k, elements * (double)dt_dtype_size(t) };
 }
 
 /* --- matmul_wt --- */
@@ -45,14 +46,16 @@ static const char *wt_shape(dt_node *n)
 
 static dt_tensor *grad_x(dt_graph *g, const dt_tensor *dy, const dt_tensor *w, double alpha)
 {
-    return dt_apply(g, &dt_op_matmul_dx, DT_ATTR(.f = { alpha }), DT_IN((dt_tensor *)dy, (dt_tensor *)w))->out[0];
+    dt_tensor *in[] = { (dt_tensor *)dy, (dt_tensor *)w };
+    return dt_apply(g, &dt_op_matmul_dx, DT_ATTR(.f = { alpha }), 2, in)->out[0];
 }
 
 static dt_tensor *grad_w(dt_graph *g, const dt_tensor *dy, const dt_tensor *x, const dt_tensor *w,
                          double alpha)
 {
-    return dt_apply(g, &dt_op_matmul_dw, DT_ATTR(.i = { dt_grad_dtype(w) }, .f = { alpha }),
-                    DT_IN((dt_tensor *)dy, (dt_tensor *)x))->out[0];
+    dt_tensor *in[] = { (dt_tensor *)dy, (dt_tensor *)x };
+    dt_attr a = { .i = { dt_grad_dtype(w) }, .f = { alpha } };
+    return dt_apply(g, &dt_op_matmul_dw, &a, 2, in)->out[0];
 }
 
 static void wt_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
@@ -62,13 +65,13 @@ static void wt_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tens
     if (dt_wants(n, 1))
         dx[1] = grad_w(g, dy[0], n->in[0], n->in[1], 1);
     if (dt_wants(n, 2))
-        dx[2] = dt_apply(g, &dt_op_col_sum, DT_ATTR(.i = { dt_grad_dtype(n->in[2]) }), DT_IN(dy[0]))->out[0];
+        dx[2] = dt_col_sum(g, dy[0], n->in[2]);
 }
 
 static void wt_cost(const dt_node *n, dt_cost *c)
 {
     const dt_tensor *x = n->in[0], *w = n->in[1];
-    cost_mnk(c, (double)rows(x), (double)w->dims.d[0], (double)w->dims.d[1], (double)dt_dtype_size(x->dtype));
+    cost_mnk(c, rows(x), w->dims.d[0], w->dims.d[1], x->dtype);
 }
 
 static int make(dt_prep *p, const struct dt_dnn_matmul *m)
@@ -85,9 +88,10 @@ static int make(dt_prep *p, const struct dt_dnn_matmul *m)
 static int wt_prepare(const dt_node *n, dt_prep *p)
 {
     const dt_tensor *x = n->in[0], *w = n->in[1];
-    return make(p, &(struct dt_dnn_matmul){ .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype,
-                                            .b = w->dtype, .c = x->dtype, .b_trans = true, .alpha = 1,
-                                            .bias = n->nin > 2 && n->in[2] });
+    return make(p, &(struct dt_dnn_matmul){
+        .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype, .b = w->dtype,
+        .c = x->dtype, .b_trans = true, .alpha = 1, .bias = n->nin > 2 && n->in[2],
+    });
 }
 
 static void wt_run(const dt_node *n, const dt_run *r)
@@ -129,15 +133,16 @@ static void add_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_ten
 static void add_cost(const dt_node *n, dt_cost *c)
 {
     const dt_tensor *x = n->in[1], *w = n->in[2];
-    cost_mnk(c, (double)rows(x), (double)w->dims.d[0], (double)w->dims.d[1], (double)dt_dtype_size(x->dtype));
+    cost_mnk(c, rows(x), w->dims.d[0], w->dims.d[1], x->dtype);
 }
 
 static int add_prepare(const dt_node *n, dt_prep *p)
 {
     const dt_tensor *x = n->in[1], *w = n->in[2];
-    return make(p, &(struct dt_dnn_matmul){ .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype,
-                                            .b = w->dtype, .c = x->dtype, .b_trans = true, .add = true,
-                                            .alpha = n->attr.f[0] });
+    return make(p, &(struct dt_dnn_matmul){
+        .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype, .b = w->dtype,
+        .c = x->dtype, .b_trans = true, .add = true, .alpha = n->attr.f[0],
+    });
 }
 
 /* A copy by all threads: one alone does not saturate memory. */
@@ -147,13 +152,15 @@ static void copy(const dt_run *r, void *dst, const void *src, int64_t bytes)
     int64_t nblock = dt_div_up(bytes, BLOCK);
 #pragma omp parallel for schedule(static) num_threads(dt_team(r, bytes / 4))
     for (int64_t i = 0; i < nblock; i++)
-        memcpy((char *)dst + i * BLOCK, (const char *)src + i * BLOCK, (size_t)dt_min64(BLOCK, bytes - i * BLOCK));
+        memcpy((char *)dst + i * BLOCK, (const char *)src + i * BLOCK,
+               (size_t)dt_min64(BLOCK, bytes - i * BLOCK));
 }
 
 static void add_run(const dt_node *n, const dt_run *r)
 {
+    const dt_tensor *c = n->in[0];
     if (r->out[0] != r->in[0])
-        copy(r, r->out[0], r->in[0], dt_tensor_numel(n->in[0]) * (int64_t)dt_dtype_size(n->in[0]->dtype));
+        copy(r, r->out[0], r->in[0], dt_tensor_numel(c) * (int64_t)dt_dtype_size(c->dtype));
     dt_dnn_run(r->state, r->in[1], r->in[2], NULL, r->out[0], r->workspace);
 }
 
@@ -173,8 +180,10 @@ static const char *dx_shape(dt_node *n)
 static int dx_prepare(const dt_node *n, dt_prep *p)
 {
     const dt_tensor *dy = n->in[0], *w = n->in[1];
-    return make(p, &(struct dt_dnn_matmul){ .m = rows(dy), .n = w->dims.d[1], .k = w->dims.d[0], .a = dy->dtype,
-                                            .b = w->dtype, .c = dy->dtype, .alpha = n->attr.f[0] });
+    return make(p, &(struct dt_dnn_matmul){
+        .m = rows(dy), .n = w->dims.d[1], .k = w->dims.d[0], .a = dy->dtype, .b = w->dtype,
+        .c = dy->dtype, .alpha = n->attr.f[0],
+    });
 }
 
 static void pair_run(const dt_node *n, const dt_run *r)
@@ -184,27 +193,31 @@ static void pair_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_matmul_dx = {
-    .name = "matmul_dx", .shape = dx_shape, .cost = wt_cost, .cpu = { dx_prepare, pair_run, dt_dnn_release },
+    .name = "matmul_dx", .shape = dx_shape, .cost = wt_cost,
+    .cpu = { dx_prepare, pair_run, dt_dnn_release },
 };
 
 static const char *dw_shape(dt_node *n)
 {
-    dt_node_out(n, 0, (dt_dtype)n->attr.i[0], DT_DIMS(dt_last_dim(n->in[0]), dt_last_dim(n->in[1])));
+    dt_dims d = DT_DIMS(dt_last_dim(n->in[0]), dt_last_dim(n->in[1]));
+    dt_node_out(n, 0, (dt_dtype)n->attr.i[0], d);
     return NULL;
 }
 
 static void dw_cost(const dt_node *n, dt_cost *c)
 {
     const dt_tensor *dy = n->in[0], *x = n->in[1];
-    cost_mnk(c, (double)rows(x), (double)dt_last_dim(dy), (double)dt_last_dim(x), (double)dt_dtype_size(x->dtype));
+    cost_mnk(c, rows(x), dt_last_dim(dy), dt_last_dim(x), x->dtype);
 }
 
 static int dw_prepare(const dt_node *n, dt_prep *p)
 {
     const dt_tensor *dy = n->in[0], *x = n->in[1];
-    return make(p, &(struct dt_dnn_matmul){ .m = dt_last_dim(dy), .n = dt_last_dim(x), .k = rows(x), .a = dy->dtype,
-                                            .b = x->dtype, .c = n->out[0]->dtype, .a_trans = true,
-                                            .alpha = n->attr.f[0], .add = n->attr.i[DT_ATTR_ACC] });
+    return make(p, &(struct dt_dnn_matmul){
+        .m = dt_last_dim(dy), .n = dt_last_dim(x), .k = rows(x), .a = dy->dtype, .b = x->dtype,
+        .c = n->out[0]->dtype, .a_trans = true, .alpha = n->attr.f[0],
+        .add = n->attr.i[DT_ATTR_ACC],
+    });
 }
 
 const dt_op dt_op_matmul_dw = {
@@ -230,7 +243,8 @@ static int64_t col_sum_block(const dt_tensor *dy)
 static int col_sum_prepare(const dt_node *n, dt_prep *p)
 {
     const dt_tensor *dy = n->in[0];
-    p->workspace = dt_div_up(rows(dy), col_sum_block(dy)) * dt_last_dim(dy) * (int64_t)sizeof(float);
+    int64_t nblock = dt_div_up(rows(dy), col_sum_block(dy));
+    p->workspace = nblock * dt_last_dim(dy) * (int64_t)sizeof(float);
     return 0;
 }
 
@@ -251,7 +265,8 @@ static void col_sum_rows(const dt_tensor *dy, const void *p, int64_t m0, int64_t
 static void col_sum_run(const dt_node *n, const dt_run *r)
 {
     const dt_tensor *dy = n->in[0];
-    int64_t m = rows(dy), cols = dt_last_dim(dy), block = col_sum_block(dy), nblock = dt_div_up(m, block);
+    int64_t m = rows(dy), cols = dt_last_dim(dy);
+    int64_t block = col_sum_block(dy), nblock = dt_div_up(m, block);
     float *part = r->workspace, tmp[DT_CHUNK];
 #pragma omp parallel for schedule(static) num_threads(dt_team(r, m * cols))
     for (int64_t i = 0; i < nblock; i++)
@@ -270,8 +285,14 @@ static void col_sum_run(const dt_node *n, const dt_run *r)
 }
 
 const dt_op dt_op_col_sum = {
-    .name = "col_sum", .shape = col_sum_shape, .accumulates = true, .cpu = { col_sum_prepare, col_sum_run, NULL },
+    .name = "col_sum", .shape = col_sum_shape, .accumulates = true,
+    .cpu = { col_sum_prepare, col_sum_run, NULL },
 };
+
+dt_tensor *dt_col_sum(dt_graph *g, dt_tensor *dy, const dt_tensor *b)
+{
+    return dt_apply(g, &dt_op_col_sum, DT_ATTR(.i = { dt_grad_dtype(b) }), DT_IN(dy))->out[0];
+}
 
 /* --- builders --- */
 

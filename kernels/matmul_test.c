@@ -53,7 +53,8 @@ const check_case matmul_cases[] = {
     { "layers", layers, { ACT(4, 5) }, .k = 6 },
     { "256x3072x768", biased, { ACT(256, 768), WEIGHT(3072, 768), WEIGHT(3072) }, .k = 3072, .flags = CHECK_LARGE },
     { "96x192x768", biased, { ACT(96, 768), WEIGHT(192, 768), WEIGHT(192) }, .k = 768, .flags = CHECK_LARGE },
-    { "1024x3072x3072", biased, { ACT(1024, 3072), FROZEN(3072, 3072), FROZEN(3072) }, .k = 3072, .flags = CHECK_LARGE },
+    { "1024x3072x3072", biased, { ACT(1024, 3072), FROZEN(3072, 3072), FROZEN(3072) },
+      .k = 3072, .flags = CHECK_LARGE },
     { "LoRA 1024x3072, rank 16", branch, { ACT(1024, 3072), FROZEN(3072, 3072), WEIGHT(16, 3072), WEIGHT(3072, 16) },
       .k = 3072, .flags = CHECK_LARGE },
     { 0 }

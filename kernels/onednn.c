@@ -61,14 +61,15 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
                              dnnl_primitive_attr_t attr, dnnl_primitive_desc_t hint)
 {
     const dnnl_dims_t dilate = { 0, 0 };
+    const dnnl_alg_kind_t alg = dnnl_convolution_direct;
     if (kind == CONV_FWD)
-        return dnnl_convolution_forward_primitive_desc_create(pd, e, dnnl_forward_training, dnnl_convolution_direct, x, w,
-                                                              bias, y, g->stride, dilate, g->pad0, g->pad1, attr);
+        return dnnl_convolution_forward_primitive_desc_create(
+            pd, e, dnnl_forward_training, alg, x, w, bias, y, g->stride, dilate, g->pad0, g->pad1, attr);
     if (kind == CONV_DX)
-        return dnnl_convolution_backward_data_primitive_desc_create(pd, e, dnnl_convolution_direct, x, w, y, g->stride,
-                                                                    dilate, g->pad0, g->pad1, hint, attr);
-    return dnnl_convolution_backward_weights_primitive_desc_create(pd, e, dnnl_convolution_direct, x, w, NULL, y,
-                                                                   g->stride, dilate, g->pad0, g->pad1, hint, attr);
+        return dnnl_convolution_backward_data_primitive_desc_create(
+            pd, e, alg, x, w, y, g->stride, dilate, g->pad0, g->pad1, hint, attr);
+    return dnnl_convolution_backward_weights_primitive_desc_create(
+        pd, e, alg, x, w, NULL, y, g->stride, dilate, g->pad0, g->pad1, hint, attr);
 }
 #else
 typedef dnnl_memory_desc_t *md_own;
@@ -111,14 +112,15 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
                              dnnl_primitive_attr_t attr, dnnl_primitive_desc_t hint)
 {
     dnnl_convolution_desc_t d;
+    const dnnl_alg_kind_t alg = dnnl_convolution_direct;
     dnnl_status_t s;
     if (kind == CONV_FWD)
-        s = dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, dnnl_convolution_direct, x, w, bias, y,
+        s = dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, alg, x, w, bias, y,
                                                g->stride, g->pad0, g->pad1);
     else if (kind == CONV_DX)
-        s = dnnl_convolution_backward_data_desc_init(&d, dnnl_convolution_direct, x, w, y, g->stride, g->pad0, g->pad1);
+        s = dnnl_convolution_backward_data_desc_init(&d, alg, x, w, y, g->stride, g->pad0, g->pad1);
     else
-        s = dnnl_convolution_backward_weights_desc_init(&d, dnnl_convolution_direct, x, w, NULL, y, g->stride, g->pad0,
+        s = dnnl_convolution_backward_weights_desc_init(&d, alg, x, w, NULL, y, g->stride, g->pad0,
                                                         g->pad1);
     return s != dnnl_success ? s : dnnl_primitive_desc_create(pd, &d, attr, e, hint);
 }
@@ -243,7 +245,8 @@ static void convert(void *dst, dt_dtype dt, const void *src, dt_dtype st, int64_
     size_t ds = dt_dtype_size(dt), ss = dt_dtype_size(st);
 #pragma omp parallel for
     for (int64_t i = 0; i < n; i += BLOCK)
-        dt_convert((char *)dst + (size_t)i * ds, dt, (const char *)src + (size_t)i * ss, st, n - i < BLOCK ? n - i : BLOCK);
+        dt_convert((char *)dst + (size_t)i * ds, dt, (const char *)src + (size_t)i * ss, st,
+                   n - i < BLOCK ? n - i : BLOCK);
 }
 
 int64_t dt_dnn_workspace(const dt_dnn *d) { return d->kept + round64(d->scratch); }
@@ -309,7 +312,8 @@ static dnnl_status_t matmul_make(dt_dnn **out, const struct dt_dnn_matmul *p)
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_attr_t attr = attr_new(p->alpha, p->add);
     md_own a = md_matrix(p->m, p->k, p->a, p->a_trans), b = md_matrix(p->k, p->n, p->b, p->b_trans);
-    md_own c = md_matrix(p->m, p->n, p->c, false), bias = p->bias ? md_matrix(1, p->n, p->b, false) : NULL;
+    md_own c = md_matrix(p->m, p->n, p->c, false);
+    md_own bias = p->bias ? md_matrix(1, p->n, p->b, false) : NULL;
     dnnl_status_t s = matmul_pd(&pd, engine(), a, b, bias, c, attr);
     if (s == dnnl_success) {
         struct step *st;
@@ -405,7 +409,8 @@ static dnnl_status_t make_pd(struct conv *v, enum conv_kind kind)
 {
     dnnl_status_t s = dnnl_success;
     if (kind != CONV_FWD)
-        s = conv_pd(&v->hint, engine(), CONV_FWD, v->x, v->w_hint, NULL, v->y, &v->geom, v->attr, NULL);
+        s = conv_pd(&v->hint, engine(), CONV_FWD, v->x, v->w_hint, NULL, v->y, &v->geom, v->attr,
+                    NULL);
     if (s == dnnl_success)
         s = conv_pd(&v->pd, engine(), kind, v->x, v->w, v->bias, v->y, &v->geom, v->attr, v->hint);
     return s;
@@ -480,7 +485,8 @@ static dnnl_status_t conv_make(dt_dnn **out, const struct dt_dnn_conv *p, enum c
 
 static int conv_new(dt_dnn **out, const struct dt_dnn_conv *p, enum conv_kind kind, dt_err *err)
 {
-    int64_t x = p->b * p->h * p->w * p->c, y = p->b * p->oh * p->ow * p->o, w = p->o * p->c * p->kh * p->kw;
+    int64_t x = p->b * p->h * p->w * p->c, y = p->b * p->oh * p->ow * p->o;
+    int64_t w = p->o * p->c * p->kh * p->kw;
     dnnl_status_t s = conv_make(out, p, kind);
     if (s == dnnl_unimplemented) {
         struct dt_dnn_conv q = *p;

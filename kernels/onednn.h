@@ -18,7 +18,7 @@ struct dt_dnn_matmul {
 };
 int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err);
 
-/* x [b, h, w, c]  weights [o, c, kh, kw]  y [b, oh, ow, o], of type t; bias [o] of type t.  dw is fp32 and may be added to. */
+/* x [b, h, w, c]  weights [o, c, kh, kw]  bias [o]  y [b, oh, ow, o], of type t.  dw is fp32 and may be added to. */
 struct dt_dnn_conv {
     int64_t  b, h, w, c, o, kh, kw, oh, ow, stride;
     int64_t  pad[4];                /* top, left, bottom, right */

@@ -66,6 +66,9 @@ static inline dt_tensor *dt_grad_of(dt_graph *g, const dt_tensor *x, dt_tensor *
 dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, int keep_back,
                       dt_dtype t);
 
+/* Gradient of a bias b [N]: dy [..., N] summed over the leading dims, in a fixed order; matmul.c */
+dt_tensor *dt_col_sum(dt_graph *g, dt_tensor *dy, const dt_tensor *b);
+
 /* --- running --- */
 
 /* Threads worth starting for n elements. */
