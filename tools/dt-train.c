@@ -109,7 +109,8 @@ struct tok_opts {
 };
 
 static const dt_opt tok_table[] = {
-    { "train_data_meta", 0, "FILE", DT_OPT_STR, offsetof(struct tok_opts, data), 0, 0, NULL, "metadata or folder whose captions are learned from" },
+    { "train_data_meta", 0, "FILE", DT_OPT_STR, offsetof(struct tok_opts, data), 0, 0, NULL,
+      "metadata or folder whose captions are learned from" },
     { "output_dir", 0, "DIR", DT_OPT_STR, offsetof(struct tok_opts, out), 0, 0, NULL, "gets tokenizer/ (CLIP) and tokenizer_2/ (T5)" },
     { "clip_vocab_size", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, clip), 514, 1000000, NULL, "size of CLIP's vocabulary (1024)" },
     { "t5_vocab_size", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, t5), 64, 1000000, NULL, "size of T5's vocabulary (1024)" },

@@ -158,7 +158,8 @@ static int draw_loss(const dt_job *j, dt_err *err)
     if (rc == 0 && n) {
         dt_validator_held(j->val, &hx, &hy, &m);
         dt_series s[2] = { { "training loss", DT_SERIES_NOISY, x, y, n }, { "held-out loss", DT_SERIES_POINTS, hx, hy, m } };
-        rc = dt_chart_save(out, s, m ? 2 : 1, dt_chart_params(.title = j->o->method == DT_METHOD_VAE ? "Autoencoder" : "Flow matching"), err);
+        const char *title = j->o->method == DT_METHOD_VAE ? "Autoencoder" : "Flow matching";
+        rc = dt_chart_save(out, s, m ? 2 : 1, dt_chart_params(.title = title), err);
     }
     free(x);
     free(y);

@@ -139,7 +139,8 @@ int dt_job_memory(dt_job *j, dt_err *err)
     j->planned_bytes = total(&k);
     print(j, &k);
     if (budget && total(&k) > budget)
-        return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM", mib(total(&k)) + 1, mib(budget));
+        return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM",
+                          mib(total(&k)) + 1, mib(budget));
     if (total(&k) > j->dev->mem_bytes && j->dev->mem_bytes > 0)
         return dt_err_set(err, DT_ENOMEM, "this run needs %.1f MiB, %s has %.1f MiB", mib(total(&k)), j->dev->name, mib(j->dev->mem_bytes));
     if (j->o->memory_plan)

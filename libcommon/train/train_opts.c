@@ -14,51 +14,74 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
 
 #define MODEL_ROWS \
     DT_OPT_GROUP("Model"), \
-    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), 0, 0, NULL, "model folder in diffusers layout" }, \
+    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), 0, 0, NULL, \
+      "model folder in diffusers layout" }, \
     { "transformer_path", 0, "FILE", DT_OPT_STR, O(transformer_path), 0, 0, NULL, \
       "transformer weights to use instead of the folder's: safetensors, diffusers or single-file FLUX names" }, \
     { "vae_path", 0, "FILE", DT_OPT_STR, O(vae_path), 0, 0, NULL, "vae weights to use instead of the folder's" }, \
-    { "output_dir", 0, "DIR", DT_OPT_STR, O(output_dir), 0, 0, NULL, "where everything is written (sd-model-finetuned)" }
+    { "output_dir", 0, "DIR", DT_OPT_STR, O(output_dir), 0, 0, NULL, \
+      "where everything is written (sd-model-finetuned)" }
 
 #define RUN_ROWS \
     DT_OPT_GROUP("Optimiser"), \
     { "learning_rate", 0, "F", DT_OPT_FLOAT, O(learning_rate), 0, 10, NULL, "peak learning rate (1e-4)" }, \
-    { "scale_lr", 0, NULL, DT_OPT_FLAG, O(scale_lr), 0, 0, NULL, "multiply the learning rate by batch size and accumulation" }, \
-    { "lr_scheduler", 0, "NAME", DT_OPT_ENUM, O(lr_scheduler), 0, 0, dt_lr_names, "shape of the learning rate over optimiser steps (constant)" }, \
-    { "lr_warmup_steps", 0, "N", DT_OPT_INT, O(lr_warmup_steps), 0, 1e9, NULL, "optimiser steps of linear warm-up, except for constant (500)" }, \
-    { "lr_num_cycles", 0, "F", DT_OPT_FLOAT, O(lr_num_cycles), 0, 1e6, NULL, "waves of cosine (0.5) or cosine_with_restarts (1)" }, \
+    { "scale_lr", 0, NULL, DT_OPT_FLAG, O(scale_lr), 0, 0, NULL, \
+      "multiply the learning rate by batch size and accumulation" }, \
+    { "lr_scheduler", 0, "NAME", DT_OPT_ENUM, O(lr_scheduler), 0, 0, dt_lr_names, \
+      "shape of the learning rate over optimiser steps (constant)" }, \
+    { "lr_warmup_steps", 0, "N", DT_OPT_INT, O(lr_warmup_steps), 0, 1e9, NULL, \
+      "optimiser steps of linear warm-up, except for constant (500)" }, \
+    { "lr_num_cycles", 0, "F", DT_OPT_FLOAT, O(lr_num_cycles), 0, 1e6, NULL, \
+      "waves of cosine (0.5) or cosine_with_restarts (1)" }, \
     { "lr_power", 0, "F", DT_OPT_FLOAT, O(lr_power), 0, 100, NULL, "exponent of polynomial (1)" }, \
     { "adam_beta1", 0, "F", DT_OPT_FLOAT, O(beta1), 0, 0.999999, NULL, "AdamW: decay of the first moment (0.9)" }, \
-    { "adam_beta2", 0, "F", DT_OPT_FLOAT, O(beta2), 0, 0.999999, NULL, "AdamW: decay of the second moment (0.999)" }, \
-    { "adam_weight_decay", 0, "F", DT_OPT_FLOAT, O(weight_decay), 0, 10, NULL, "AdamW: decoupled weight decay (0.01)" }, \
+    { "adam_beta2", 0, "F", DT_OPT_FLOAT, O(beta2), 0, 0.999999, NULL, \
+      "AdamW: decay of the second moment (0.999)" }, \
+    { "adam_weight_decay", 0, "F", DT_OPT_FLOAT, O(weight_decay), 0, 10, NULL, \
+      "AdamW: decoupled weight decay (0.01)" }, \
     { "adam_epsilon", 0, "F", DT_OPT_FLOAT, O(epsilon), 0, 1, NULL, "AdamW: epsilon (1e-8)" }, \
-    { "max_grad_norm", 0, "F", DT_OPT_FLOAT, O(max_grad_norm), 0, 1e9, NULL, "clip the global gradient norm to this; 0 = do not clip (1)" }, \
-    { "use_ema", 0, NULL, DT_OPT_FLAG, O(use_ema), 0, 0, NULL, "keep an fp32 running mean of the trained weights; saved and sampled with" }, \
+    { "max_grad_norm", 0, "F", DT_OPT_FLOAT, O(max_grad_norm), 0, 1e9, NULL, \
+      "clip the global gradient norm to this; 0 = do not clip (1)" }, \
+    { "use_ema", 0, NULL, DT_OPT_FLAG, O(use_ema), 0, 0, NULL, \
+      "keep an fp32 running mean of the trained weights; saved and sampled with" }, \
     { "ema_decay", 0, "F", DT_OPT_FLOAT, O(ema_decay), 0, 0.9999999, NULL, "decay of the running mean (0.9999)" }, \
     DT_OPT_GROUP("Device and memory"), \
     { "device", 0, "NAME", DT_OPT_STR, O(device), 0, 0, NULL, "cpu, cuda or cuda:N (cpu)" }, \
-    { "threads", 0, "N", DT_OPT_INT, O(threads), 0, 1024, NULL, "CPU compute threads; part of what a run's bits depend on; 0 = all cores (0)" }, \
+    { "threads", 0, "N", DT_OPT_INT, O(threads), 0, 1024, NULL, \
+      "CPU compute threads; part of what a run's bits depend on; 0 = all cores (0)" }, \
     { "mixed_precision", 0, "NAME", DT_OPT_ENUM, O(mixed_precision), 0, 0, dt_precision_names, \
       "storage of activations and working weights: no (fp32) or bf16; master weights are always fp32 (no)" }, \
-    { "gradient_checkpointing", 0, NULL, DT_OPT_FLAG, O(gradient_checkpointing), 0, 0, NULL, "compute each block's activations again in the backward pass instead of keeping them" }, \
+    { "gradient_checkpointing", 0, NULL, DT_OPT_FLAG, O(gradient_checkpointing), 0, 0, NULL, \
+      "compute each block's activations again in the backward pass instead of keeping them" }, \
     { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), 0, 0, NULL, \
-      "leave frozen matrices in the mapped weight file and bring each in where it is used; encoders are never resident with the transformer anyway" }, \
+      "leave frozen matrices in the mapped weight file and bring each in where it is used; encoders are never " \
+      "resident with the transformer anyway" }, \
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, NULL, \
       "stay below this (24G): turns on gradient_checkpointing if needed, and refuses to start if that is not enough" }, \
-    { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), 0, 0, NULL, "print the memory plan per bucket and kind, and stop; a bare --plan does the same" }, \
+    { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), 0, 0, NULL, \
+      "print the memory plan per bucket and kind, and stop; a bare --plan does the same" }, \
     DT_OPT_GROUP("Saving and resuming"), \
-    { "checkpointing_steps", 0, "N", DT_OPT_INT, O(checkpointing_steps), 1, 1e9, NULL, "save the whole state every N optimiser steps (500)" }, \
-    { "save_dtype", 0, "NAME", DT_OPT_ENUM, O(save_dtype), 0, 0, dt_save_dtype_names, "dtype of the finished weights: fp32, bf16 or fp16 (bf16 with --mixed_precision bf16, otherwise fp32)" }, \
-    { "checkpoints_total_limit", 0, "N", DT_OPT_INT, O(checkpoints_total_limit), 1, 1e9, NULL, "keep only the newest N checkpoints (all)" }, \
-    { "resume_from_checkpoint", 0, "PATH", DT_OPT_STR, O(resume), 0, 0, NULL, "a checkpoint folder, or latest: the newest under output_dir, or a fresh start if there is none" }, \
+    { "checkpointing_steps", 0, "N", DT_OPT_INT, O(checkpointing_steps), 1, 1e9, NULL, \
+      "save the whole state every N optimiser steps (500)" }, \
+    { "save_dtype", 0, "NAME", DT_OPT_ENUM, O(save_dtype), 0, 0, dt_save_dtype_names, \
+      "dtype of the finished weights: fp32, bf16 or fp16 (bf16 with --mixed_precision bf16, otherwise fp32)" }, \
+    { "checkpoints_total_limit", 0, "N", DT_OPT_INT, O(checkpoints_total_limit), 1, 1e9, NULL, \
+      "keep only the newest N checkpoints (all)" }, \
+    { "resume_from_checkpoint", 0, "PATH", DT_OPT_STR, O(resume), 0, 0, NULL, \
+      "a checkpoint folder, or latest: the newest under output_dir, or a fresh start if there is none" }, \
     DT_OPT_GROUP("Watching"), \
-    { "logging_dir", 0, "DIR", DT_OPT_STR, O(logging_dir), 0, 0, NULL, "TensorBoard files, under output_dir (logs)" }, \
-    { "tracker_project_name", 0, "NAME", DT_OPT_STR, O(project), 0, 0, NULL, "folder under logging_dir (text2image-fine-tune)" }, \
+    { "logging_dir", 0, "DIR", DT_OPT_STR, O(logging_dir), 0, 0, NULL, \
+      "TensorBoard files, under output_dir (logs)" }, \
+    { "tracker_project_name", 0, "NAME", DT_OPT_STR, O(project), 0, 0, NULL, \
+      "folder under logging_dir (text2image-fine-tune)" }, \
     { "report_to", 0, "NAME", DT_OPT_ENUM, O(report_to), 0, 0, report_names, "tensorboard or none (tensorboard)" }, \
-    { "progress", 0, "FILE", DT_OPT_STR, O(progress), 0, 0, NULL, "NDJSON progress to a file, or to a file descriptor by number" }, \
+    { "progress", 0, "FILE", DT_OPT_STR, O(progress), 0, 0, NULL, \
+      "NDJSON progress to a file, or to a file descriptor by number" }, \
     { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), 0, 0, NULL, "no words on stderr but errors" }, \
-    { "dump_steps", 0, "N", DT_OPT_INT, O(dump_steps), 0, 1e6, NULL, "write everything about the first N steps to dump_dir (0)" }, \
-    { "dump_dir", 0, "DIR", DT_OPT_STR, O(dump_dir), 0, 0, NULL, "step-NNNNNN.safetensors: inputs, prediction, loss, gradients, weights (output_dir/dump)" }
+    { "dump_steps", 0, "N", DT_OPT_INT, O(dump_steps), 0, 1e6, NULL, \
+      "write everything about the first N steps to dump_dir (0)" }, \
+    { "dump_dir", 0, "DIR", DT_OPT_STR, O(dump_dir), 0, 0, NULL, \
+      "step-NNNNNN.safetensors: inputs, prediction, loss, gradients, weights (output_dir/dump)" }
 
 #define REFUSED_ROWS \
     DT_OPT_GROUP("Of the reference, not taken"), \
@@ -82,32 +105,52 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     REFUSED("use_fsdp", "this version trains in one process")
 
 #define STAGE_ROWS \
-    { "plan", 0, "FILE", DT_OPT_STR, O(plan), 0, 0, NULL, "the plan that dt-bucket wrote; without it one is made from train_data_dir" }, \
-    { "latents", 0, "DIR", DT_OPT_STR, O(latents), 0, 0, NULL, "the cache that dt-cache-latents wrote, or - for its stream; without it the cache is made in output_dir/cache" }, \
+    { "plan", 0, "FILE", DT_OPT_STR, O(plan), 0, 0, NULL, \
+      "the plan that dt-bucket wrote; without it one is made from train_data_dir" }, \
+    { "latents", 0, "DIR", DT_OPT_STR, O(latents), 0, 0, NULL, \
+      "the cache that dt-cache-latents wrote, or - for its stream; without it the cache is made in " \
+      "output_dir/cache" }, \
     { "vae_mini_batch", 0, "N", DT_OPT_INT, O(vae_mini_batch), 1, 1024, NULL, "pictures encoded at once (32)" }, \
-    { "vae_tile", 0, "PX", DT_OPT_INT, O(vae_tile_px), 0, 65536, NULL, "encode and decode pictures larger than this in overlapping tiles; 0 = never (0)" }, \
-    { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 1, 4096, NULL, "tokens of T5, padding included (512, or the tokenizer's limit if that is less)" }
+    { "vae_tile", 0, "PX", DT_OPT_INT, O(vae_tile_px), 0, 65536, NULL, \
+      "encode and decode pictures larger than this in overlapping tiles; 0 = never (0)" }, \
+    { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 1, 4096, NULL, \
+      "tokens of T5, padding included (512, or the tokenizer's limit if that is less)" }
 
 #define FLUX_ROWS \
     DT_OPT_GROUP("Objective"), \
-    { "weighting_scheme", 0, "NAME", DT_OPT_ENUM, O(weighting), 0, 0, dt_weighting_names, "density of timesteps and weight of the loss (none)" }, \
-    { "uniform_sampling", 0, NULL, DT_OPT_FLAG, O(uniform_sampling), 0, 0, NULL, "stratify timesteps: the samples of a step cover all noise levels" }, \
-    { "train_sampling_steps", 0, "N", DT_OPT_INT, O(timesteps.steps), 1, 1e6, NULL, "length of the noise table (1000)" }, \
+    { "weighting_scheme", 0, "NAME", DT_OPT_ENUM, O(weighting), 0, 0, dt_weighting_names, \
+      "density of timesteps and weight of the loss (none)" }, \
+    { "uniform_sampling", 0, NULL, DT_OPT_FLAG, O(uniform_sampling), 0, 0, NULL, \
+      "stratify timesteps: the samples of a step cover all noise levels" }, \
+    { "train_sampling_steps", 0, "N", DT_OPT_INT, O(timesteps.steps), 1, 1e6, NULL, \
+      "length of the noise table (1000)" }, \
     { "logit_mean", 0, "F", DT_OPT_FLOAT, O(timesteps.logit_mean), -100, 100, NULL, "logit_normal: mean (0)" }, \
-    { "logit_std", 0, "F", DT_OPT_FLOAT, O(timesteps.logit_std), 0, 100, NULL, "logit_normal: standard deviation (1)" }, \
+    { "logit_std", 0, "F", DT_OPT_FLOAT, O(timesteps.logit_std), 0, 100, NULL, \
+      "logit_normal: standard deviation (1)" }, \
     { "mode_scale", 0, "F", DT_OPT_FLOAT, O(timesteps.mode_scale), -10, 10, NULL, "mode: scale (1.29)" }, \
-    { "guidance_scale", 0, "F", DT_OPT_FLOAT, O(guidance), 0, 1000, NULL, "guidance the model is told, if it has that input (3.5)" }, \
-    { "noise_offset", 0, "F", DT_OPT_FLOAT, O(noise_offset), 0, 10, NULL, "add F * N(0,1) per picture and channel to the noise (0)" }, \
-    { "input_perturbation", 0, "F", DT_OPT_FLOAT, O(input_perturbation), 0, 10, NULL, "add F * N(0,1) to the noise that is mixed in, not to the target (0)" }, \
-    { "outlier_limit", 0, "F", DT_OPT_FLOAT, O(outlier_limit), 0, 1e9, NULL, "elements whose error is above F give no loss; 0 = all do (50)" }, \
+    { "guidance_scale", 0, "F", DT_OPT_FLOAT, O(guidance), 0, 1000, NULL, \
+      "guidance the model is told, if it has that input (3.5)" }, \
+    { "noise_offset", 0, "F", DT_OPT_FLOAT, O(noise_offset), 0, 10, NULL, \
+      "add F * N(0,1) per picture and channel to the noise (0)" }, \
+    { "input_perturbation", 0, "F", DT_OPT_FLOAT, O(input_perturbation), 0, 10, NULL, \
+      "add F * N(0,1) to the noise that is mixed in, not to the target (0)" }, \
+    { "outlier_limit", 0, "F", DT_OPT_FLOAT, O(outlier_limit), 0, 1e9, NULL, \
+      "elements whose error is above F give no loss; 0 = all do (50)" }, \
     DT_OPT_GROUP("Validation"), \
-    { "validation_prompts", 0, "TEXT", DT_OPT_LIST, O(validation_prompts), 0, 0, NULL, "sample these, always from the same noise, into samples.png" }, \
-    { "validation_steps", 0, "N", DT_OPT_INT, O(validation_steps), 1, 1e9, NULL, "validate every N optimiser steps (2000)" }, \
-    { "validation_epochs", 0, "N", DT_OPT_INT, O(validation_epochs), 1, 1e9, NULL, "validate every N epochs instead" }, \
-    { "validation_inference_steps", 0, "N", DT_OPT_INT, O(validation_inference_steps), 1, 1000, NULL, "sampling steps (20)" }, \
-    { "validation_size", 0, "PX", DT_OPT_INT, O(validation_size), 16, 65536, NULL, "side of validation samples (image_sample_size)" }, \
-    { "validation_data_dir", 0, "DIR", DT_OPT_STR, O(held.train_data_dir), 0, 0, NULL, "pictures held out: their loss at fixed timesteps and noise" }, \
-    { "validation_data_meta", 0, "FILE", DT_OPT_STR, O(held.train_data_meta), 0, 0, NULL, "metadata of the held-out pictures" }
+    { "validation_prompts", 0, "TEXT", DT_OPT_LIST, O(validation_prompts), 0, 0, NULL, \
+      "sample these, always from the same noise, into samples.png" }, \
+    { "validation_steps", 0, "N", DT_OPT_INT, O(validation_steps), 1, 1e9, NULL, \
+      "validate every N optimiser steps (2000)" }, \
+    { "validation_epochs", 0, "N", DT_OPT_INT, O(validation_epochs), 1, 1e9, NULL, \
+      "validate every N epochs instead" }, \
+    { "validation_inference_steps", 0, "N", DT_OPT_INT, O(validation_inference_steps), 1, 1000, NULL, \
+      "sampling steps (20)" }, \
+    { "validation_size", 0, "PX", DT_OPT_INT, O(validation_size), 16, 65536, NULL, \
+      "side of validation samples (image_sample_size)" }, \
+    { "validation_data_dir", 0, "DIR", DT_OPT_STR, O(held.train_data_dir), 0, 0, NULL, \
+      "pictures held out: their loss at fixed timesteps and noise" }, \
+    { "validation_data_meta", 0, "FILE", DT_OPT_STR, O(held.train_data_meta), 0, 0, NULL, \
+      "metadata of the held-out pictures" }
 
 static const dt_opt lora_table[] = {
     MODEL_ROWS,
@@ -115,11 +158,14 @@ static const dt_opt lora_table[] = {
     STAGE_ROWS,
     DT_OPT_GROUP("LoRA"),
     { "rank", 0, "N", DT_OPT_INT, O(rank), 1, 65536, NULL, "rank of the adapters (128)" },
-    { "network_alpha", 0, "F", DT_OPT_FLOAT, O(network_alpha), 1e-6, 1e6, NULL, "alpha; the adapters act at alpha / rank (64)" },
+    { "network_alpha", 0, "F", DT_OPT_FLOAT, O(network_alpha), 1e-6, 1e6, NULL,
+      "alpha; the adapters act at alpha / rank (64)" },
     { "target_name", 0, "LIST", DT_OPT_STR, O(target_name), 0, 0, NULL,
       "comma list of module paths, dotted suffixes or globs to adapt (every linear layer)" },
-    { "lora_skip_name", 0, "LIST", DT_OPT_STR, O(lora_skip_name), 0, 0, NULL, "comma list, as target_name, of modules to leave out" },
-    { "lora_format", 0, "NAME", DT_OPT_ENUM, O(lora_format), 0, 0, dt_lora_layouts, "layout of lora.safetensors: comfy, peft or kohya (comfy)" },
+    { "lora_skip_name", 0, "LIST", DT_OPT_STR, O(lora_skip_name), 0, 0, NULL,
+      "comma list, as target_name, of modules to leave out" },
+    { "lora_format", 0, "NAME", DT_OPT_ENUM, O(lora_format), 0, 0, dt_lora_layouts,
+      "layout of lora.safetensors: comfy, peft or kohya (comfy)" },
     { "use_peft_lora", 0, NULL, DT_OPT_FLAG, O(use_peft_lora), 0, 0, NULL, "the same as --lora_format peft" },
     FLUX_ROWS, RUN_ROWS, REFUSED_ROWS,
     REFUSED("train_text_encoder", "dt-train lora adapts the transformer; dt-train full can train the text encoders"),
@@ -128,11 +174,13 @@ static const dt_opt lora_table[] = {
 
 static const dt_opt full_table[] = {
     MODEL_ROWS,
-    { "from_config", 0, NULL, DT_OPT_FLAG, O(from_config), 0, 0, NULL, "begin with fresh weights: only the configs of the transformer (and trained text encoders) are read" },
+    { "from_config", 0, NULL, DT_OPT_FLAG, O(from_config), 0, 0, NULL,
+      "begin with fresh weights: only the configs of the transformer (and trained text encoders) are read" },
     DT_DATA_OPTS(dt_train_opts, data),
     STAGE_ROWS,
     DT_OPT_GROUP("What is trained"),
-    { "trainable_modules", 0, "TEXT", DT_OPT_LIST, O(trainable_modules), 0, 0, NULL, "parameters whose name contains one of these are trained (all)" },
+    { "trainable_modules", 0, "TEXT", DT_OPT_LIST, O(trainable_modules), 0, 0, NULL,
+      "parameters whose name contains one of these are trained (all)" },
     { "train_text_encoder", 0, NULL, DT_OPT_FLAG, O(train_text_encoder), 0, 0, NULL, "train CLIP and T5 as well" },
     FLUX_ROWS, RUN_ROWS, REFUSED_ROWS,
     DT_OPT_END
@@ -140,13 +188,17 @@ static const dt_opt full_table[] = {
 
 static const dt_opt vae_table[] = {
     MODEL_ROWS,
-    { "from_config", 0, NULL, DT_OPT_FLAG, O(from_config), 0, 0, NULL, "begin with fresh weights: only the config of the vae is read" },
+    { "from_config", 0, NULL, DT_OPT_FLAG, O(from_config), 0, 0, NULL,
+      "begin with fresh weights: only the config of the vae is read" },
     DT_DATA_OPTS(dt_train_opts, data),
-    { "plan", 0, "FILE", DT_OPT_STR, O(plan), 0, 0, NULL, "the plan that dt-bucket wrote; without it one is made from train_data_dir" },
+    { "plan", 0, "FILE", DT_OPT_STR, O(plan), 0, 0, NULL,
+      "the plan that dt-bucket wrote; without it one is made from train_data_dir" },
     DT_OPT_GROUP("Objective"),
-    { "fit_scaling", 0, NULL, DT_OPT_FLAG, O(fit_scaling), 0, 0, NULL, "at the end, set scaling_factor and shift_factor so that latents have mean 0 and variance 1" },
+    { "fit_scaling", 0, NULL, DT_OPT_FLAG, O(fit_scaling), 0, 0, NULL,
+      "at the end, set scaling_factor and shift_factor so that latents have mean 0 and variance 1" },
     { "kl_weight", 0, "F", DT_OPT_FLOAT, O(kl_weight), 0, 1e3, NULL, "weight of the KL term beside L1 (1e-6)" },
-    { "trainable_modules", 0, "TEXT", DT_OPT_LIST, O(trainable_modules), 0, 0, NULL, "parameters whose name contains one of these are trained (all)" },
+    { "trainable_modules", 0, "TEXT", DT_OPT_LIST, O(trainable_modules), 0, 0, NULL,
+      "parameters whose name contains one of these are trained (all)" },
     RUN_ROWS, REFUSED_ROWS,
     DT_OPT_END
 };

@@ -292,7 +292,8 @@ static void variants(void **state)
           "context_embedder", 1 },
         { { { "transformer.x_embedder.lora.down.weight", 2, 6 }, { "transformer.x_embedder.lora.up.weight", 4, 2 } }, "x_embedder", 1 },
         { { { "model.diffusion_model.double_blocks.1.txt_mlp.0.lora_down.weight", 2, 4 },
-            { "model.diffusion_model.double_blocks.1.txt_mlp.0.lora_up.weight", 16, 2 } }, "transformer_blocks.1.ff_context.net.0.proj", 1 },
+            { "model.diffusion_model.double_blocks.1.txt_mlp.0.lora_up.weight", 16, 2 } },
+          "transformer_blocks.1.ff_context.net.0.proj", 1 },
     };
     char path[200];
     dt_params *p = flux();
