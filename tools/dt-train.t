@@ -59,6 +59,7 @@ check 'killed at any moment and run again: the same bits' \
      dt-train lora $L --output_dir k --resume_from_checkpoint latest && same k"
 check 'loader threads do not matter' "dt-train lora $L --dataloader_num_workers 3 --output_dir w && same w"
 check 'given plan and cache: the same' "dt-train lora $L --output_dir g --plan a/plan.ndjson --latents a/cache && same g"
+check 'a cache has its plan' "dt-train lora ${L/--train_data_dir data/} --output_dir h --latents a/cache && same h"
 check 'recompute does not change the loss' \
     "dt-train lora $L --gradient_checkpointing --output_dir rc && cut -d, -f1-3 a/metrics.ndjson >p && cut -d, -f1-3 rc/metrics.ndjson | cmp - p"
 check 'weights left in their file give the same bits' "dt-train lora $L --low_vram --output_dir lv && cmp a/lora.safetensors lv/lora.safetensors"

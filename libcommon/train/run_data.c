@@ -163,6 +163,8 @@ int dt_job_data(dt_job *j, dt_err *err)
         char *dir = dt_path_join(o->output_dir, "cache");
         rc = receive_stream(j, dir, err);
         free(dir);
+    } else if (!o->plan && o->latents) {
+        j->plan = dt_path_join(o->latents, "plan.ndjson");
     } else if (!o->plan) {
         j->plan = dt_path_join(o->output_dir, "plan.ndjson");
         o->data.stop = j->ui->stop;

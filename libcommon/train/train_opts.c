@@ -1,6 +1,7 @@
 /* train_opts.c - dt-train's option tables.  See train_opts.h. */
 #include <stdlib.h>
 #include <string.h>
+#include "base/file.h"
 #include "base/hash.h"
 #include "data/data_opts.h"
 #include "train/train_opts.h"
@@ -242,10 +243,17 @@ int dt_train_opts_check(dt_train_opts *o, dt_err *err)
 {
     if (!o->model)
         return dt_err_set(err, DT_EUSAGE, "--pretrained_model_name_or_path is missing");
-    if (!o->plan && !o->data.train_data_dir && !o->data.train_data_meta)
+    bool data = o->data.train_data_dir || o->data.train_data_meta;
+    if (!o->plan && !o->latents && !data)
         return dt_err_set(err, DT_EUSAGE, "--train_data_dir is missing (or --plan and --latents)");
-    if (o->latents && !o->plan && strcmp(o->latents, "-"))
-        return dt_err_set(err, DT_EUSAGE, "--latents DIR needs the --plan that it was made for");
+    if (o->latents && !o->plan && strcmp(o->latents, "-")) {
+        char *plan = dt_path_join(o->latents, "plan.ndjson");
+        bool there = dt_exists(plan);
+        free(plan);
+        if (data || !there)
+            return dt_err_set(err, DT_EUSAGE, data ? "--latents DIR needs the --plan that it was made for"
+                              : "--latents DIR needs the --plan that it was made for: there is no plan.ndjson in it");
+    }
     if (o->use_peft_lora && o->lora_format >= 0 && o->lora_format != DT_LORA_PEFT)
         return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other", dt_lora_layouts[o->lora_format]);
     if (o->lora_format < 0)
