@@ -5,19 +5,20 @@
  * For each case (checkop.h) whose "family: name" contains PATTERN:
  *   reference   forward against the case's own plain loops, where it has some
  *   gradient    backward against central differences of forward along random directions, one leaf at a time
- *   variants    in place, adding to what is there, without optional outputs: the same result; another number of threads: the same bits
+ *   variants    in place, adding to what is there, without optional outputs: the same result;
+ *               on another number of threads: the same bits
  *   values      equal, tiny, huge and one-hot inputs give no NaN
  *   bf16        against fp32 on the same values
  *   plan        the planned run gives the bits of the node-by-node run, and twice the gradient when run twice
- * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and bf16, and three
- * times with the same bits.
- * DEVICE "cuemu" is the CUDA plugin under the emulation in tests/cuemu, without the large cases; there the three times are three orders of
- * threads.
- * With -b, instead: time, GFLOP/s and GB/s of each node of the large cases, as shares of what this program measures as the peak.
+ * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and bf16, and three times
+ * with the same bits.  DEVICE "cuemu" is the CUDA plugin under the emulation in tests/cuemu, without the large cases;
+ * there the three times are three orders of threads.
+ * With -b, instead: time, GFLOP/s and GB/s of each node of the large cases, as shares of a measured peak.
  * All buffers stand between guards and begin as NaN. */
 #include <malloc.h>
 #include <math.h>
 #include <omp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,8 +26,9 @@
 #include "tests/checkop_run.h"
 #include "tests/tolerance.h"
 
-extern const check_case attention_cases[], broadcast_cases[], conv_cases[], embed_cases[], groupnorm_cases[], matmul_cases[],
-    norm_cases[], objective_cases[], pointwise_cases[], rope_cases[], shape_cases[];
+extern const check_case attention_cases[], broadcast_cases[], conv_cases[], embed_cases[],
+    groupnorm_cases[], matmul_cases[], norm_cases[], objective_cases[], pointwise_cases[],
+    rope_cases[], shape_cases[];
 
 dt_device *dt_cuda_open(int ordinal, int abi, dt_err *err);    /* kernels/cuda.cu, compiled for tests/cuemu */
 
@@ -38,8 +40,25 @@ struct opts {
     bool        bench, list;
     dt_device  *cpu, *dev;
     int         count, failed;
-    double      peak_flops, peak_bytes;
+    struct check_peak peak;
 };
+
+/* A complaint; valid until the next. */
+static const char *say(const char *fmt, ...)
+{
+    static char msg[256];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(msg, sizeof(msg), fmt, ap);
+    va_end(ap);
+    return msg;
+}
+
+/* Values of t as fp32; caller frees. */
+static float *values(const struct check_graph *x, const dt_tensor *t)
+{
+    return check_floats(t, check_host(x, t));
+}
 
 static double norm2(const float *x, int64_t n)
 {
@@ -74,7 +93,8 @@ static void report(struct opts *o, const struct family *f, const check_case *c, 
                    const char *bad)
 {
     bool skip = bad == check_not_ported;
-    printf("%sok %d - %s: %s: %s%s\n", bad && !skip ? "not " : "", ++o->count, f->name, c->name, check, skip ? " # SKIP not ported" : "");
+    printf("%sok %d - %s: %s: %s%s\n", bad && !skip ? "not " : "", ++o->count, f->name, c->name,
+           check, skip ? " # SKIP not ported" : "");
     if (skip)
         return;
     if (bad)
@@ -88,7 +108,7 @@ static void report(struct opts *o, const struct family *f, const check_case *c, 
 static float *leaf_grad(const struct check_graph *x, const dt_tensor *leaf)
 {
     if (leaf->kind != DT_PARAM)
-        return leaf->grad ? check_floats(leaf->grad, check_host(x, leaf->grad)) : NULL;
+        return leaf->grad ? values(x, leaf->grad) : NULL;
     float *sum = NULL;
     for (int64_t i = 0; i < x->g->ntensor; i++) {
         const dt_tensor *t = x->g->tensor[i];
@@ -103,12 +123,15 @@ static float *leaf_grad(const struct check_graph *x, const dt_tensor *leaf)
     return sum;
 }
 
-static bool is_leaf(const dt_tensor *t) { return t->needs_grad && !t->node && (t->kind == DT_INPUT || t->kind == DT_PARAM); }
+static bool is_leaf(const dt_tensor *t)
+{
+    return t->needs_grad && !t->node && (t->kind == DT_INPUT || t->kind == DT_PARAM);
+}
 
 /* sum y seed in fp64, and in *size the L2 norm of its terms */
 static double loss_of(const struct check_graph *x, double *size)
 {
-    float *y = check_floats(x->y, check_host(x, x->y)), *s = check_floats(x->seed, check_host(x, x->seed));
+    float *y = values(x, x->y), *s = values(x, x->seed);
     double sum = 0, sq = 0;
     for (int64_t i = 0; i < dt_numel(x->y->dims); i++) {
         sum += (double)y[i] * s[i];
@@ -153,20 +176,19 @@ static double direction(float *u, int64_t n, int kind, dt_rng *r)
 static const char *check_leaf_gradient(struct check_graph *x, const struct opts *o,
                                        const dt_tensor *leaf)
 {
-    static char msg[200];
     int64_t n = dt_numel(leaf->dims);
-    float *g = leaf_grad(x, leaf), *u = dt_alloc((size_t)n * sizeof(*u)), *at = check_floats(leaf, check_host(x, leaf));
+    float *g = leaf_grad(x, leaf), *at = values(x, leaf), *u = dt_alloc((size_t)n * sizeof(*u));
     const char *bad = g ? NULL : "a leaf has no gradient";
     dt_rng r = dt_rng_make(o->seed, DT_RNG_TEST, 1, (uint32_t)leaf->id);
     for (int kind = 0; kind < 3 && !bad; kind++) {
-        double noise, h = direction(u, n, kind, &r), dot = 0, fd = difference(x, o->cpu, leaf, at, u, h, &noise);
+        double noise, dot = 0, h = direction(u, n, kind, &r);
+        double fd = difference(x, o->cpu, leaf, at, u, h, &noise);
         for (int64_t i = 0; i < n; i++)
             dot += (double)g[i] * u[i];
         double allow = 2e-3 * (kind ? norm2(g, n) : fabs(dot)) + noise;
-        if (!(fabs(fd - dot) <= allow)) {
-            snprintf(msg, sizeof(msg), "%s: gradient says %.6g, differences %.6g, allowed %.2g apart", leaf->name, dot, fd, allow);
-            bad = msg;
-        }
+        if (!(fabs(fd - dot) <= allow))
+            bad = say("%s: gradient says %.6g, differences %.6g, allowed %.2g apart", leaf->name,
+                      dot, fd, allow);
     }
     free(g);
     free(u);
@@ -198,7 +220,6 @@ static const char *check_gradient(struct check_graph *x, const struct opts *o)
 static const char *same_result(const struct check_graph *x, const dt_node *n, dt_device *dev,
                                struct check_how how, double tol, const char *what)
 {
-    static char msg[200];
     void *in[DT_MAX_IN] = { NULL }, *out[DT_MAX_OUT] = { NULL }, *got[DT_MAX_OUT] = { NULL };
     check_pointers(x, n, in, out);
     for (int k = 0; k < n->nout; k++)
@@ -216,10 +237,8 @@ static const char *same_result(const struct check_graph *x, const dt_node *n, dt
         for (int64_t i = 0; how.acc && i < len; i++)
             b[i] *= 2;                          /* it began with the result itself */
         double e = rel_error(a, b, len, tol ? 1e-3 : 0);
-        if (!(e <= tol)) {
-            snprintf(msg, sizeof(msg), "%s %s: output %d is off by %.2g, allowed %.2g", n->op->name, what, k, e, tol);
-            bad = msg;
-        }
+        if (!(e <= tol))
+            bad = say("%s %s: output %d is off by %.2g, allowed %.2g", n->op->name, what, k, e, tol);
         free(a);
         free(b);
     }
@@ -230,8 +249,8 @@ static const char *same_result(const struct check_graph *x, const dt_node *n, dt
 
 static bool inplace_fits(const dt_node *n, int k)
 {
-    if (k >= n->nin || !n->in[k] || !(n->op->inplace >> k & 1) || dt_bytes(n->in[k]) != dt_bytes(n->out[0]) ||
-        n->in[k]->dtype != n->out[0]->dtype)
+    if (k >= n->nin || !n->in[k] || !(n->op->inplace >> k & 1) ||
+        dt_bytes(n->in[k]) != dt_bytes(n->out[0]) || n->in[k]->dtype != n->out[0]->dtype)
         return false;
     for (int j = 0; j < n->nin; j++)
         if (j != k && n->in[j] && dt_root(n->in[j]) == dt_root(n->in[k]))
@@ -249,11 +268,13 @@ static const char *node_variants(const struct check_graph *x, const dt_node *n, 
             bad = same_result(x, n, dev, (struct check_how){ .inplace = k }, same, "in place");
     for (int k = 0; k < n->nout && !bad; k++)
         if (n->op->optional_out >> k & 1)
-            bad = same_result(x, n, dev, (struct check_how){ .inplace = -1, .drop = 1u << k }, same, "without an output");
+            bad = same_result(x, n, dev, (struct check_how){ .inplace = -1, .drop = 1u << k }, same,
+                              "without an output");
     if (!bad && n->op->accumulates && n->out[0]->dtype == DT_F32 && n->out[0]->kind != DT_GRAD) {
         dt_node acc = *n;
         acc.attr.i[DT_ATTR_ACC] = 1;
-        bad = same_result(x, &acc, dev, (struct check_how){ .inplace = -1, .acc = true }, sum, "adding");
+        bad = same_result(x, &acc, dev, (struct check_how){ .inplace = -1, .acc = true }, sum,
+                          "adding");
     }
     return bad;
 }
@@ -261,7 +282,6 @@ static const char *node_variants(const struct check_graph *x, const dt_node *n, 
 /* Three runs on dev give the same bits. */
 static const char *same_bits(const struct check_graph *x, const dt_node *n, dt_device *dev)
 {
-    static char msg[200];
     void *in[DT_MAX_IN] = { NULL }, *host[DT_MAX_OUT] = { NULL }, *out[3][DT_MAX_OUT] = { 0 };
     const char *bad = NULL;
     check_pointers(x, n, in, host);
@@ -270,10 +290,8 @@ static const char *same_bits(const struct check_graph *x, const dt_node *n, dt_d
             out[i][k] = n->out[k] ? dt_alloc((size_t)dt_bytes(n->out[k]) + 64) : NULL;
         bad = check_node(n, dev, in, out[i], NULL);
         for (int k = 0; k < n->nout && !bad; k++)
-            if (n->out[k] && memcmp(out[i][k], out[0][k], (size_t)dt_bytes(n->out[k]))) {
-                snprintf(msg, sizeof(msg), "%s: output %d has other bits when run again", n->op->name, k);
-                bad = msg;
-            }
+            if (n->out[k] && memcmp(out[i][k], out[0][k], (size_t)dt_bytes(n->out[k])))
+                bad = say("%s: output %d has other bits when run again", n->op->name, k);
     }
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < n->nout; k++)
@@ -301,8 +319,8 @@ static const char *check_variants(const struct check_graph *x, const struct opts
         bad = node_variants(x, n, o->cpu, 0, tol);
         omp_set_num_threads(other.threads);
         if (!bad)
-            bad = same_result(x, n, &other, (struct check_how){ .inplace = -1 }, splits_by_thread(n) ? tol : 0,
-                              "on another number of threads");
+            bad = same_result(x, n, &other, (struct check_how){ .inplace = -1 },
+                              splits_by_thread(n) ? tol : 0, "on another number of threads");
         omp_set_num_threads(threads);
     }
     return bad;
@@ -314,7 +332,6 @@ static const char *const fill_name[NFILL] = { "random", "equal", "tiny", "huge",
 
 static const char *check_values(const check_case *c, const struct opts *o, enum check_fill fill)
 {
-    static char msg[200];
     struct check_data d;
     struct check_graph x;
     const char *bad = check_graph_init(&x, c, DT_F32);
@@ -327,8 +344,7 @@ static const char *check_values(const check_case *c, const struct opts *o, enum 
         const dt_tensor *t = x.g->tensor[i];
         if (t->base || t->dtype != DT_F32 || !has_nan(x.host[i], dt_numel(t->dims)))
             continue;
-        snprintf(msg, sizeof(msg), "%s values: NaN from %s", fill_name[fill], t->node ? t->node->op->name : "a leaf");
-        bad = msg;
+        bad = say("%s values: NaN from %s", fill_name[fill], t->node ? t->node->op->name : "a leaf");
     }
     check_graph_release(&x);
     check_data_release(&d);
@@ -339,30 +355,26 @@ static const char *check_values(const check_case *c, const struct opts *o, enum 
 
 static const char *check_reference(const struct check_graph *x, const struct check_data *d)
 {
-    static char msg[200];
     const float *in[DT_MAX_IN] = { NULL };
     int64_t n = dt_numel(x->y->dims);
-    float *ref = dt_alloc((size_t)n * sizeof(*ref)), *y = check_floats(x->y, check_host(x, x->y));
+    float *ref = dt_alloc((size_t)n * sizeof(*ref)), *y = values(x, x->y);
     for (int i = 0; i < x->nin; i++)
         in[i] = check_leaf_of(d, x->in[i]->name)->v;
     x->c->reference(x->c, in, ref);
     double e = rel_error(y, ref, n, 0), tol = tol_op(DT_F32, x->c->k);
     free(ref);
     free(y);
-    snprintf(msg, sizeof(msg), "off by %.2g, allowed %.2g", e, tol);
-    return e <= tol ? NULL : msg;
+    return e <= tol ? NULL : say("off by %.2g, allowed %.2g", e, tol);
 }
 
 /* --- bf16 --- */
 
 static const char *compare(const char *what, float *a, float *b, int64_t n, double tol)
 {
-    static char msg[200];
     double e = a && b ? rel_error(a, b, n, 1e-2) : a || b ? INFINITY : 0;
-    snprintf(msg, sizeof(msg), "%s is off by %.2g, allowed %.2g", what, e, tol);
     free(a);
     free(b);
-    return e <= tol ? NULL : msg;
+    return e <= tol ? NULL : say("%s is off by %.2g, allowed %.2g", what, e, tol);
 }
 
 static const char *check_bf16(const struct check_graph *ref, const struct check_data *d,
@@ -376,11 +388,11 @@ static const char *check_bf16(const struct check_graph *ref, const struct check_
         bad = check_run(&x, o->cpu, true);
     }
     if (!bad)
-        bad = compare("the output", check_floats(x.y, check_host(&x, x.y)), check_floats(ref->y, check_host(ref, ref->y)),
-                      dt_numel(ref->y->dims), tol);
+        bad = compare("the output", values(&x, x.y), values(ref, ref->y), dt_numel(ref->y->dims), tol);
     for (int i = 0; i < x.nin && !bad; i++)
         if (is_leaf(ref->in[i]))
-            bad = compare(ref->in[i]->name, leaf_grad(&x, x.in[i]), leaf_grad(ref, ref->in[i]), dt_numel(ref->in[i]->dims), tol);
+            bad = compare(ref->in[i]->name, leaf_grad(&x, x.in[i]), leaf_grad(ref, ref->in[i]),
+                          dt_numel(ref->in[i]->dims), tol);
     check_graph_release(&x);
     return bad;
 }
@@ -402,7 +414,7 @@ static const char *compare_plan(const struct check_graph *x, const struct check_
 {
     float *y = dt_alloc((size_t)dt_bytes(x->y));
     dt_plan_read(plan, x->y, y);
-    const char *bad = compare("the output", y, check_floats(ref->y, check_host(ref, ref->y)), dt_numel(x->y->dims), 0);
+    const char *bad = compare("the output", y, values(ref, ref->y), dt_numel(x->y->dims), 0);
     for (int64_t i = 0; i < ref->g->ntensor && !bad; i++) {
         const dt_tensor *t = ref->g->tensor[i];
         if (t->kind != DT_PARAM || !t->needs_grad)
@@ -476,90 +488,14 @@ static const char *check_device(const check_case *c, const struct opts *o, dt_dt
     return bad;
 }
 
-/* --- time --- */
-
-static dt_tensor *peak_matmul(dt_graph *g, dt_tensor **in) { return dt_matmul_wt(g, in[0], in[1], NULL); }
-static dt_tensor *peak_add(dt_graph *g, dt_tensor **in) { return dt_add(g, in[0], in[1]); }
-
-static const check_case peak_cases[DT_NDEV][2] = {
-    [DT_CPU] = { { "matmul", peak_matmul, { CONST(2048, 2048), CONST(2048, 2048) }, .flags = CHECK_NO_GRAD },
-                 { "add", peak_add, { CONST(8192, 4096), CONST(8192, 4096) }, .flags = CHECK_NO_GRAD } },
-    [DT_CUDA] = { { "matmul", peak_matmul, { CONST(8192, 8192), CONST(8192, 8192) }, .flags = CHECK_NO_GRAD },
-                  { "add", peak_add, { CONST(32768, 8192), CONST(32768, 8192) }, .flags = CHECK_NO_GRAD } },
-};
-
-static dt_cost cost_of(const dt_node *n)
-{
-    dt_cost c = { 0, 0 };
-    if (n->op->cost) {
-        n->op->cost(n, &c);
-        return c;
-    }
-    for (int i = 0; i < n->nin; i++)
-        c.bytes += n->in[i] ? (double)dt_bytes(n->in[i]) : 0;
-    for (int i = 0; i < n->nout; i++)
-        c.bytes += n->out[i] ? (double)dt_bytes(n->out[i]) : 0;
-    return c;
-}
-
-static double seconds_of(const struct check_graph *x, const dt_node *n, dt_device *dev)
-{
-    void *in[DT_MAX_IN] = { NULL }, *out[DT_MAX_OUT] = { NULL };
-    check_pointers(x, n, in, out);
-    struct check_how how = { .inplace = -1, .times = 7 };
-    return check_node(n, dev, in, out, &how) ? 0 : how.seconds;
-}
-
-/* Times every node of a case; the last one's rates go to *flops and *bytes unless NULL. */
-static void bench_case(const struct opts *o, const check_case *c, dt_dtype t, double *flops,
-                       double *bytes)
-{
-    struct check_data d;
-    struct check_graph x;
-    const char *bad = check_graph_init(&x, c, t);
-    check_data_init(&d, c, FILL_RANDOM, o->seed);
-    if (!bad) {
-        check_graph_load(&x, &d);
-        bad = check_run(&x, o->dev, true);
-    }
-    for (int64_t i = 0; !bad && i < x.g->nnode; i++) {
-        const dt_node *n = x.g->node[i];
-        double s = check_skips(n) || cost_of(n).bytes < 1e5 ? 0 : seconds_of(&x, n, o->dev);
-        dt_cost k = cost_of(n);
-        if (!s)
-            continue;
-        if (flops) {
-            *flops = k.flops / s;
-            *bytes = k.bytes / s;
-        } else {
-            printf("%-34s %-16s %-4s %9.3f ms %9.1f GFLOP/s %3.0f%% %8.1f GB/s %3.0f%%\n", c->name, n->op->name, dt_dtype_name(t),
-                   s * 1e3, k.flops / s * 1e-9, 100 * k.flops / s / o->peak_flops, k.bytes / s * 1e-9,
-                   100 * k.bytes / s / o->peak_bytes);
-        }
-    }
-    if (bad)
-        printf("%s: %s\n", c->name, bad);
-    check_graph_release(&x);
-    check_data_release(&d);
-}
-
-static void measure_peaks(struct opts *o)
-{
-    double unused;
-    dt_dtype best = o->dev->kind == DT_CUDA ? DT_BF16 : DT_F32;
-    bench_case(o, &peak_cases[o->dev->kind][0], best, &o->peak_flops, &unused);
-    bench_case(o, &peak_cases[o->dev->kind][1], DT_F32, &unused, &o->peak_bytes);
-    printf("%s: %.1f GFLOP/s in a large product, %.1f GB/s in a large sum\n", o->dev->name, o->peak_flops * 1e-9,
-           o->peak_bytes * 1e-9);
-}
-
 /* --- main --- */
 
 static const char *check_forward(struct check_graph *x, const struct check_data *d, dt_device *dev)
 {
     check_graph_load(x, d);
     const char *bad = check_run(x, dev, true);
-    return !bad && has_nan(check_host(x, x->y), x->y->dtype == DT_F32 ? dt_numel(x->y->dims) : 0) ? "NaN in the output" : bad;
+    bool nan = x->y->dtype == DT_F32 && has_nan(check_host(x, x->y), dt_numel(x->y->dims));
+    return !bad && nan ? "NaN in the output" : bad;
 }
 
 static void check_on_cpu(struct opts *o, const struct family *f, const check_case *c)
@@ -594,7 +530,8 @@ static void check_on_device(struct opts *o, const struct family *f, const check_
     static const dt_dtype type[] = { DT_F32, DT_BF16 };
     for (int t = 0; t < 2; t++)
         for (int fill = 0; fill < NFILL; fill++) {
-            if ((fill == FILL_HUGE && (c->flags & CHECK_NO_HUGE)) || (fill && (c->flags & CHECK_LARGE)))
+            if ((fill == FILL_HUGE && (c->flags & CHECK_NO_HUGE)) ||
+                (fill && (c->flags & CHECK_LARGE)))
                 continue;
             char what[64];
             snprintf(what, sizeof(what), "%s %s", dt_dtype_name(type[t]), fill_name[fill]);
@@ -609,14 +546,15 @@ static void each_case(struct opts *o, const struct family *f)
     for (const check_case *c = f->cases; c && c->name; c++) {
         char full[256];
         snprintf(full, sizeof(full), "%s: %s", f->name, c->name);
-        if ((o->pattern && !strstr(full, o->pattern)) || (is_emulated(o) && (c->flags & CHECK_LARGE)))
+        if ((o->pattern && !strstr(full, o->pattern)) ||
+            (is_emulated(o) && (c->flags & CHECK_LARGE)))
             continue;
         if (o->list) {
             puts(full);
         } else if (o->bench) {
             if (c->flags & CHECK_LARGE) {
-                bench_case(o, c, DT_F32, NULL, NULL);
-                bench_case(o, c, DT_BF16, NULL, NULL);
+                check_bench(o->dev, c, DT_F32, o->seed, &o->peak);
+                check_bench(o->dev, c, DT_BF16, o->seed, &o->peak);
             }
         } else if (o->dev != o->cpu) {
             check_on_device(o, f, c);
@@ -646,9 +584,12 @@ static int open_devices(struct opts *o)
 int main(int argc, char **argv)
 {
     const struct family family[] = {
-        { "attention", attention_cases }, { "broadcast", broadcast_cases }, { "conv", conv_cases }, { "embed", embed_cases },
-        { "groupnorm", groupnorm_cases }, { "matmul", matmul_cases }, { "norm", norm_cases }, { "objective", objective_cases },
-        { "pointwise", pointwise_cases }, { "rope", rope_cases }, { "shape", shape_cases },
+        { "attention", attention_cases }, { "broadcast", broadcast_cases },
+        { "conv", conv_cases },           { "embed", embed_cases },
+        { "groupnorm", groupnorm_cases }, { "matmul", matmul_cases },
+        { "norm", norm_cases },           { "objective", objective_cases },
+        { "pointwise", pointwise_cases }, { "rope", rope_cases },
+        { "shape", shape_cases },
     };
     struct opts o = { .seed = 1 };
     for (int c; (c = getopt(argc, argv, "s:d:bl")) != -1;) {
@@ -669,7 +610,7 @@ int main(int argc, char **argv)
     if (rc)
         return rc;
     if (o.bench && !o.list)
-        measure_peaks(&o);
+        check_peaks(o.dev, &o.peak);
     for (size_t i = 0; i < sizeof(family) / sizeof(*family); i++)
         each_case(&o, &family[i]);
     if (!o.bench && !o.list)

@@ -35,7 +35,9 @@ static void seed_run(const dt_node *n, const dt_run *r)
     dt_convert(r->out[0], n->out[0]->dtype, r->in[0], DT_F32, dt_numel(n->in[0]->dims));
 }
 
-static const dt_op seed_op = { .name = "seed", .shape = seed_shape, .cpu = { NULL, seed_run, NULL } };
+static const dt_op seed_op = {
+    .name = "seed", .shape = seed_shape, .cpu = { NULL, seed_run, NULL },
+};
 
 static void dot_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
 {
@@ -44,9 +46,14 @@ static void dot_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_ten
     dx[0] = dt_apply(g, &seed_op, &a, 2, in)->out[0];
 }
 
-static const dt_op dot_op = { .name = "dot", .shape = dot_shape, .grad = dot_grad, .cpu = { NULL, dot_run, NULL } };
+static const dt_op dot_op = {
+    .name = "dot", .shape = dot_shape, .grad = dot_grad, .cpu = { NULL, dot_run, NULL },
+};
 
-bool check_skips(const dt_node *n) { return n->op == &dt_op_view || n->op == &dot_op || n->op == &seed_op; }
+bool check_skips(const dt_node *n)
+{
+    return n->op == &dt_op_view || n->op == &dot_op || n->op == &seed_op;
+}
 
 /* --- data --- */
 
@@ -59,6 +66,8 @@ static dt_dims dims_of(const check_in *in)
     }
     return d;
 }
+
+static float snap(float v) { return dt_bf16_to_f32(dt_f32_to_bf16(v)); }
 
 /* The sum of four bytes: near enough to normal, and quick. */
 static float quick_normal(dt_rng *r)
@@ -94,9 +103,9 @@ static float draw(const check_case *c, const check_in *in, enum check_fill fill,
     if (in && in->kind == CHECK_MASK)
         return (in->d[0] == 1 || i < n - n / in->d[0]) && dt_rng_uniform(r) < 0.75;
     if (in && in->lo < in->hi)
-        return dt_bf16_to_f32(dt_f32_to_bf16((float)(in->lo + (in->hi - in->lo) * dt_rng_uniform(r))));
+        return snap((float)(in->lo + (in->hi - in->lo) * dt_rng_uniform(r)));
     float v = fill_value(fill, i, hot, r);
-    return dt_bf16_to_f32(dt_f32_to_bf16(fill == FILL_RANDOM ? off_kinks(c, v) : v));
+    return snap(fill == FILL_RANDOM ? off_kinks(c, v) : v);
 }
 
 static void add_leaf(struct check_data *d, const check_case *c, const char *name, int64_t n,
@@ -106,7 +115,7 @@ static void add_leaf(struct check_data *d, const check_case *c, const char *name
     int64_t hot = (int64_t)dt_rng_below(&r, (uint64_t)n);
     dt_grow(&d->leaf, &d->cap, d->n + 1, sizeof(*d->leaf));
     struct check_leaf *l = &d->leaf[d->n++];
-    *l = (struct check_leaf){ dt_strdup(name), dt_alloc((size_t)n * sizeof(float)), n, in && in->kind == CHECK_FROZEN };
+    *l = (struct check_leaf){ dt_strdup(name), dt_alloc((size_t)n * sizeof(float)), n };
     for (int64_t i = 0; i < n; i++)
         l->v[i] = draw(c, in, fill, i, n, hot, &r);
 }
@@ -226,7 +235,8 @@ void check_graph_load(struct check_graph *x, const struct check_data *d)
         if (t->base)
             continue;
         void *p = host_of(x, t);
-        const struct check_leaf *l = t->kind == DT_INPUT || t->kind == DT_PARAM ? check_leaf_of(d, t->name) : NULL;
+        bool given = t->kind == DT_INPUT || t->kind == DT_PARAM;
+        const struct check_leaf *l = given ? check_leaf_of(d, t->name) : NULL;
         if (l)
             dt_convert(p, t->dtype, l->v, DT_F32, l->n);
         else if (t->kind == DT_CONST)
@@ -344,7 +354,8 @@ static void launch_release(struct launch *l, dt_device *dev)
 static double clock_of(const dt_device *dev)
 {
     struct timespec ts;
-    clock_gettime(dev->kind == DT_CPU && dev->threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &ts);
+    bool alone = dev->kind == DT_CPU && dev->threads == 1;
+    clock_gettime(alone ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &ts);
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
@@ -360,7 +371,8 @@ static void measure(const dt_kernel *k, const dt_node *n, const dt_run *r, struc
     }
 }
 
-const char *check_node(const dt_node *n, dt_device *dev, void *const *in, void *const *out, struct check_how *how)
+const char *check_node(const dt_node *n, dt_device *dev, void *const *in, void *const *out,
+                       struct check_how *how)
 {
     static const struct check_how plain = { .inplace = -1 };
     struct check_how h = how ? *how : plain;
@@ -372,7 +384,8 @@ const char *check_node(const dt_node *n, dt_device *dev, void *const *in, void *
     if (k->prepare && k->prepare(n, &prep) < 0)
         return "cannot be prepared";
     struct launch l = { 0 };
-    const char *bad = launch_buffers(&l, n, dev, in, out, &h, prep.workspace) ? NULL : "out of memory";
+    bool ok = launch_buffers(&l, n, dev, in, out, &h, prep.workspace);
+    const char *bad = ok ? NULL : "out of memory";
     if (!bad) {
         dt_run r = { dev, l.pin, l.pout, inside(&l.ws), prep.state };
         k->run(n, &r);

@@ -10,7 +10,7 @@ enum check_fill { FILL_RANDOM, FILL_EQUAL, FILL_TINY, FILL_HUGE, FILL_ONE_HOT, N
 
 /* A case's leaves by name: inputs "in0".., parameters, the seed of the gradient.  Values are multiples of bf16's step. */
 struct check_data {
-    struct check_leaf { char *name; float *v; int64_t n; bool frozen; } *leaf;
+    struct check_leaf { char *name; float *v; int64_t n; } *leaf;
     int64_t n, cap;
 };
 
@@ -43,7 +43,8 @@ struct check_how {
     double   seconds;
 };
 /* Reads in_host, writes out_host.  Returns NULL or what is wrong: no kernel is "not ported". */
-const char *check_node(const dt_node *n, dt_device *dev, void *const *in_host, void *const *out_host, struct check_how *how);
+const char *check_node(const dt_node *n, dt_device *dev, void *const *in_host,
+                       void *const *out_host, struct check_how *how);
 extern const char check_not_ported[];
 
 /* All nodes in order, or the forward ones only. */
@@ -53,5 +54,14 @@ void check_pointers(const struct check_graph *x, const dt_node *n, void **in, vo
 bool check_skips(const dt_node *n);     /* views and checkop's own ops */
 
 float *check_floats(const dt_tensor *t, const void *host);  /* as fp32; caller frees */
+
+/* --- checkop_bench.c --- */
+struct check_peak { double flops, bytes; };         /* per second */
+
+/* Prints and keeps the rates of a large product and of a large sum. */
+void check_peaks(dt_device *dev, struct check_peak *peak);
+/* Prints time and rates of each node of a case. */
+void check_bench(dt_device *dev, const check_case *c, dt_dtype t, uint64_t seed,
+                 const struct check_peak *peak);
 
 #endif
