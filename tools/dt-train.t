@@ -1,7 +1,7 @@
 #!/bin/bash
 # dt-train.t - the command: bad input and its exit codes, the memory plan, resume bit for bit, dumps, signals.
 . tests/lib.sh
-M=$PWD/tests/golden/tiny-flux I=$PWD/examples/pictures
+M=$PWD/tests/golden/tiny-flux I=$PWD/examples/pictures E=$PWD/examples/concept
 cd "$T" || exit 1
 export OMP_NUM_THREADS=1
 
@@ -43,6 +43,13 @@ check 'memory plan names every kind' \
 check 'and encodes nothing' 'ls o4' plan.ndjson
 fails 5 'a budget that cannot be kept is refused with the smallest that can' \
     "dt-train lora $L --output_dir o4 --memory_budget 1M" 'smallest memory budget that would do is [0-9]+M'
+
+# --- the documented command line ---
+check 'the reference command line' \
+    "dt-train lora --pretrained_model_name_or_path=$M --train_data_dir=$E --train_data_meta=$E/metadata.json --train_batch_size=1 \
+     --image_sample_size=1024 --gradient_accumulation_steps=1 --dataloader_num_workers=8 --num_train_epochs=100 --checkpointing_steps=50 \
+     --learning_rate=1e-04 --seed=42 --output_dir=ref --gradient_checkpointing --mixed_precision=bf16 --adam_weight_decay=3e-2 \
+     --adam_epsilon=1e-10 --vae_mini_batch=1 --max_grad_norm=0.05 --enable_bucket --uniform_sampling --plan | grep -c '^1024x960, 1 '" 1
 
 # --- training ---
 check 'lora runs' "dt-train lora $L --output_dir a && ls a | tr '\n' ' '" \
