@@ -25,31 +25,37 @@ VAE_BATCH      ?= 16
 VAE_LR         ?= 1.5e-3
 VAE_FLAGS      ?= --lr_scheduler=cosine --lr_warmup_steps=50 --kl_weight=1e-3 --random_flip
 
-STEPS          ?= 6000
-BATCH          ?= 16
+BATCH          ?= 32
+FLAGS          ?= --lr_scheduler=cosine --uniform_sampling --caption_dropout=0 --use_ema --ema_decay=0.998
+STEPS          ?= 1500
 LR             ?= 1e-3
-FLAGS          ?= --lr_scheduler=cosine --lr_warmup_steps=100 --uniform_sampling --use_ema --ema_decay=0.999
+# Once more from there, with a learning rate that begins anew.
+MORE_STEPS     ?= 1900
+MORE_LR        ?= 8e-4
+MORE_SEED      ?= 43
 
 CHECKPOINTING_STEPS ?= 500
 SAVE_DTYPE     ?= bf16
 
 include $(dir $(lastword $(MAKEFILE_LIST)))common.mk
 $(call settings,CONFIGS DATASET_META OUTPUT_DIR SIZE SEED DEVICE THREADS VOCABULARY TOKENS VAE_STEPS VAE_BATCH VAE_LR VAE_FLAGS \
-    STEPS BATCH LR FLAGS CHECKPOINTING_STEPS SAVE_DTYPE)
+    BATCH FLAGS STEPS LR MORE_STEPS MORE_LR MORE_SEED CHECKPOINTING_STEPS SAVE_DTYPE)
 
-# Three model folders, each with what is new in front of the last.
+# Model folders: configs and vocabularies; with the autoencoder; with all weights; with better ones.
 blank := $(OUTPUT_DIR)/blank
 base  := $(OUTPUT_DIR)/base
+first := $(OUTPUT_DIR)/first
 model := $(OUTPUT_DIR)/model
 configs := $(wildcard $(CONFIGS)/model_index.json $(CONFIGS)/*/*config.json)
 vae   := $(OUTPUT_DIR)/vae/vae/diffusion_pytorch_model.safetensors
 full  := $(OUTPUT_DIR)/full/transformer/diffusion_pytorch_model.safetensors
+more  := $(OUTPUT_DIR)/more/transformer/diffusion_pytorch_model.safetensors
 
 all: $(model)/model_index.json
 .PHONY: install
-.PRECIOUS: $(blank)/model_index.json $(vae) $(base)/model_index.json $(full) $(model)/model_index.json
+.PRECIOUS: $(vae) $(full) $(more) $(foreach m,$(blank) $(base) $(first) $(model),$m/model_index.json)
 
-train := --train_data_meta=$(DATASET_META) --image_sample_size=$(SIZE) --seed=$(SEED) --device=$(DEVICE) --threads=$(THREADS) \
+train := --train_data_meta=$(DATASET_META) --image_sample_size=$(SIZE) --device=$(DEVICE) --threads=$(THREADS) \
     --num_train_epochs=100000 --checkpointing_steps=$(CHECKPOINTING_STEPS) --checkpoints_total_limit=2 \
     --save_dtype=$(SAVE_DTYPE) --resume_from_checkpoint=latest
 
@@ -63,7 +69,7 @@ $(blank)/model_index.json: $(DATASET_META) $(configs) $(call changed,tokenizer,$
 	cp $(CONFIGS)/model_index.json $@
 
 # --- autoencoder ---
-vae_cmd := $(DT)dt-train vae --pretrained_model_name_or_path=$(blank) --from_config --fit_scaling $(train) \
+vae_cmd := $(DT)dt-train vae --pretrained_model_name_or_path=$(blank) --from_config --fit_scaling $(train) --seed=$(SEED) \
     --train_batch_size=$(VAE_BATCH) --max_train_steps=$(VAE_STEPS) --learning_rate=$(VAE_LR) $(VAE_FLAGS) \
     --output_dir=$(OUTPUT_DIR)/vae
 $(vae): $(blank)/model_index.json $(call changed,vae,$(vae_cmd))
@@ -81,13 +87,22 @@ $(base)/model_index.json: $(blank)/model_index.json $(vae)
 	$(call put,$(base),$(blank),vae,$(OUTPUT_DIR)/vae)
 
 # --- transformer and text encoders ---
-full_cmd := $(DT)dt-train full --pretrained_model_name_or_path=$(base) --from_config --train_text_encoder $(train) \
-    --train_batch_size=$(BATCH) --max_train_steps=$(STEPS) --learning_rate=$(LR) $(FLAGS) --output_dir=$(OUTPUT_DIR)/full
+all_three := $(train) --train_text_encoder --train_batch_size=$(BATCH) $(FLAGS)
+full_cmd := $(DT)dt-train full --pretrained_model_name_or_path=$(base) --from_config $(all_three) --seed=$(SEED) \
+    --max_train_steps=$(STEPS) --learning_rate=$(LR) --lr_warmup_steps=100 --output_dir=$(OUTPUT_DIR)/full
 $(full): $(base)/model_index.json $(call changed,full,$(full_cmd))
 	$(call stage,full,$(full_cmd))
 
-$(model)/model_index.json: $(base)/model_index.json $(full)
-	$(call put,$(model),$(base),transformer text_encoder text_encoder_2,$(OUTPUT_DIR)/full)
+$(first)/model_index.json: $(base)/model_index.json $(full)
+	$(call put,$(first),$(base),transformer text_encoder text_encoder_2,$(OUTPUT_DIR)/full)
+
+more_cmd := $(DT)dt-train full --pretrained_model_name_or_path=$(first) $(all_three) --seed=$(MORE_SEED) \
+    --max_train_steps=$(MORE_STEPS) --learning_rate=$(MORE_LR) --lr_warmup_steps=50 --output_dir=$(OUTPUT_DIR)/more
+$(more): $(first)/model_index.json $(call changed,more,$(more_cmd))
+	$(call stage,more,$(more_cmd))
+
+$(model)/model_index.json: $(first)/model_index.json $(more)
+	$(call put,$(model),$(first),transformer text_encoder text_encoder_2,$(OUTPUT_DIR)/more)
 
 install: all
 	rm -rf $(EXAMPLES)/tiny-flux

@@ -164,6 +164,7 @@ static void fill_params(struct dt_encode_params *p, const struct opts *o)
     p->vae_mini_batch = o->vae_mini_batch;
     p->tile_px = o->vae_tile;
     p->max_shard_bytes = o->max_shard_size;
+    p->pictures_only = o->pictures_only;
     p->workers = o->workers ? (int)o->workers : cpus > 8 ? 8 : (int)cpus;
     p->max_skipped_fraction = o->max_skipped_fraction;
     p->progress = o->progress;
