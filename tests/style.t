@@ -36,3 +36,11 @@ while read -r h; do
         { echo "$h"; echo "$errors" | head -n 3; }
 done < <(grep '\.h$' "$T/code") >"$T/headers"
 if [ -s "$T/headers" ]; then not_ok 'every header compiles alone' "$(cat "$T/headers")"; else ok 'every header compiles alone'; fi
+
+# Shell, where there is shellcheck; nothing else needs it.
+if command -v shellcheck >/dev/null; then
+    scripts=$(while read -r f; do head -n 1 "$f" | grep -Eq '^#!.*\b(ba)?sh$' && echo "$f"; done <"$T/text"; echo pipelines/stage)
+    if d=$(shellcheck -S warning -x $scripts 2>&1); then ok 'shellcheck'; else not_ok 'shellcheck' "$d"; fi
+else
+    skip 'shellcheck' 'not installed'
+fi
