@@ -12,7 +12,7 @@ struct opts {
     const char *model, *short_model, *vae_path, *plan, *output, *shard, *device, *explain, *progress;
     int64_t vae_mini_batch, vae_tile, max_sequence_length, max_shard_size, threads, workers;
     double  max_skipped_fraction;
-    int     mixed_precision, cache_dtype, pictures_only, quiet;
+    int     text_padding, mixed_precision, cache_dtype, pictures_only, quiet;
 };
 
 static const char *const precisions[] = { "no", "bf16", NULL };
@@ -25,7 +25,10 @@ static const dt_opt table[] = {
     { "model", 'm', "DIR", DT_OPT_STR, O(short_model), .help = "short for --pretrained_model_name_or_path" },
     { "vae_path", 0, "PATH", DT_OPT_STR, O(vae_path), .help = "weights of the autoencoder from this file or folder" },
     { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 0, 512, .help =
-      "T5 tokens of a caption; training must use the same (0: 512)" },
+      "T5 tokens of a caption, padding included; training must use the same (0: 512)" },
+    { "text_padding", 0, "NAME", DT_OPT_ENUM, O(text_padding), 0, 0, dt_padding_names, .help =
+      "T5 states of a caption: max, padded to max_sequence_length and the padding attended, as the reference does; or none, its own "
+      "tokens alone; training must use the same (max)" },
     { "mixed_precision", 0, "NAME", DT_OPT_ENUM, O(mixed_precision), 0, 0, precisions, .help =
       "encode in fp32 (no) or bf16 (no)" },
     DT_OPT_GROUP("Cache"),
@@ -137,6 +140,8 @@ static int run(const struct opts *o, struct dt_encode_params *p, struct dt_encod
     dt_flux_pipe *pipe = NULL;
     dt_device *dev = NULL;
     int rc = dt_flux_pipe_open(&pipe, o->model, o->max_sequence_length, err);
+    if (rc == 0)
+        pipe->text_padding = (enum dt_padding)o->text_padding;
     if (rc == 0 && o->vae_path) {
         pipe->weights[DT_FLUX_VAE] = dt_strdup(o->vae_path);
         if (!dt_exists(o->vae_path))

@@ -61,6 +61,12 @@ check 'explain: reused' "$C -o c --explain $one p | grep -c 'reused: entry [0-9a
 check 'explain: nothing there' "$C -o new --explain $one p | grep -c 'to be made: no index knows it'" 2
 check 'explain: dtype' "$C -o c --explain $one --cache_dtype bf16 p | grep -c 'to be made again: dtype (F32, now BF16)\$'" 2
 check 'explain: tokens' "$B1 --model $M -o c --explain $one --max_sequence_length 12 p | grep -c 'made again: tokens (16, now 12)\$'" 1
+check 'explain: padding' "$C -o c --explain $one --text_padding none p | grep -c 'made again: text_padding (max, now none)\$'" 1
+check 'without padding captions are as long as they are' \
+    "$C -q -o short --text_padding none p && [ \$(cat short/shard-*.tar | wc -c) -lt \$((\$(cat c/shard-*.tar | wc -c) - 41 * 8 * 4 * 32)) ]
+     sed -n 's/.*\"text_len\":\([0-9]*\),\"text_padding\":\"\([a-z]*\)\".*/\1 \2/p' c/index-*.ndjson short/index-*.ndjson" '16 max
+16 none'
+check 'and made once' "$C -o short --text_padding none p 2>&1 | grep -c ' 0 encoded'" 2
 cp -r "$M" M2; sed -i 's/0.3611/0.3612/' M2/vae/config.json
 check 'explain: encoder' "$B1 --model M2 --max_sequence_length 16 -o c --explain $one p | grep -c 'made again: encoder vae ('" 1
 cp "$(ls "$E"/*.png | tail -n 1)" "$one"
@@ -93,6 +99,7 @@ fails 2 'no cache' "dt-cache-latents --model M2 p" 'output is missing'
 fails 2 'the plan twice' "$C -o d --plan p p" 'name the plan once'
 fails 2 'a shard out of range' "$C -o d --shard 3/3 p" 'must be I/N with 0 <= I < N'
 fails 2 'a part of a stream' "$C -o - --shard 0/3 p" '--shard needs a cache folder'
+fails 2 'a padding that is none' "$C -o d --text_padding longest p" 'text_padding'
 fails 2 'explain a stream' "$C -o - --explain $one p" '--explain needs a cache folder'
 fails 2 'an unknown flag' "$C -o d --vae_mini_bach 3 p" "did you mean '--vae_mini_batch'"
 fails 7 'a folder that cannot be made' "$C -o /dev/null/c p" 'cannot make folder'

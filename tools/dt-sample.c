@@ -2,6 +2,7 @@
 #include <omp.h>
 #include "base/opt.h"
 #include "base/tool.h"
+#include "text/tokenizer.h"
 #include "train/sample_run.h"
 
 struct opts {
@@ -22,6 +23,9 @@ static const dt_opt table[] = {
       "LoRA files of any layout, each with its strength (1); several add up" },
     { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 1, 4096, .help =
       "tokens of T5, padding included (512, or the tokenizer's limit if that is less)" },
+    { "text_padding", 0, "NAME", DT_OPT_ENUM, O(text_padding), .choices = dt_padding_names, .help =
+      "T5 states of a prompt: max, padded to max_sequence_length and the padding attended, as the reference does; or none, its own "
+      "tokens alone, for what was trained so (max)" },
     DT_OPT_GROUP("Pictures"),
     { "prompt", 'p', "TEXT", DT_OPT_LIST, O(prompt), .repeat = true, .help = "prompts, before those of FILE" },
     { "num_images", 'n', "N", DT_OPT_INT, O(num_images), 1, 1000000, .help = "pictures of each prompt, from different noise (1)" },

@@ -39,6 +39,13 @@ check 'a LoRA changes it, with strength 0 it does not' \
     "$S -o a.png -p two --lora a.safetensors >/dev/null; $S -o z.png -p two --lora a.safetensors:0 >/dev/null
      cmp -s a.png one.png; echo \$?; grep -ac 'lora.a.safetensors:1 xxh3' a.png" '1
 1'
+check 'without padding: another picture, which says so' \
+    "$S -o n.png -p two --text_padding none >/dev/null; cmp -s n.png one.png; echo \$?; grep -ac 'text_padding.none' n.png; grep -ac text_padding one.png; :" '1
+1
+0'
+check 'without padding the limit does not matter' "dt-sample --pretrained_model_name_or_path $M --steps 2 -q -o - -p two --text_padding none | cmp - n.png"
+check 'without padding a picture does not depend on the others' \
+    "$S -o none -p 'a longer prompt' two --text_padding none >/dev/null && cmp n.png none/0001.png"
 check 'base and LoRA side by side' "$S -o cmp -p two --lora a.safetensors --compare_base --grid g.png | grep -c '\"base\":true'; ls cmp g.png" \
 '1
 g.png

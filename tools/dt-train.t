@@ -73,6 +73,23 @@ check 'weights left in their file give the same bits' "dt-train lora $L --low_vr
 check 'as one pipe' \
     "dt-bucket --train_data_dir data --image_sample_size 32 --train_batch_size 2 --max_train_steps 6 -q |
      dt-cache-latents --model $M -q -o - | dt-train lora $L --latents - --output_dir s && same s"
+check 'without padding' "dt-train lora $L --text_padding none --output_dir n && ! cmp -s a/lora.safetensors n/lora.safetensors &&
+     [ \$(cat n/cache/*.tar | wc -c) -lt \$((\$(cat a/cache/*.tar | wc -c) / 4)) ]"
+check 'without padding the memory plan knows every length' \
+    "dt-train lora $L --text_padding none --output_dir np --plan | sed -n 's/^\(32x32, [0-9]*, [0-9]*\) .*/\1/p' && ls np" '32x32, 2, 16
+plan.ndjson'
+check 'without padding, resumed: bit for bit' \
+    "cp -r n nr && rm -rf nr/checkpoint-[46] nr/lora.safetensors && dt-train lora $L --text_padding none --output_dir nr --resume_from_checkpoint latest &&
+     cmp n/lora.safetensors nr/lora.safetensors && cmp n/metrics.ndjson nr/metrics.ndjson"
+check 'without padding, loader threads do not matter' \
+    "dt-train lora $L --text_padding none --dataloader_num_workers 3 --output_dir nw && cmp n/lora.safetensors nw/lora.safetensors"
+fails 2 'a cache of the other padding' "dt-train lora $L --output_dir no --plan a/plan.ndjson --latents n/cache" \
+    "'n/cache' was made with --text_padding none, this run has --text_padding max"
+fails 2 'and the other way' "dt-train lora $L --text_padding none --output_dir no --plan a/plan.ndjson --latents a/cache" \
+    "'a/cache' was made with --text_padding max, this run has --text_padding none"
+fails 2 'more text states than this run takes' \
+    "dt-train lora $L --text_padding none --max_sequence_length 2 --output_dir no --plan a/plan.ndjson --latents n/cache" 'text states, --max_sequence_length is 2'
+fails 2 'resume with the other padding' "dt-train lora $L --output_dir n --resume_from_checkpoint latest" 'settings'
 fails 2 'resume with other settings' "dt-train lora ${L/rank 4/rank 8} --output_dir a --resume_from_checkpoint latest" 'settings'
 fails 4 'a changed checkpoint is noticed' \
     "cp -r a c && printf x | dd of=c/checkpoint-6/lora.m.safetensors bs=1 seek=9000 conv=notrunc 2>/dev/null
@@ -102,6 +119,12 @@ check 'full training from a config, text encoders too, ema, bf16' \
      dt-train full ${C/$M/blank} --from_config --train_text_encoder --use_ema --mixed_precision bf16 --max_train_steps 2 --report_to none --output_dir f3 && ls f3 | tr '\n' ' '" \
     'cache checkpoint-2 loss.png metrics.ndjson plan.ndjson text_encoder text_encoder_2 transformer '
 check 'vae' "dt-train vae $C --from_config --fit_scaling --max_train_steps 2 --report_to none --output_dir v && grep -c scaling_factor v/vae/config.json" 1
+check 'full training of text encoders without padding' \
+    "dt-train full $C --train_text_encoder --text_padding none --max_train_steps 2 --report_to none --output_dir f4 && ls -d f4/text_encoder_2" f4/text_encoder_2
+check 'validation without padding' \
+    "dt-train lora $L --text_padding none --validation_prompts 'a crown' 'a sun that rises' --validation_steps 3 --validation_inference_steps 2 \
+     --validation_data_dir held --output_dir nv && ls nv/samples.png nv/samples/* | wc -l; wc -l <nv/validation.ndjson" '7
+3'
 check 'validation: samples and held-out loss' \
     "dt-train lora $L --validation_prompts 'a crown' 'a sun' --validation_steps 3 --validation_inference_steps 2 --validation_data_dir held --output_dir val &&
      ls val/samples.png val/samples/* | wc -l; wc -l <val/validation.ndjson" '7

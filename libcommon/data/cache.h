@@ -5,9 +5,9 @@
  *   CACHE/plan.ndjson             the plan it was made for
  *
  * Entries.  A picture: "mean", "logvar" [C, h, w] (the posterior, not normalised; logvar clamped to [-30, 20]).  A caption:
- * "states" [T, D] and "pooled" [P].
+ * "states" [T, D] and "pooled" [P]; T is the caption's own with DT_PAD_NONE.
  * Keys.  XXH3-128 of everything the content depends on: source bytes (or caption), transform, encoder config and weights, encoder
- * code version, storage dtype.  What is there under its key is right by construction; what changed has another key.
+ * code version, storage dtype, T and padding.  What is there under its key is right by construction; what changed has another key.
  * Requests.  What a plan can say without opening the source: an item with its transform, or a caption.  Where indexes disagree
  * about a request the newest is right; entries of other encoders than those of the newest index are not seen. */
 #ifndef DT_DATA_CACHE_H
@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include "data/plan.h"
 #include "tensor/dtype.h"
+#include "text/tokenizer.h"
 
 typedef struct dt_cached_image {
     int64_t     C, h, w;
@@ -41,8 +42,10 @@ bool dt_cache_skips(const dt_cache *c, const char *path);
 /* Hash of the encoder that made the entries ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"); NULL if
  * there is none. */
 const char *dt_cache_encoder(const dt_cache *c, const char *part);
-/* Tokens of a caption's states, padding included. */
-int64_t dt_cache_text_len(const dt_cache *c);
+/* How the states of captions are padded (dt_padding); -1: the cache has no captions. */
+int     dt_cache_text_padding(const dt_cache *c);
+/* T of a caption, without reading its states; the cost of a look-up.  DT_EDATA: not in the cache, or damaged. */
+int64_t dt_cache_text_len(const dt_cache *c, const char *caption, dt_err *err);
 
 /* Spools what `dt-cache-latents -o -` writes into folder `dir`, entries and plan.ndjson, checking every hash.  It takes part in
  * the cache when all of it has come; what was there already is not written again. */

@@ -64,10 +64,13 @@ dt_hash dt_cache_image_key(const dt_cache_recipe *r, const char *req, const dt_h
     return dt_hasher_end(&h);
 }
 
-dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption)
+/* Without padding the limit counts only where it cuts, and then T says so. */
+dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption, int64_t T)
 {
     dt_hasher *h = key_begin(r, true);
-    add_int(h, r->text_len);
+    if (r->text_padding)
+        dt_hasher_str(h, dt_padding_names[r->text_padding]);
+    add_int(h, T);
     dt_hasher_str(h, caption);
     return dt_hasher_end(&h);
 }
@@ -83,7 +86,7 @@ const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *
 bool dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b)
 {
     if (a->code != b->code || a->dtype != b->dtype || a->compute != b->compute || a->tile_px != b->tile_px ||
-        a->text_len != b->text_len || a->n != b->n)
+        a->text_len != b->text_len || a->text_padding != b->text_padding || a->n != b->n)
         return false;
     for (int i = 0; i < a->n; i++) {
         const dt_cache_part *p = &a->part[i], *q = &b->part[i];
@@ -143,6 +146,7 @@ static void write_header(const dt_cache_index *x, FILE *f)
     cJSON_AddStringToObject(o, "compute", dt_dtype_name(r->compute));
     cJSON_AddNumberToObject(o, "tile", (double)r->tile_px);
     cJSON_AddNumberToObject(o, "text_len", (double)r->text_len);
+    cJSON_AddStringToObject(o, "text_padding", dt_padding_names[r->text_padding]);
     a = cJSON_AddArrayToObject(o, "encoders");
     for (int i = 0; i < r->n; i++) {
         cJSON *p = cJSON_CreateObject();
@@ -231,6 +235,18 @@ static int get_dtype(dt_dtype *t, const cJSON *o, const char *key, const char *w
     return rc;
 }
 
+static int get_padding(enum dt_padding *p, const cJSON *o, const char *what, dt_err *err)
+{
+    const char *s;
+    int rc = dt_json_str_or(&s, o, "text_padding", dt_padding_names[DT_PAD_MAX], what, err);
+    if (rc < 0)
+        return rc;
+    *p = DT_PAD_MAX;
+    while (dt_padding_names[*p] && strcmp(dt_padding_names[*p], s))
+        ++*p;
+    return dt_padding_names[*p] ? 0 : dt_err_set(err, DT_EDATA, "%s: 'text_padding' must be max or none, not '%s'", what, s);
+}
+
 static int read_parts(dt_cache_recipe *r, const cJSON *o, const char *what, dt_err *err)
 {
     const cJSON *e;
@@ -283,6 +299,7 @@ static int read_header(dt_cache_index *x, const cJSON *o, const char *what, dt_e
         (rc = get_dtype(&r->compute, o, "compute", what, err)) < 0 ||
         (rc = dt_json_int(&r->tile_px, o, "tile", 0, MAX_SIDE_PX, what, err)) < 0 ||
         (rc = dt_json_int(&r->text_len, o, "text_len", 0, 1 << 20, what, err)) < 0 ||
+        (rc = get_padding(&r->text_padding, o, what, err)) < 0 ||
         (rc = read_parts(r, o, what, err)) < 0)
         return rc;
     x->shard = shard[0];

@@ -33,7 +33,7 @@ static bool same_encoders(const dt_cache_recipe *a, const dt_cache_recipe *b, bo
         if (p->text == text && (!q || strcmp(p->hash.hex, q->hash.hex)))
             return false;
     }
-    return !text || a->text_len == b->text_len;
+    return !text || (a->text_len == b->text_len && a->text_padding == b->text_padding);
 }
 
 /* The recipe that entries must have: the first seen, which is the newest. */
@@ -160,13 +160,18 @@ static int damaged(const dt_cache *c, const dt_cache_index *x, const dt_cache_re
                       c->dir, x->files.v[r->file], r->key.hex);
 }
 
+static const uint8_t *entry_data(const dt_cache *c, const dt_cache_index *x, const dt_cache_rec *r)
+{
+    return c->shard[dt_strmap_get(c->shards, x->files.v[r->file])].map.data + r->off;
+}
+
 /* The entry of a request as an open file over the mapping; data stays valid after dt_st_close. */
 static int open_entry(const dt_cache *c, int64_t at, dt_st **st, dt_err *err)
 {
     const dt_cache_index *x = &c->index[at >> 32];
     const dt_cache_rec *r = &x->rec[at & 0xffffffff];
     unsigned char *checked = &c->checked[at >> 32][at & 0xffffffff];
-    const uint8_t *data = c->shard[dt_strmap_get(c->shards, x->files.v[r->file])].map.data + r->off;
+    const uint8_t *data = entry_data(c, x, r);
     if (!__atomic_load_n(checked, __ATOMIC_RELAXED)) {
         dt_hash sum = dt_hash_bytes(data, (size_t)r->bytes);
         if (strcmp(sum.hex, r->sum.hex))
@@ -198,14 +203,19 @@ int dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_
     return rc;
 }
 
+static int no_text(const dt_cache *c, const char *caption, dt_err *err)
+{
+    return dt_err_set(err, DT_EDATA, "caption '%.80s' is not in cache '%s'; run dt-cache-latents for this plan", caption,
+                      c->dir);
+}
+
 int dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, dt_err *err)
 {
     int64_t at = dt_strmap_get(c->texts, caption);
     dt_st *st = NULL;
     dt_st_entry states, pooled;
     if (at < 0)
-        return dt_err_set(err, DT_EDATA, "caption '%.80s' is not in cache '%s'; run dt-cache-latents for this plan",
-                          caption, c->dir);
+        return no_text(c, caption, err);
     int rc = open_entry(c, at, &st, err);
     if (rc == 0 && (rc = dt_st_need(st, "states", &states, err)) == 0 &&
         (rc = dt_st_need(st, "pooled", &pooled, err)) == 0) {
@@ -230,4 +240,24 @@ const char *dt_cache_encoder(const dt_cache *c, const char *part)
     return p && (p->text || c->image) ? p->hash.hex : NULL;
 }
 
-int64_t dt_cache_text_len(const dt_cache *c) { return c->text ? c->text->text_len : 0; }
+int dt_cache_text_padding(const dt_cache *c) { return c->text ? (int)c->text->text_padding : -1; }
+
+int64_t dt_cache_text_len(const dt_cache *c, const char *caption, dt_err *err)
+{
+    int64_t at = dt_strmap_get(c->texts, caption);
+    dt_st *st = NULL;
+    dt_st_entry states;
+    if (at < 0)
+        return no_text(c, caption, err);
+    if (c->text->text_padding == DT_PAD_MAX)
+        return c->text->text_len;
+    const dt_cache_index *x = &c->index[at >> 32];
+    const dt_cache_rec *r = &x->rec[at & 0xffffffff];
+    int rc = dt_st_open_mem(&st, entry_data(c, x, r), (size_t)r->bytes, r->key.hex, NULL);
+    if (rc == 0)
+        rc = dt_st_need(st, "states", &states, NULL);
+    if (rc == 0 && (states.dims.nd != 2 || states.dims.d[0] < 1))
+        rc = DT_EDATA;
+    dt_st_close(&st);
+    return rc == 0 ? states.dims.d[0] : damaged(c, x, r, err);
+}

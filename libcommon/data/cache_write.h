@@ -24,7 +24,8 @@ typedef struct dt_cache_recipe {
     int64_t  code;                  /* version of the encoding code; rises when its results change */
     dt_dtype dtype, compute;        /* of what is stored, and of the encoders' activations */
     int64_t  tile_px;               /* pictures larger than this are encoded in tiles; 0: never */
-    int64_t  text_len;              /* tokens of a caption's states, padding included */
+    int64_t  text_len;              /* tokens of a caption's states, at most */
+    enum dt_padding text_padding;   /* none: as many as the caption has */
     int      n;
     dt_cache_part part[DT_CACHE_MAX_PARTS];
 } dt_cache_recipe;
@@ -59,7 +60,7 @@ const char *dt_cache_request_path(const char *req);
 void        dt_cache_request_size(const char *req, int *w, int *h);
 
 dt_hash dt_cache_image_key(const dt_cache_recipe *r, const char *req, const dt_hash *source);
-dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption);
+dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption, int64_t T);        /* T states */
 const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *name);      /* NULL if absent */
 bool    dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b);
 

@@ -140,7 +140,7 @@ static dt_tensor *rotary_attention(dt_graph *g, const dt_flux_config *c, const d
 {
     q = dt_reshape(g, dt_rope(g, q, in->cos, in->sin), v->dims);
     k = dt_reshape(g, dt_rope(g, k, in->cos, in->sin), v->dims);
-    return dt_attention(g, q, k, v, &(dt_attn){ .heads = (int)c->heads });
+    return dt_attention(g, q, k, v, &(dt_attn){ .heads = (int)c->heads, .mask = in->mask });
 }
 
 static dt_tensor *feed_forward(dt_graph *g, const char *name, dt_tensor *x, int64_t D)

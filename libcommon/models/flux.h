@@ -23,6 +23,7 @@ typedef struct dt_flux_in {
     dt_tensor *pooled;              /* [B, pooled_dim] CLIP */
     dt_tensor *sigma;               /* [B] fp32 in [0, 1]: the time the model is told */
     dt_tensor *guidance;            /* [B] fp32; NULL unless the config has guidance */
+    dt_tensor *mask;                /* [B, T + S] u8: tokens that none attends have 0; NULL: all are attended */
     dt_tensor *cos, *sin;           /* [T + S, head_dim / 2] fp32, text first: dt_flux_rope */
 } dt_flux_in;
 

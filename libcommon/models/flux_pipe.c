@@ -168,14 +168,32 @@ int dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err)
     return 0;
 }
 
-int dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err)
+/* Never 0: a text without tokens is one pad token. */
+static int64_t t5_tokens(const dt_flux_pipe *p, const char *text, int32_t *ids, dt_err *err)
+{
+    int64_t n = dt_tokenize(p->t5_tok, text, p->t5_len, true, ids, err);
+    if (n < 0 || p->text_padding == DT_PAD_MAX)
+        return n < 0 ? n : p->t5_len;
+    return n ? n : 1;
+}
+
+int64_t dt_flux_text_len(const dt_flux_pipe *p, const char *text, dt_err *err)
+{
+    if (p->text_padding == DT_PAD_MAX)
+        return p->t5_len;
+    int32_t *ids = dt_alloc((size_t)p->t5_len * sizeof(*ids));
+    int64_t n = t5_tokens(p, text, ids, err);
+    free(ids);
+    return n;
+}
+
+int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err)
 {
     int64_t n = dt_tokenize(p->clip_tok, text, p->clip_len, true, clip, err);
     if (n < 0)
-        return (int)n;
+        return n;
     *eos_at = dt_clip_eos(&p->clip, clip, p->clip_len);
-    n = dt_tokenize(p->t5_tok, text, p->t5_len, true, t5, err);
-    return n < 0 ? (int)n : 0;
+    return t5_tokens(p, text, t5, err);
 }
 
 /* --- weights --- */

@@ -27,7 +27,8 @@ typedef struct dt_flux_pipe {
     dt_params     *part[DT_FLUX_NPART];     /* declared; allocated by dt_flux_pipe_load or _fresh */
     char          *weights[DT_FLUX_NPART];  /* file or folder to load from; NULL = DIR/<part> */
     dt_tokenizer  *clip_tok, *t5_tok;       /* NULL until dt_flux_pipe_tokenizers */
-    int64_t        clip_len, t5_len;        /* tokens that text states have: 77 and 512, or the tokenizers' model_max_length if less */
+    int64_t        clip_len, t5_len;        /* tokens of a caption, at most: 77 and 512, or the tokenizers' model_max_length if less */
+    enum dt_padding text_padding;           /* of T5; the caller sets it before anything is planned.  CLIP's is always DT_PAD_MAX */
 } dt_flux_pipe;
 
 /* `max_sequence_length` caps T5's tokens; 0 = 512. */
@@ -44,8 +45,11 @@ void dt_flux_pipe_unload(dt_flux_pipe *p, enum dt_flux_part k);     /* frees the
 /* Hash of a part's config and weight files: what cached states depend on. */
 int  dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, dt_err *err);
 
-/* Token ids of one caption: clip [clip_len], t5 [t5_len], and where CLIP's pooled state is read. */
-int  dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err);
+/* T: how many text states a caption has.  t5_len, or with DT_PAD_NONE the number of its tokens. */
+int64_t dt_flux_text_len(const dt_flux_pipe *p, const char *text, dt_err *err);
+/* Token ids of one caption: clip [clip_len], t5 [t5_len] of which the first T count, and where CLIP's pooled state is read.
+ * Returns T. */
+int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err);
 
 /* Writes part k in diffusers' layout: DIR/<part>/config.json (copied) and the weights. */
 int  dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *dir, dt_dtype dtype, bool ema,

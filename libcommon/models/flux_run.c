@@ -28,13 +28,13 @@ static dt_graph *build_clip(void *ctx, const dt_shape_key *key)
     return g;
 }
 
+/* key: 1, 0, 0, T */
 static dt_graph *build_t5(void *ctx, const dt_shape_key *key)
 {
     dt_flux_run *r = ctx;
     const dt_flux_pipe *p = r->p.pipe;
-    (void)key;
     dt_graph *g = dt_graph_new(r->p.act);
-    dt_tensor *ids = dt_input(g, "ids", DT_I32, DT_DIMS(1, p->t5_len));
+    dt_tensor *ids = dt_input(g, "ids", DT_I32, DT_DIMS(1, key->v[3]));
     dt_graph_use(g, p->part[DT_FLUX_T5]);
     dt_output(g, dt_cast(g, dt_t5(g, &p->t5, ids, NULL), DT_F32), "out");
     return g;
@@ -67,21 +67,21 @@ static dt_graph *build_decode(void *ctx, const dt_shape_key *key)
     return g;
 }
 
-/* key: 1, w_px, h_px */
+/* key: 1, w_px, h_px, T */
 static dt_graph *build_sample(void *ctx, const dt_shape_key *key)
 {
     dt_flux_run *r = ctx;
     const dt_flux_pipe *p = r->p.pipe;
-    int64_t f = dt_vae_factor(&p->vae), w = key->v[1] / f, h = key->v[2] / f;
+    int64_t f = dt_vae_factor(&p->vae), w = key->v[1] / f, h = key->v[2] / f, T = key->v[3];
     dt_graph *g = dt_graph_new(r->p.act);
     dt_tensor *x = dt_input(g, "in", DT_F32, DT_DIMS(1, p->vae.latent_channels, h, w));
-    dt_tensor *txt = dt_input(g, "states", DT_F32, DT_DIMS(1, p->t5_len, p->dit.joint_dim));
+    dt_tensor *txt = dt_input(g, "states", DT_F32, DT_DIMS(1, T, p->dit.joint_dim));
     dt_tensor *pooled = dt_input(g, "pooled", DT_F32, DT_DIMS(1, p->dit.pooled_dim));
     dt_flux_in in = { .img = dt_flux_pack(g, dt_cast(g, x, r->p.act)), .txt = dt_cast(g, txt, r->p.act),
                       .pooled = dt_cast(g, pooled, r->p.act), .sigma = dt_input(g, "sigma", DT_F32, DT_DIMS(1)) };
     if (p->dit.guidance)
         in.guidance = dt_input(g, "guidance", DT_F32, DT_DIMS(1));
-    dt_flux_rope_grid(g, &p->dit, p->t5_len, h / 2, w / 2, &in.cos, &in.sin);
+    dt_flux_rope_grid(g, &p->dit, T, h / 2, w / 2, &in.cos, &in.sin);
     dt_graph_use(g, p->part[DT_FLUX_DIT]);
     dt_tensor *v = dt_cast(g, dt_flux(g, &p->dit, &in), DT_F32);
     dt_output(g, dt_flux_unpack(g, v, h, w), "out");
@@ -113,9 +113,9 @@ void dt_flux_run_free(dt_flux_run **pr)
     *pr = NULL;
 }
 
-static int add(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_err *err)
+static int add(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int64_t T, dt_err *err)
 {
-    return dt_session_add(r->session[j], &(dt_shape_key){ { n, w, h } }, err);
+    return dt_session_add(r->session[j], &(dt_shape_key){ { n, w, h, T } }, err);
 }
 
 static int check_sides(const dt_flux_run *r, int64_t w, int64_t h, int64_t multiple, dt_err *err)
@@ -128,10 +128,10 @@ static int check_sides(const dt_flux_run *r, int64_t w, int64_t h, int64_t multi
 
 static bool tiled(const dt_flux_run *r, int64_t w, int64_t h) { return r->p.tile_px && (w > r->p.tile_px || h > r->p.tile_px); }
 
-int dt_flux_run_plan_text(dt_flux_run *r, dt_err *err)
+int dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err)
 {
-    int rc = add(r, TEXT_CLIP, 0, 0, 0, err);
-    return rc < 0 ? rc : add(r, TEXT_T5, 0, 0, 0, err);
+    int rc = add(r, TEXT_CLIP, 1, 0, 0, 0, err);
+    return rc < 0 ? rc : add(r, TEXT_T5, 1, 0, 0, T, err);
 }
 
 /* A vae job of one picture, or of every distinct tile of it. */
@@ -143,11 +143,11 @@ static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h,
         rc = dt_err_set(err, DT_EUSAGE, "tiles of %lld px: must be a multiple of %lld for '%s'", (long long)r->p.tile_px,
                         (long long)(4 * f), r->p.pipe->dir);
     if (rc < 0 || !tiled(r, w, h))
-        return rc < 0 ? rc : add(r, j, n, w, h, err);
+        return rc < 0 ? rc : add(r, j, n, w, h, 0, err);
     dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
     for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
         dt_tile a = dt_tiles_at(&t, i);
-        rc = add(r, j, 1, a.w, a.h, err);
+        rc = add(r, j, 1, a.w, a.h, 0, err);
     }
     return rc;
 }
@@ -155,10 +155,10 @@ static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h,
 int dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w, int64_t h, dt_err *err) { return plan_vae(r, ENCODE, n, w, h, err); }
 int dt_flux_run_plan_decode(dt_flux_run *r, int64_t w, int64_t h, dt_err *err) { return plan_vae(r, DECODE, 1, w, h, err); }
 
-int dt_flux_run_plan_sample(dt_flux_run *r, int64_t w, int64_t h, dt_err *err)
+int dt_flux_run_plan_sample(dt_flux_run *r, int64_t w, int64_t h, int64_t T, dt_err *err)
 {
     int rc = check_sides(r, w, h, 2 * dt_vae_factor(&r->p.pipe->vae), err);
-    return rc < 0 ? rc : add(r, SAMPLE, 1, w, h, err);
+    return rc < 0 ? rc : add(r, SAMPLE, 1, w, h, T, err);
 }
 
 int64_t dt_flux_run_bytes(const dt_flux_run *r)
@@ -199,10 +199,11 @@ int dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err)
 
 /* --- running --- */
 
-static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_plan **p, dt_graph **g, dt_err *err)
+static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int64_t T, dt_plan **p, dt_graph **g, dt_err *err)
 {
-    *p = dt_session_use(r->session[j], &(dt_shape_key){ { n, w, h } }, g);
-    return *p ? 0 : dt_err_set(err, DT_EFAIL, "%lldx%lld px was not announced", (long long)w, (long long)h);
+    *p = dt_session_use(r->session[j], &(dt_shape_key){ { n, w, h, T } }, g);
+    return *p ? 0 : dt_err_set(err, DT_EFAIL, "%lldx%lld px, %lld text states: not announced", (long long)w, (long long)h,
+                               (long long)T);
 }
 
 static int run_one(dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, dt_err *err)
@@ -220,12 +221,13 @@ int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *
     int32_t *ids = dt_alloc((size_t)(pipe->clip_len + pipe->t5_len) * sizeof(*ids)), eos;
     dt_plan *p;
     dt_graph *g;
-    int rc = dt_flux_tokenize(pipe, caption, ids, &eos, ids + pipe->clip_len, err);
-    if (rc == 0 && (rc = use(r, TEXT_CLIP, 0, 0, 0, &p, &g, err)) == 0) {
+    int64_t T = dt_flux_tokenize(pipe, caption, ids, &eos, ids + pipe->clip_len, err);
+    int rc = T < 0 ? (int)T : use(r, TEXT_CLIP, 1, 0, 0, 0, &p, &g, err);
+    if (rc == 0) {
         dt_plan_write(p, dt_find(g, "eos"), &eos);
         rc = run_one(p, g, "ids", ids, pooled, err);
     }
-    if (rc == 0 && (rc = use(r, TEXT_T5, 0, 0, 0, &p, &g, err)) == 0)
+    if (rc == 0 && (rc = use(r, TEXT_T5, 1, 0, 0, T, &p, &g, err)) == 0)
         rc = run_one(p, g, "ids", ids + pipe->clip_len, states, err);
     free(ids);
     return rc;
@@ -260,7 +262,7 @@ static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, fl
         for (int64_t y = 0; y < a.h; y++)
             memcpy(in + y * a.w * 3, x + ((a.y + y) * w + a.x) * 3, (size_t)(a.w * 3) * sizeof(float));
         out[i] = dt_try_alloc((size_t)(C * (a.w / f) * (a.h / f)) * sizeof(float));
-        rc = out[i] ? use(r, ENCODE, 1, a.w, a.h, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+        rc = out[i] ? use(r, ENCODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
             rc = run_one(p, g, "in", in, out[i], err);
     }
@@ -288,7 +290,7 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
     } else if (rc == 0) {
         dt_plan *p;
         dt_graph *g;
-        rc = use(r, ENCODE, n, w, h, &p, &g, err);
+        rc = use(r, ENCODE, n, w, h, 0, &p, &g, err);
         if (rc == 0)
             rc = run_one(p, g, "in", x, m, err);
     }
@@ -316,7 +318,7 @@ int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
     int64_t f = dt_vae_factor(&pipe->vae), h = s->h_px / f, w = s->w_px / f, n = pipe->vae.latent_channels * h * w;
     dt_plan *p;
     dt_graph *g;
-    int rc = use(r, SAMPLE, 1, s->w_px, s->h_px, &p, &g, err);
+    int rc = use(r, SAMPLE, 1, s->w_px, s->h_px, s->T, &p, &g, err);
     if (rc < 0)
         return rc;
     double *sigma = dt_alloc((size_t)(s->steps + 1) * sizeof(*sigma));
@@ -358,7 +360,7 @@ static int decode_tiled(dt_flux_run *r, const float *lat, int64_t w, int64_t h, 
             for (int64_t y = 0; y < ah; y++)
                 memcpy(in + (c * ah + y) * aw, lat + (c * lh + a.y / f + y) * lw + a.x / f, (size_t)aw * sizeof(float));
         out[i] = dt_try_alloc((size_t)(a.w * a.h * 3) * sizeof(float));
-        rc = out[i] ? use(r, DECODE, 1, a.w, a.h, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+        rc = out[i] ? use(r, DECODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
             rc = run_one(p, g, "in", in, out[i], err);
     }
@@ -380,7 +382,7 @@ int dt_flux_run_decode(dt_flux_run *r, const float *latents, int64_t w, int64_t 
     } else if (rc == 0) {
         dt_plan *p;
         dt_graph *g;
-        rc = use(r, DECODE, 1, w, h, &p, &g, err);
+        rc = use(r, DECODE, 1, w, h, 0, &p, &g, err);
         if (rc == 0)
             rc = run_one(p, g, "in", latents, x, err);
     }

@@ -21,9 +21,9 @@ dt_flux_run *dt_flux_run_new(const struct dt_flux_run_params *p);
 void         dt_flux_run_free(dt_flux_run **r);
 
 /* --- announcing --- */
-int     dt_flux_run_plan_text(dt_flux_run *r, dt_err *err);
+int     dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err);      /* T: dt_flux_text_len of a caption */
 int     dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w_px, int64_t h_px, dt_err *err);
-int     dt_flux_run_plan_sample(dt_flux_run *r, int64_t w_px, int64_t h_px, dt_err *err);
+int     dt_flux_run_plan_sample(dt_flux_run *r, int64_t w_px, int64_t h_px, int64_t T, dt_err *err);
 int     dt_flux_run_plan_decode(dt_flux_run *r, int64_t w_px, int64_t h_px, dt_err *err);
 int64_t dt_flux_run_bytes(const dt_flux_run *r);            /* arena for everything announced */
 /* `arena`: device memory of at least that many bytes, borrowed; NULL allocates. */
@@ -31,7 +31,7 @@ int     dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err);
 double  dt_flux_run_flops(const dt_flux_run *r);            /* of one pass of every shape announced */
 
 /* --- running --- */
-/* states [t5_len, joint_dim], pooled [pooled_dim], fp32 */
+/* states [T, joint_dim], pooled [pooled_dim], fp32 */
 int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *pooled, dt_err *err);
 /* rgb [n][h_px, w_px, 3] -> mean, logvar [n][C, h, w] fp32, logvar clamped to [-30, 20] */
 int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int64_t w_px, int64_t h_px, float *mean,
@@ -40,6 +40,7 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
 typedef struct dt_flux_sample {
     int64_t w_px, h_px, steps;
     double  guidance;
+    int64_t T;                      /* rows of states */
     const float *states, *pooled;   /* of dt_flux_run_text */
     float  *latents;                /* [C, h, w]: noise N(0,1) in, result out (scaled as the transformer sees it) */
     bool  (*on_step)(void *ctx, int64_t step);      /* may be NULL; false stops */

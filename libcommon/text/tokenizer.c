@@ -16,6 +16,8 @@
 #include "text/internal.h"
 #include "text/tokenizer.h"
 
+const char *const dt_padding_names[] = { "max", "none", NULL };
+
 enum kind { KIND_CLIP, KIND_QWEN2, KIND_T5 };
 enum { VOCAB_MAX_BYTES = 256 << 20 };
 

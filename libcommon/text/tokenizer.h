@@ -11,6 +11,10 @@
 #include <stdint.h>
 #include "base/err.h"
 
+/* What follows the tokens of a caption: pad tokens up to the longest that there may be, or nothing. */
+enum dt_padding { DT_PAD_MAX, DT_PAD_NONE };
+extern const char *const dt_padding_names[];        /* "max", "none"; NULL-terminated */
+
 typedef struct dt_tokenizer dt_tokenizer;   /* opaque; any number of threads may call dt_tokenize */
 
 /* *out is set only on success.  A folder that is no tokenizer or a broken file: DT_EDATA. */

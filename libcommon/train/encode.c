@@ -116,6 +116,7 @@ static int collect(dt_enc *e, dt_err *err)
             want_caption(e, b.item[i].drop ? "" : b.item[i].item->text);
         }
     e->text_place = dt_alloc((size_t)(e->texts + 1) * sizeof(*e->text_place));
+    e->text_len = dt_alloc((size_t)(e->texts + 1) * sizeof(*e->text_len));
     for (int64_t i = 0; i < e->texts; i++)
         e->text_place[i] = -1;
     for (int64_t i = 0; i < e->n; i++)
@@ -215,11 +216,20 @@ static int make_recipe(dt_enc *e, dt_err *err)
     };
     int rc = dt_flux_pipe_tokenizers(e->p->pipe, err);
     e->recipe = (dt_cache_recipe){ .code = CODE_VERSION, .dtype = e->p->store, .compute = e->p->compute,
-                                   .tile_px = e->p->tile_px, .text_len = e->p->pipe->t5_len };
+                                   .tile_px = e->p->tile_px, .text_len = e->p->pipe->t5_len,
+                                   .text_padding = e->p->pipe->text_padding };
     for (size_t i = 0; i < sizeof(part) / sizeof(*part) && rc == 0; i++)
         if (!part[i].text || !e->p->pictures_only)
             rc = add_part(e, part[i].name, part[i].k, part[i].text, err);
     return rc;
+}
+
+static int count_tokens(dt_enc *e, dt_err *err)
+{
+    for (int64_t i = 0; i < e->texts; i++)
+        if ((e->text_len[i] = dt_flux_text_len(e->p->pipe, e->caption[i], err)) < 0)
+            return (int)e->text_len[i];
+    return 0;
 }
 
 /* --- life --- */
@@ -235,7 +245,9 @@ int dt_enc_open(dt_enc *e, const struct dt_encode_params *p, struct dt_encode_re
                                  .shard = p->shard, .shards = p->shards, .max_bytes = p->max_shard_bytes }, err);
     for (int64_t i = 0; rc == 0 && i < dt_cache_store_broken(e->store)->n; i++)
         dt_enc_say(e, true, "%s; its entries are made again", dt_cache_store_broken(e->store)->v[i]);
-    return rc == 0 ? make_recipe(e, err) : rc;
+    if (rc == 0)
+        rc = make_recipe(e, err);
+    return rc == 0 ? count_tokens(e, err) : rc;
 }
 
 void dt_enc_close(dt_enc *e)
@@ -254,6 +266,7 @@ void dt_enc_close(dt_enc *e)
     free(e->image);
     free(e->caption);
     free(e->text_place);
+    free(e->text_len);
 }
 
 void dt_enc_skip(dt_enc *e, int64_t i, const char *why)
@@ -327,20 +340,20 @@ static int encode_captions(dt_enc *e, dt_flux_run *run, dt_progress *bar, dt_err
 {
     static const char *const name[2] = { "states", "pooled" };
     const dt_flux_pipe *pipe = e->p->pipe;
-    int64_t T = pipe->t5_len, D = pipe->dit.joint_dim, P = pipe->dit.pooled_dim, done = 0;
-    float *states = dt_try_alloc((size_t)(T * D) * sizeof(float)), *pooled = dt_try_alloc((size_t)P * sizeof(float));
+    int64_t D = pipe->dit.joint_dim, P = pipe->dit.pooled_dim, done = 0;
+    float *states = dt_try_alloc((size_t)(pipe->t5_len * D) * sizeof(float)), *pooled = dt_try_alloc((size_t)P * sizeof(float));
     int rc = states && pooled ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for text states");
     dt_progress_step(bar, 0);
     for (int64_t i = 0; i < e->texts && rc == 0 && !dt_enc_stopped(e); i++) {
         if (e->text_place[i] >= 0)
             continue;
-        dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i]);
+        dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i], e->text_len[i]);
         rc = dt_flux_run_text(run, e->caption[i], states, pooled, err);
         if (rc < 0)
             break;
         int64_t place = dt_cache_store_claim(e->store, &key);
         rc = dt_enc_put(e, place, name, (const float *const[]){ states, pooled },
-                        (const dt_dims[]){ DT_DIMS(T, D), DT_DIMS(P) }, err);
+                        (const dt_dims[]){ DT_DIMS(e->text_len[i], D), DT_DIMS(P) }, err);
         if (rc == 0) {
             e->text_place[i] = place;
             e->r->texts.made++;
@@ -356,7 +369,7 @@ int dt_enc_texts(dt_enc *e, dt_err *err)
 {
     int64_t missing = 0;
     for (int64_t i = 0; i < e->texts; i++) {
-        dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i]);
+        dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i], e->text_len[i]);
         e->text_place[i] = dt_cache_store_find(e->store, &key);
         missing += e->text_place[i] < 0;
     }
@@ -371,7 +384,9 @@ int dt_enc_texts(dt_enc *e, dt_err *err)
         rc = dt_flux_pipe_load(pipe, DT_FLUX_T5, e->p->dev, e->p->compute, 0, err);
     if (rc == 0) {
         run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = pipe, .dev = e->p->dev, .act = e->p->compute });
-        rc = dt_flux_run_plan_text(run, err);
+        for (int64_t i = 0; i < e->texts && rc == 0; i++)
+            if (e->text_place[i] < 0)
+                rc = dt_flux_run_plan_text(run, e->text_len[i], err);
     }
     if (rc == 0)
         rc = dt_flux_run_alloc(run, NULL, err);

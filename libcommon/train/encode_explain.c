@@ -47,6 +47,8 @@ static int compare_recipes(const dt_enc *e, const dt_cache_recipe *was, bool tex
         differs(out, &n, "precision of the encoders", dt_dtype_name(was->compute), dt_dtype_name(now->compute));
     if (text && was->text_len != now->text_len)
         differs_int(out, &n, "tokens", was->text_len, now->text_len);
+    if (text && was->text_padding != now->text_padding)
+        differs(out, &n, "text_padding", dt_padding_names[was->text_padding], dt_padding_names[now->text_padding]);
     if (!text && was->tile_px != now->tile_px)
         differs_int(out, &n, "tile", was->tile_px, now->tile_px);
     for (int i = 0; i < now->n; i++) {
@@ -103,15 +105,19 @@ static void explain_image(const dt_enc *e, int64_t i, FILE *out)
         explain_miss(e, DT_CACHE_IMAGE, w->req, &got.source, out);
 }
 
-static void explain_text(const dt_enc *e, const char *caption, FILE *out)
+static int explain_text(const dt_enc *e, const char *caption, FILE *out, dt_err *err)
 {
-    dt_hash key = dt_cache_text_key(&e->recipe, caption);
+    int64_t T = dt_flux_text_len(e->p->pipe, caption, err);
+    if (T < 0)
+        return (int)T;
+    dt_hash key = dt_cache_text_key(&e->recipe, caption, T);
     int64_t place = dt_cache_store_find(e->store, &key);
     fprintf(out, "caption \"%.60s%s\": ", caption, strlen(caption) > 60 ? "..." : "");
     if (place >= 0)
         explain_hit(e, place, out);
     else
         explain_miss(e, DT_CACHE_TEXT, caption, NULL, out);
+    return 0;
 }
 
 static bool same_file(const char *a, const char *b)
@@ -133,7 +139,7 @@ int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *
             continue;
         explain_image(&e, i, out);
         if (!last || strcmp(last, it->text))
-            explain_text(&e, last = it->text, out);
+            rc = explain_text(&e, last = it->text, out, err);
         n++;
     }
     if (rc == 0 && !n)

@@ -24,7 +24,7 @@ typedef struct dt_enc {
     struct dt_enc_image *image;     /* [n] */
     int64_t n, cap;
     const char **caption;           /* distinct captions, likewise */
-    int64_t *text_place;            /* [texts] */
+    int64_t *text_place, *text_len; /* [texts]; text_len: T of the caption's states */
     int64_t texts, texts_cap;
     dt_strmap *reqs, *captions, *paths, *bad;   /* bad: path -> index into r->skipped */
     dt_cache_recipe recipe;

@@ -7,9 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include "data/media.h"
+#include "tensor/strmap.h"
 #include "train/loader.h"
 
-enum { MAX_THREADS = 64 };
+enum { MAX_THREADS = 64, ROWS_MULTIPLE = 16 };
 
 struct slot {
     enum { FREE, BUSY, READY } state;
@@ -66,13 +67,36 @@ static int fill_sample(const dt_loader *l, const dt_batch_item *it, const dt_mic
     return l->p.want & DT_WANT_RGB ? load_rgb(it, m, s, err) : 0;
 }
 
+/* T of a batch whose longest caption has `longest` states. */
+static int64_t round_rows(const dt_text_rows *r, int64_t longest)
+{
+    int64_t up = (longest + ROWS_MULTIPLE - 1) / ROWS_MULTIPLE * ROWS_MULTIPLE;
+    return up < r->most ? up : r->most;
+}
+
+static int fill_rows(const dt_loader *l, dt_micro *m, dt_err *err)
+{
+    int64_t longest = 0;
+    for (int i = 0; i < m->n; i++) {
+        dt_sample *s = &m->s[i];
+        int64_t T = l->p.want & DT_WANT_STATES ? s->T : l->p.rows.len(l->p.rows.ctx, s->caption, err);
+        if (T < 0)
+            return (int)T;
+        longest = T > longest ? T : longest;
+    }
+    m->T = round_rows(&l->p.rows, longest);
+    return 0;
+}
+
 static void fill(const dt_loader *l, struct slot *s)
 {
-    for (int i = 0; s->rc == 1 && i < s->micro.n; i++) {
-        int rc = fill_sample(l, &s->item[i], &s->micro, &s->micro.s[i], &s->err);
-        if (rc < 0)
-            s->rc = rc;
-    }
+    int rc = 0;
+    for (int i = 0; s->rc == 1 && rc == 0 && i < s->micro.n; i++)
+        rc = fill_sample(l, &s->item[i], &s->micro, &s->micro.s[i], &s->err);
+    if (s->rc == 1 && rc == 0 && l->p.rows.len)
+        rc = fill_rows(l, &s->micro, &s->err);
+    if (rc < 0)
+        s->rc = rc;
 }
 
 /* The next batch that still has items once those the cache could not encode are left out. */
@@ -225,17 +249,40 @@ void dt_loader_close(dt_loader **pl)
     *pl = NULL;
 }
 
-int dt_plan_shapes(const char *plan, const dt_cache *cache, int64_t (**shape)[3], int *n, int64_t *batches, dt_err *err)
+/* --- shapes --- */
+
+/* T of a batch; lengths of captions are asked for once. */
+static int64_t rows_of(const dt_text_rows *r, const dt_batch *b, dt_strmap *known, dt_err *err)
+{
+    int64_t longest = 0;
+    for (int i = 0; i < b->n; i++) {
+        const char *caption = b->item[i].drop ? "" : b->item[i].item->text;
+        int64_t T = dt_strmap_get(known, caption);
+        if (T < 0 && (T = r->len(r->ctx, caption, err)) < 0)
+            return T;
+        if (T > r->most)
+            return dt_err_set(err, DT_EUSAGE, "caption '%.60s' has %lld text states, --max_sequence_length is %lld", caption,
+                              (long long)T, (long long)r->most);
+        dt_strmap_add(known, caption, T);
+        longest = T > longest ? T : longest;
+    }
+    return round_rows(r, longest);
+}
+
+int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *rows, int64_t (**shape)[4], int *n,
+                   int64_t *batches, dt_err *err)
 {
     dt_batches *b = NULL;
     dt_batch line;
-    int64_t cap = 0;
+    dt_strmap *known = dt_strmap_new();
+    int64_t cap = 0, T = 0;
     *shape = NULL;
     *n = 0;
     *batches = 0;
     int rc = dt_batches_open(&b, plan, err);
-    while (rc == 0 && (rc = next_batch(b, cache, &line, err)) == 1) {
-        int64_t key[3] = { line.n, line.w, line.h };
+    while (rc == 0 && (rc = next_batch(b, cache, &line, err)) == 1 &&
+           (T = rows->len ? rows_of(rows, &line, known, err) : 0) >= 0) {
+        int64_t key[4] = { line.n, line.w, line.h, T };
         int i = 0;
         while (i < *n && memcmp((*shape)[i], key, sizeof(key)))
             i++;
@@ -246,6 +293,7 @@ int dt_plan_shapes(const char *plan, const dt_cache *cache, int64_t (**shape)[3]
         ++*batches;
         rc = 0;
     }
+    dt_strmap_free(&known);
     dt_batches_close(&b);
-    return rc;
+    return T < 0 ? (int)T : rc;
 }

@@ -7,20 +7,30 @@
 
 enum dt_want { DT_WANT_LATENTS = 1, DT_WANT_STATES = 2, DT_WANT_RGB = 4 };
 
+/* How many rows of text states a batch has: those of its longest caption, rounded up to a multiple of 16, at most `most`.
+ * Rounded, because every T is a plan of its own (34 MiB and 0.3 s for the graph of FLUX.1).  Without `len` T is 0. */
+typedef struct dt_text_rows {
+    int64_t (*len)(void *ctx, const char *caption, dt_err *err);    /* T of a caption; by any number of threads */
+    void    *ctx;
+    int64_t  most;
+} dt_text_rows;
+
 typedef struct dt_loader dt_loader;
 
 struct dt_loader_params {
     const char     *plan;           /* path of a plan */
     const dt_cache *cache;          /* for DT_WANT_LATENTS and DT_WANT_STATES; borrowed */
     unsigned        want;
+    dt_text_rows    rows;
     int             threads;        /* 0: prepare in the caller's thread */
     int64_t         first;          /* batch to begin with */
 };
 int  dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *err);
 void dt_loader_close(dt_loader **l);
 dt_source dt_loader_source(dt_loader *l);
-/* Every distinct (batch size, width, height) of the plan once what the cache (may be NULL) skips is left out, and how many
- * batches there are; *shape is [n][3], caller frees. */
-int  dt_plan_shapes(const char *plan, const dt_cache *cache, int64_t (**shape)[3], int *n, int64_t *batches, dt_err *err);
+/* Every distinct (batch size, width, height, T) of the plan once what the cache (may be NULL) skips is left out, and how many
+ * batches there are; *shape is [n][4], caller frees. */
+int  dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *rows, int64_t (**shape)[4], int *n,
+                    int64_t *batches, dt_err *err);
 
 #endif

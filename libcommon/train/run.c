@@ -179,6 +179,8 @@ static int set_up(dt_job *j, dt_err *err)
     if (rc == 0)
         rc = dt_job_model(j, err);
     if (rc == 0)
+        rc = dt_job_shapes(j, err);
+    if (rc == 0)
         set_schedule(j);
     if (rc == 0)
         rc = dt_job_task(j, err);
@@ -207,7 +209,7 @@ static int train(dt_job *j, dt_err *err)
         rc = dt_loader_open(&j->loader, &(struct dt_loader_params){
             .plan = j->plan, .cache = j->cache,
             .want = o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
-            .threads = (int)o->data.dataloader_num_workers, .first = j->t.state.batch }, err);
+            .threads = (int)o->data.dataloader_num_workers, .rows = dt_job_text_rows(j, j->cache), .first = j->t.state.batch }, err);
     if (rc < 0)
         return rc;
     char *dump = o->dump_dir ? dt_strdup(o->dump_dir) : dt_path_join(o->output_dir, "dump");

@@ -100,6 +100,7 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
     arg_int(&v, "--vae_tile", o->vae_tile_px);
     if (o->max_sequence_length)
         arg_int(&v, "--max_sequence_length", o->max_sequence_length);
+    arg(&v, "--text_padding", dt_padding_names[o->text_padding]);
     if (o->vae_path)
         arg(&v, "--vae_path", o->vae_path);
     if (o->train_text_encoder)
@@ -135,6 +136,10 @@ static int open_cache(dt_job *j, dt_err *err)
         rc = dt_job_make_cache(j, j->plan, dir, err);
     if (rc == 0)
         rc = dt_cache_open(&j->cache, dir, err);
+    int padding = rc == 0 ? dt_cache_text_padding(j->cache) : -1;
+    if (padding >= 0 && padding != o->text_padding && !o->train_text_encoder)
+        rc = dt_err_set(err, DT_EUSAGE, "the cache in '%s' was made with --text_padding %s, this run has --text_padding %s", dir,
+                        dt_padding_names[padding], dt_padding_names[o->text_padding]);
     free(dir);
     return rc;
 }
@@ -146,8 +151,27 @@ static int read_info(dt_job *j, dt_err *err)
     if (rc == 0) {
         j->info = *dt_batches_info(b);
         dt_batches_close(&b);
-        rc = dt_plan_shapes(j->plan, j->cache, &j->shape, &j->nshape, &j->batches, err);
     }
+    return rc;
+}
+
+/* --- shapes --- */
+
+static int64_t cached_len(void *cache, const char *caption, dt_err *err) { return dt_cache_text_len(cache, caption, err); }
+static int64_t own_len(void *pipe, const char *caption, dt_err *err) { return dt_flux_text_len(pipe, caption, err); }
+
+dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache)
+{
+    if (j->o->method == DT_METHOD_VAE || j->o->text_padding == DT_PAD_MAX)
+        return (dt_text_rows){ 0 };
+    bool cached = cache && !j->o->train_text_encoder;
+    return (dt_text_rows){ .len = cached ? cached_len : own_len, .ctx = cached ? (void *)cache : j->pipe, .most = j->pipe->t5_len };
+}
+
+int dt_job_shapes(dt_job *j, dt_err *err)
+{
+    dt_text_rows rows = dt_job_text_rows(j, j->cache);
+    int rc = dt_plan_shapes(j->plan, j->cache, &rows, &j->shape, &j->nshape, &j->batches, err);
     if (rc == 0 && !j->batches)
         rc = dt_err_set(err, DT_EDATA, "%s: no batch is left to train on", j->plan);
     return rc;

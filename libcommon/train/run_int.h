@@ -18,7 +18,7 @@ typedef struct dt_job {
     char      *plan;                /* path */
     dt_cache  *cache;
     dt_plan_info info;
-    int64_t  (*shape)[3];
+    int64_t  (*shape)[4];           /* dt_plan_shapes */
     int        nshape;
     int64_t    batches;
 
@@ -43,8 +43,10 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(pr
 
 int64_t dt_job_resident(void);      /* bytes of this process in memory now */
 
-/* run_data.c: the plan and the cache, made if they were not given */
+/* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, the shapes of batches */
 int dt_job_data(dt_job *j, dt_err *err);
+int dt_job_shapes(dt_job *j, dt_err *err);
+dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache);  /* of batches with captions of `cache` (may be NULL) */
 int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err);
 int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err);
 /* run_model.c: declares, chooses what trains; loads or draws weights once the memory plan is accepted */

@@ -34,11 +34,11 @@ static int64_t batch_bytes(const dt_job *j)
     int64_t most = 0, f = dt_vae_factor(&j->pipe->vae), ahead = 2 * o->data.dataloader_num_workers + 1;
     for (int i = 0; i < j->nshape; i++) {
         int64_t n = j->shape[i][0], px = j->shape[i][1] * j->shape[i][2], bytes;
-        int64_t z = px / (f * f) * j->pipe->vae.latent_channels;
+        int64_t z = px / (f * f) * j->pipe->vae.latent_channels, T = j->shape[i][3] ? j->shape[i][3] : j->pipe->t5_len;
         if (o->method == DT_METHOD_VAE)
             bytes = n * (px * 3 * (4 + ahead) + z * 4);
         else
-            bytes = n * (z * 3 + j->pipe->t5_len * j->pipe->dit.joint_dim) * 4 + 2 * z * 4;
+            bytes = n * (z * 3 + T * j->pipe->dit.joint_dim) * 4 + 2 * z * 4;
         if (bytes > most)
             most = bytes;
     }
@@ -50,7 +50,7 @@ static int plan_shapes(dt_job *j, dt_err *err)
     dt_session_free(&j->session);
     j->session = dt_session_new(j->dev, j->task.build, j->task.ctx);
     for (int i = 0; i < j->nshape; i++) {
-        dt_shape_key key = j->task.shape(j->task.ctx, (int)j->shape[i][0], j->shape[i][1], j->shape[i][2]);
+        dt_shape_key key = j->task.shape(j->task.ctx, (int)j->shape[i][0], j->shape[i][1], j->shape[i][2], j->shape[i][3]);
         int rc = dt_session_add(j->session, &key, err);
         if (rc < 0)
             return rc;
@@ -85,12 +85,16 @@ static void print(const dt_job *j, const struct kinds *k)
     FILE *f = open_memstream(&text, &bytes);
     if (!f)
         return;
-    fprintf(f, "%-24s %12s %12s %12s %10s %10s\n", "bucket (px, batch)", "activations", "workspace", "inputs", "TFLOP/step", "kernels");
+    bool varies = dt_job_text_rows(j, NULL).len;
+    fprintf(f, "%-24s %12s %12s %12s %10s %10s\n", varies ? "bucket (px, batch, text)" : "bucket (px, batch)", "activations",
+            "workspace", "inputs", "TFLOP/step", "kernels");
     const dt_plan_stats *s;
     dt_shape_key key;
     for (int i = 0; (s = dt_session_stats(j->session, i, &key)); i++) {
         char name[64];
-        snprintf(name, sizeof(name), "%lldx%lld, %lld", (long long)key.v[1], (long long)key.v[2], (long long)key.v[0]);
+        int at = snprintf(name, sizeof(name), "%lldx%lld, %lld", (long long)key.v[1], (long long)key.v[2], (long long)key.v[0]);
+        if (varies)
+            snprintf(name + at, sizeof(name) - (size_t)at, ", %lld", (long long)key.v[3]);
         fprintf(f, "%-24s %8.1f MiB %8.1f MiB %8.1f MiB %10.4f %10d\n", name, mib(s->activations), mib(s->workspace),
                 mib(s->inputs + s->consts), s->flops * (double)j->o->data.gradient_accumulation_steps * 1e-12, s->nodes);
     }

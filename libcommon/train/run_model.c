@@ -68,6 +68,7 @@ int dt_job_model(dt_job *j, dt_err *err)
     int rc = dt_flux_pipe_open(&j->pipe, o->model, o->max_sequence_length, err);
     if (rc < 0)
         return rc;
+    j->pipe->text_padding = (enum dt_padding)o->text_padding;
     if (o->transformer_path)
         j->pipe->weights[DT_FLUX_DIT] = dt_strdup(o->transformer_path);
     if (o->vae_path)

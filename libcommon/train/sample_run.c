@@ -77,6 +77,8 @@ static int open_model(struct job *j, dt_err *err)
     const char *const own[] = { o->transformer_path, o->vae_path };
     static const enum dt_flux_part part[] = { DT_FLUX_DIT, DT_FLUX_VAE };
     int rc = dt_flux_pipe_open(&j->pipe, o->model, o->max_sequence_length, err);
+    if (rc == 0)
+        j->pipe->text_padding = (enum dt_padding)o->text_padding;
     for (int i = 0; i < 2 && rc == 0; i++) {
         j->pipe->weights[part[i]] = dt_strdup(own[i]);
         if (own[i] && !dt_exists(own[i]))
@@ -173,8 +175,8 @@ static int settle_prompt(struct job *j, dt_prompt *p, dt_err *err)
                           (long long)p->w_px, (long long)p->h_px, o->init_latents, (long long)w, (long long)h);
     if (o->save_latents && (p->w_px != j->prompts.v[0].w_px || p->h_px != j->prompts.v[0].h_px))
         return dt_err_set(err, DT_EUSAGE, "--save_latents needs pictures of one size");
-    dt_sampler_add_prompt(j->s, p->text);
-    return dt_sampler_add_size(j->s, p->w_px, p->h_px, err);
+    int64_t k = dt_sampler_add_prompt(j->s, p->text, err);
+    return k < 0 ? (int)k : dt_sampler_add_size(j->s, k, p->w_px, p->h_px, err);
 }
 
 static int settle(struct job *j, dt_err *err)
@@ -239,10 +241,12 @@ static int save_picture(const struct job *j, const dt_prompt *p, int64_t n, int6
     char *path = j->one_file ? dt_strdup(o->output) : dt_sprintf("%s/%04lld%s.png", o->output, (long long)n, base ? "-base" : "");
     char *seed = dt_sprintf("%lld", (long long)p->seed), *image = dt_sprintf("%lld", (long long)(p->image + k));
     char *steps = dt_sprintf("%lld", (long long)o->steps), *guidance = dt_sprintf("%g", o->guidance);
-    dt_png_text text[7] = { { "prompt", p->text }, { "seed", seed }, { "image", image }, { "steps", steps }, { "model", j->model.hex } };
+    dt_png_text text[8] = { { "prompt", p->text }, { "seed", seed }, { "image", image }, { "steps", steps }, { "model", j->model.hex } };
     int t = 5;
     if (j->pipe->dit.guidance)
         text[t++] = (dt_png_text){ "guidance", guidance };
+    if (o->text_padding)
+        text[t++] = (dt_png_text){ "text_padding", dt_padding_names[o->text_padding] };
     if (j->lora_text && !base)
         text[t++] = (dt_png_text){ "lora", j->lora_text };
     int rc = dt_png_write(path, im, text, t, err);
@@ -260,7 +264,7 @@ static int picture(struct job *j, int64_t prompt, int64_t k, bool base, dt_err *
 {
     const dt_prompt *p = &j->prompts.v[prompt];
     int64_t len = dt_sampler_latents(j->s, p->w_px, p->h_px), n = prompt * j->o.num_images + k;
-    dt_sampler_shot q = { .prompt = dt_sampler_add_prompt(j->s, p->text), .w_px = p->w_px, .h_px = p->h_px,
+    dt_sampler_shot q = { .prompt = dt_sampler_add_prompt(j->s, p->text, err), .w_px = p->w_px, .h_px = p->h_px,
                           .steps = j->o.steps, .guidance = j->o.guidance, .base = base, .latents = j->latents,
                           .on_step = on_step, .ctx = j };
     dt_image im = { 0 };

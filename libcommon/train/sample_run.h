@@ -12,6 +12,7 @@ typedef struct dt_sample_opts {         /* names of the flags */
     int64_t seed, num_images, vae_tile, max_sequence_length;
     double  guidance;
     bool    guidance_given;
+    int     text_padding;               /* dt_padding */
     int     bf16, low_vram, compare_base, memory_plan, quiet;
 } dt_sample_opts;
 #define DT_SAMPLE_DEFAULTS { .device = "cpu", .steps = 28, .seed = 42, .num_images = 1, .guidance = 3.5 }

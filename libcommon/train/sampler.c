@@ -10,11 +10,13 @@ struct dt_sampler {
     dt_strs      prompts;
     dt_strmap   *index;
     int64_t      encoders, encoders_arena;
-    float       *states, *pooled;   /* [prompts][t5_len, joint_dim], [prompts][pooled_dim] */
+    int64_t     *at, cap;           /* [prompts + 1] rows of states before those of a prompt */
+    float       *states, *pooled;   /* [at[prompts]][joint_dim], [prompts][pooled_dim] */
     void        *arena;
 };
 
-static int64_t states_len(const dt_flux_pipe *p) { return p->t5_len * p->dit.joint_dim; }
+/* Floats of the states of the first n prompts. */
+static int64_t states_len(const dt_sampler *s, int64_t n) { return n ? s->at[n] * s->p.pipe->dit.joint_dim : 0; }
 
 static int64_t weights(const dt_sampler *s, enum dt_flux_part k)
 {
@@ -37,10 +39,7 @@ int dt_sampler_new(dt_sampler **out, const struct dt_sampler_params *p, dt_err *
     s->text = new_run(s);
     s->plain = new_run(s);
     s->adapted = p->lora ? new_run(s) : NULL;
-    if (rc == 0)
-        rc = dt_flux_run_plan_text(s->text, err);
     s->encoders = weights(s, DT_FLUX_CLIP) + weights(s, DT_FLUX_T5);
-    s->encoders_arena = dt_flux_run_bytes(s->text);
     if (rc < 0)
         dt_sampler_free(out);
     return rc;
@@ -59,32 +58,44 @@ void dt_sampler_free(dt_sampler **ps)
         s->p.dev->free(s->p.dev, s->arena);
     dt_strmap_free(&s->index);
     dt_strs_release(&s->prompts);
+    free(s->at);
     free(s->states);
     free(s->pooled);
     free(s);
     *ps = NULL;
 }
 
-int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text)
+int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text, dt_err *err)
 {
-    int64_t i = dt_strmap_get(s->index, text);
+    int64_t i = dt_strmap_get(s->index, text), T;
     if (i >= 0)
         return i;
+    if ((T = dt_flux_text_len(s->p.pipe, text, err)) < 0)
+        return T;
+    int rc = dt_flux_run_plan_text(s->text, T, err);
+    if (rc < 0)
+        return rc;
+    s->encoders_arena = dt_flux_run_bytes(s->text);
+    i = s->prompts.n;
+    dt_grow(&s->at, &s->cap, i + 2, sizeof(*s->at));
+    s->at[0] = 0;
+    s->at[i + 1] = s->at[i] + T;
     dt_strs_add(&s->prompts, text);
-    return dt_strmap_add(s->index, s->prompts.v[s->prompts.n - 1], s->prompts.n - 1);
+    return dt_strmap_add(s->index, s->prompts.v[i], i);
 }
 
 /* A graph has the branches of the LoRA that is set while it is built. */
-int dt_sampler_add_size(dt_sampler *s, int64_t w, int64_t h, dt_err *err)
+int dt_sampler_add_size(dt_sampler *s, int64_t prompt, int64_t w, int64_t h, dt_err *err)
 {
     dt_params *dit = s->p.pipe->part[DT_FLUX_DIT];
+    int64_t T = s->at[prompt + 1] - s->at[prompt];
     int rc = 0;
     dit->lora = NULL;
     if (!s->adapted || s->p.base)
-        rc = dt_flux_run_plan_sample(s->plain, w, h, err);
+        rc = dt_flux_run_plan_sample(s->plain, w, h, T, err);
     dit->lora = s->p.lora;
     if (rc == 0 && s->adapted)
-        rc = dt_flux_run_plan_sample(s->adapted, w, h, err);
+        rc = dt_flux_run_plan_sample(s->adapted, w, h, T, err);
     return rc == 0 ? dt_flux_run_plan_decode(s->plain, w, h, err) : rc;
 }
 
@@ -98,7 +109,7 @@ dt_sampler_bytes dt_sampler_memory(const dt_sampler *s)
 {
     return (dt_sampler_bytes){
         .encoders = s->encoders, .encoders_arena = s->encoders_arena,
-        .states = s->prompts.n * (states_len(s->p.pipe) + s->p.pipe->dit.pooled_dim) * (int64_t)sizeof(float),
+        .states = (states_len(s, s->prompts.n) + s->prompts.n * s->p.pipe->dit.pooled_dim) * (int64_t)sizeof(float),
         .transformer = weights(s, DT_FLUX_DIT), .vae = weights(s, DT_FLUX_VAE),
         .lora = s->p.lora ? dt_params_size(s->p.lora->params, s->p.act, DT_PARAMS_NO_OPTIM).weights : 0,
         .arena = arena_bytes(s),
@@ -119,7 +130,7 @@ static int load_part(dt_sampler *s, enum dt_flux_part k, dt_err *err)
 static int encode(dt_sampler *s, const volatile int *stop, dt_err *err)
 {
     dt_flux_pipe *p = s->p.pipe;
-    s->states = dt_try_alloc((size_t)(s->prompts.n * states_len(p)) * sizeof(float));
+    s->states = dt_try_alloc((size_t)states_len(s, s->prompts.n) * sizeof(float));
     s->pooled = dt_try_alloc((size_t)(s->prompts.n * p->dit.pooled_dim) * sizeof(float));
     if (!s->states || !s->pooled)
         return dt_err_set(err, DT_ENOMEM, "no memory for %lld prompts", (long long)s->prompts.n);
@@ -130,7 +141,7 @@ static int encode(dt_sampler *s, const volatile int *stop, dt_err *err)
         rc = dt_flux_run_alloc(s->text, NULL, err);
     for (int64_t i = 0; i < s->prompts.n && rc == 0; i++)
         rc = stop && *stop ? dt_err_set(err, DT_ESIGNAL, "stopped on request")
-                           : dt_flux_run_text(s->text, s->prompts.v[i], s->states + i * states_len(p),
+                           : dt_flux_run_text(s->text, s->prompts.v[i], s->states + states_len(s, i),
                                               s->pooled + i * p->dit.pooled_dim, err);
     dt_flux_run_free(&s->text);
     dt_flux_pipe_unload(p, DT_FLUX_CLIP);
@@ -159,7 +170,7 @@ int dt_sampler_run(dt_sampler *s, const dt_sampler_shot *q, uint8_t *rgb, dt_err
 {
     const dt_flux_pipe *p = s->p.pipe;
     const dt_flux_sample f = { .w_px = q->w_px, .h_px = q->h_px, .steps = q->steps, .guidance = q->guidance,
-                               .states = s->states + q->prompt * states_len(p),
+                               .T = s->at[q->prompt + 1] - s->at[q->prompt], .states = s->states + states_len(s, q->prompt),
                                .pooled = s->pooled + q->prompt * p->dit.pooled_dim, .latents = q->latents,
                                .on_step = q->on_step, .ctx = q->ctx };
     int rc = dt_flux_run_sample(s->adapted && !q->base ? s->adapted : s->plain, &f, err);

@@ -21,8 +21,8 @@ struct dt_sampler_params {
 int     dt_sampler_new(dt_sampler **out, const struct dt_sampler_params *p, dt_err *err);
 void    dt_sampler_free(dt_sampler **s);
 
-int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text);     /* its number; the same text has the same */
-int     dt_sampler_add_size(dt_sampler *s, int64_t w_px, int64_t h_px, dt_err *err);
+int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text, dt_err *err);    /* its number; the same text has the same */
+int     dt_sampler_add_size(dt_sampler *s, int64_t prompt, int64_t w_px, int64_t h_px, dt_err *err);    /* pictures of a prompt */
 
 typedef struct dt_sampler_bytes {
     int64_t encoders, encoders_arena;   /* at work first; */

@@ -16,7 +16,7 @@ typedef struct dt_sample {
     dt_dtype    lat_dtype;
     const void *mean, *logvar;
     /* text states [T, D] and pooled state [P], if the task wants them */
-    int64_t     T, D, P;
+    int64_t     T, D, P;            /* T <= that of the batch */
     dt_dtype    txt_dtype;
     const void *states, *pooled;
     uint8_t    *rgb;                /* [h_px, w_px, 3], if the task wants pictures; owned by the batch */
@@ -26,6 +26,7 @@ typedef struct dt_micro {       /* a micro-batch */
     int64_t    index, epoch;        /* micro-batch number over the whole plan, and its epoch */
     int        n;
     int64_t    w_px, h_px;
+    int64_t    T;                   /* rows of text states; 0: as many as the model has */
     dt_sample *s;                   /* [n] */
 } dt_micro;
 
@@ -47,7 +48,7 @@ typedef struct dt_task {
     const char  *name;              /* "lora", "full", "vae" */
     void        *ctx;
     dt_build_fn  build;             /* (ctx, shape) */
-    dt_shape_key (*shape)(void *ctx, int n, int64_t w_px, int64_t h_px);
+    dt_shape_key (*shape)(void *ctx, int n, int64_t w_px, int64_t h_px, int64_t T);     /* as in dt_micro */
     /* Writes every input but loss_scale.  Host work happens here: noise, posterior sample, timesteps. */
     int  (*feed)(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err);
 } dt_task;

@@ -6,6 +6,9 @@
  *   Lipman et al. 2023 (flow matching), Esser et al. 2024, sec. 3.1 (timestep densities)
  *   B batch   C latent channels   h, w latent cells   T text tokens
  *
+ * With DT_PAD_NONE captions have as many states as tokens.  A batch is filled up to T with zero rows, which nothing attends:
+ * what a sample gives depends neither on T nor on the others.
+ *
  * All mixing is fp32; sigma is never rounded to the activation dtype before it is used (workflows.md H1, 7).
  */
 #include <math.h>
@@ -17,28 +20,32 @@ struct flux_task {
     struct dt_flux_task_params p;
     double  *sigma;                 /* noise table of `tokens` image tokens, index 0 noisiest */
     int64_t  tokens;
-    void    *buf[8];                /* host staging, grown to the largest batch */
-    size_t   cap[8];
+    void    *buf[9];                /* host staging, grown to the largest batch */
+    size_t   cap[9];
 };
-enum { B_LATENTS, B_NOISE, B_MIX, B_SCALAR, B_TXT, B_POOLED, B_IDS, B_EPS };
+enum { B_LATENTS, B_NOISE, B_MIX, B_SCALAR, B_TXT, B_POOLED, B_IDS, B_EPS, B_MASK };
 
 /* --- graph --- */
 
-static void text_inputs(dt_graph *g, const struct flux_task *t, int64_t B, dt_flux_in *in)
+/* T text and S image tokens. */
+static void text_inputs(dt_graph *g, const struct flux_task *t, int64_t B, int64_t T, int64_t S, dt_flux_in *in)
 {
     const dt_flux_pipe *p = t->p.pipe;
+    bool masked = p->text_padding == DT_PAD_NONE;
+    in->mask = masked ? dt_input(g, "text_mask", DT_U8, DT_DIMS(B, T + S)) : NULL;
     if (!t->p.train_text) {
-        in->txt = dt_input(g, "text_states", t->p.act, DT_DIMS(B, p->t5_len, p->dit.joint_dim));
+        in->txt = dt_input(g, "text_states", t->p.act, DT_DIMS(B, T, p->dit.joint_dim));
         in->pooled = dt_input(g, "pooled", t->p.act, DT_DIMS(B, p->dit.pooled_dim));
         return;
     }
     dt_tensor *clip = dt_input(g, "clip_ids", DT_I32, DT_DIMS(B, p->clip_len));
     dt_tensor *eos = dt_input(g, "clip_eos", DT_I32, DT_DIMS(B));
-    dt_tensor *t5 = dt_input(g, "t5_ids", DT_I32, DT_DIMS(B, p->t5_len));
+    dt_tensor *t5 = dt_input(g, "t5_ids", DT_I32, DT_DIMS(B, T));
+    dt_tensor *t5_mask = masked ? dt_input(g, "t5_mask", DT_U8, DT_DIMS(B, T)) : NULL;
     dt_graph_use(g, p->part[DT_FLUX_CLIP]);
     in->pooled = dt_clip(g, &p->clip, clip, eos).pooled;
     dt_graph_use(g, p->part[DT_FLUX_T5]);
-    in->txt = dt_t5(g, &p->t5, t5, NULL);
+    in->txt = dt_t5(g, &p->t5, t5, t5_mask);
 }
 
 static dt_graph *build(void *ctx, const dt_shape_key *key)
@@ -46,6 +53,7 @@ static dt_graph *build(void *ctx, const dt_shape_key *key)
     struct flux_task *t = ctx;
     const dt_flux_pipe *p = t->p.pipe;
     int64_t f = dt_vae_factor(&p->vae), B = key->v[0], w = key->v[1] / f, h = key->v[2] / f, C = p->vae.latent_channels;
+    int64_t T = key->v[3];
     dt_graph *g = dt_graph_new(t->p.act);
     dt_graph_checkpoint(g, t->p.checkpoint);
     if (key->v[1] % (2 * f) || key->v[2] % (2 * f))
@@ -59,9 +67,9 @@ static dt_graph *build(void *ctx, const dt_shape_key *key)
     dt_flux_in in = { .sigma = dt_input(g, "sigma", DT_F32, DT_DIMS(B)) };
     if (p->dit.guidance)
         in.guidance = dt_input(g, "guidance", DT_F32, DT_DIMS(B));
-    text_inputs(g, t, B, &in);
+    text_inputs(g, t, B, T, h / 2 * (w / 2), &in);
     in.img = dt_flux_pack(g, dt_flow_noise(g, x0, mix, in.sigma));
-    dt_flux_rope_grid(g, &p->dit, p->t5_len, h / 2, w / 2, &in.cos, &in.sin);
+    dt_flux_rope_grid(g, &p->dit, T, h / 2, w / 2, &in.cos, &in.sin);
 
     dt_graph_use(g, p->part[DT_FLUX_DIT]);
     dt_tensor *v = dt_output(g, dt_flux(g, &p->dit, &in), "prediction");
@@ -74,10 +82,10 @@ static dt_graph *build(void *ctx, const dt_shape_key *key)
     return g;
 }
 
-static dt_shape_key shape(void *ctx, int n, int64_t w_px, int64_t h_px)
+static dt_shape_key shape(void *ctx, int n, int64_t w_px, int64_t h_px, int64_t T)
 {
-    (void)ctx;
-    return (dt_shape_key){ { n, w_px, h_px } };
+    const struct flux_task *t = ctx;
+    return (dt_shape_key){ { n, w_px, h_px, T ? T : t->p.pipe->t5_len } };
 }
 
 /* --- feeding --- */
@@ -171,43 +179,72 @@ static int feed_times(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_mic
     return 0;
 }
 
+/* Which of its T text rows each of n captions has: columns [0, T) of the input `name` [n, cols]; the others are attended. */
+static int feed_mask(struct flux_task *t, dt_graph *g, dt_plan *p, const char *name, const int64_t *len, int64_t T, dt_err *err)
+{
+    const dt_tensor *mask = dt_find(g, name);
+    if (!mask)
+        return 0;
+    int64_t n = mask->dims.d[0], cols = mask->dims.d[1];
+    uint8_t *m = stage(t, B_MASK, (size_t)(n * cols), err);
+    if (!m)
+        return DT_ENOMEM;
+    memset(m, 1, (size_t)(n * cols));
+    for (int64_t i = 0; i < n; i++)
+        memset(m + i * cols + len[i], 0, (size_t)(T - len[i]));
+    dt_plan_write(p, mask, m);
+    return 0;
+}
+
 static int feed_states(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, dt_err *err)
 {
-    int64_t T = t->p.pipe->t5_len, D = t->p.pipe->dit.joint_dim, P = t->p.pipe->dit.pooled_dim;
-    size_t el = dt_dtype_size(t->p.act);
+    const dt_tensor *in = dt_find(g, "text_states");
+    bool masked = dt_find(g, "text_mask") != NULL;
+    int64_t T = in->dims.d[1], D = in->dims.d[2], P = t->p.pipe->dit.pooled_dim;
+    size_t el = dt_dtype_size(t->p.act), row = (size_t)D * el;
+    int64_t *len = stage(t, B_IDS, (size_t)b->n * sizeof(*len), err);
     char *txt = stage(t, B_TXT, (size_t)(b->n * T * D) * el, err), *pooled = stage(t, B_POOLED, (size_t)(b->n * P) * el, err);
-    if (!txt || !pooled)
+    if (!txt || !pooled || !len)
         return DT_ENOMEM;
     for (int i = 0; i < b->n; i++) {
         const dt_sample *s = &b->s[i];
-        if (s->T != T || s->D != D || s->P != P)
+        if ((masked ? s->T > T : s->T != T) || s->D != D || s->P != P)
             return dt_err_set(err, DT_EDATA, "cached text states are [%lld, %lld] and [%lld], this run takes [%lld, %lld] and [%lld]",
                               (long long)s->T, (long long)s->D, (long long)s->P, (long long)T, (long long)D, (long long)P);
-        dt_convert(txt + (size_t)(i * T * D) * el, t->p.act, s->states, s->txt_dtype, T * D);
+        dt_convert(txt + (size_t)(i * T) * row, t->p.act, s->states, s->txt_dtype, s->T * D);
+        memset(txt + (size_t)(i * T + s->T) * row, 0, (size_t)(T - s->T) * row);
+        len[i] = s->T;
         dt_convert(pooled + (size_t)(i * P) * el, t->p.act, s->pooled, s->txt_dtype, P);
     }
-    dt_plan_write(p, dt_find(g, "text_states"), txt);
+    dt_plan_write(p, in, txt);
     dt_plan_write(p, dt_find(g, "pooled"), pooled);
-    return 0;
+    return feed_mask(t, g, p, "text_mask", len, T, err);
 }
 
 static int feed_ids(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, dt_err *err)
 {
     const dt_flux_pipe *pipe = t->p.pipe;
-    int64_t n = b->n, nc = pipe->clip_len, nt = pipe->t5_len;
-    int32_t *clip = stage(t, B_IDS, (size_t)(n * (nc + nt + 1)) * sizeof(*clip), err);
-    if (!clip)
+    const dt_tensor *in = dt_find(g, "t5_ids");
+    int64_t n = b->n, nc = pipe->clip_len, T = in->dims.d[1];
+    int64_t *len = stage(t, B_TXT, (size_t)n * sizeof(*len), err);
+    int32_t *clip = stage(t, B_IDS, (size_t)(n * (nc + T + 1) + pipe->t5_len) * sizeof(*clip), err);
+    if (!clip || !len)
         return DT_ENOMEM;
-    int32_t *t5 = clip + n * nc, *eos = t5 + n * nt;
+    int32_t *t5 = clip + n * nc, *eos = t5 + n * T, *one = eos + n;
     for (int64_t i = 0; i < n; i++) {
-        int rc = dt_flux_tokenize(pipe, b->s[i].caption, clip + i * nc, eos + i, t5 + i * nt, err);
-        if (rc < 0)
-            return rc;
+        len[i] = dt_flux_tokenize(pipe, b->s[i].caption, clip + i * nc, eos + i, one, err);
+        if (len[i] < 0)
+            return (int)len[i];
+        if (len[i] > T)
+            return dt_err_set(err, DT_EFAIL, "caption of item %lld has %lld text states, its batch %lld", (long long)b->s[i].item,
+                              (long long)len[i], (long long)T);
+        memcpy(t5 + i * T, one, (size_t)T * sizeof(*t5));
     }
     dt_plan_write(p, dt_find(g, "clip_ids"), clip);
     dt_plan_write(p, dt_find(g, "clip_eos"), eos);
-    dt_plan_write(p, dt_find(g, "t5_ids"), t5);
-    return 0;
+    dt_plan_write(p, in, t5);
+    int rc = feed_mask(t, g, p, "t5_mask", len, T, err);
+    return rc == 0 ? feed_mask(t, g, p, "text_mask", len, T, err) : rc;
 }
 
 static int feed(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)

@@ -36,9 +36,9 @@ static dt_graph *build(void *ctx, const dt_shape_key *key)
     return g;
 }
 
-static dt_shape_key shape(void *ctx, int n, int64_t w_px, int64_t h_px)
+static dt_shape_key shape(void *ctx, int n, int64_t w_px, int64_t h_px, int64_t T)
 {
-    (void)ctx;
+    (void)ctx, (void)T;
     return (dt_shape_key){ { n, w_px, h_px } };
 }
 

@@ -115,7 +115,10 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "vae_tile", 0, "PX", DT_OPT_INT, O(vae_tile_px), 0, 65536, NULL, \
       "encode and decode pictures larger than this in overlapping tiles; 0 = never (0)" }, \
     { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 1, 4096, NULL, \
-      "tokens of T5, padding included (512, or the tokenizer's limit if that is less)" }
+      "tokens of T5, padding included (512, or the tokenizer's limit if that is less)" }, \
+    { "text_padding", 0, "NAME", DT_OPT_ENUM, O(text_padding), 0, 0, dt_padding_names, \
+      "T5 states of a caption: max, padded to max_sequence_length and the padding attended, as the reference does; or none, " \
+      "its own tokens alone (max)" }
 
 #define FLUX_ROWS \
     DT_OPT_GROUP("Objective"), \
@@ -284,6 +287,8 @@ void dt_train_opts_hash(const dt_train_opts *o, char hex[33])
         (long long)o->data.gradient_accumulation_steps);
     dt_hasher_str(h, text);
     free(text);
+    if (o->text_padding)
+        dt_hasher_str(h, "text_padding none");
     dt_hasher_str(h, o->target_name ? o->target_name : "");
     dt_hasher_str(h, o->lora_skip_name ? o->lora_skip_name : "");
     for (int64_t i = 0; i < o->trainable_modules.n; i++)

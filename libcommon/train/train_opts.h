@@ -3,6 +3,7 @@
 #define DT_TRAIN_TRAIN_OPTS_H
 #include "base/opt.h"
 #include "data/plan.h"
+#include "text/tokenizer.h"
 #include "train/lora.h"
 #include "train/schedule.h"
 
@@ -18,6 +19,7 @@ typedef struct dt_train_opts {
     int         fit_scaling;        /* vae: measure scaling_factor and shift_factor at the end */
     const char *plan, *latents;
     int64_t     vae_mini_batch, max_sequence_length, vae_tile_px;
+    int         text_padding;       /* dt_padding */
 
     const char *device;
     int64_t     threads, memory_budget;

@@ -34,7 +34,7 @@ static int not_finite(const dt_trainer *t, dt_plan *p, const char *what, dt_err 
 
 static int run_micro(dt_trainer *t, const dt_micro *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan, dt_err *err)
 {
-    dt_shape_key key = t->task->shape(t->task->ctx, b->n, b->w_px, b->h_px);
+    dt_shape_key key = t->task->shape(t->task->ctx, b->n, b->w_px, b->h_px, b->T);
     dt_graph *g = NULL;
     dt_plan *p = dt_session_use(t->session, &key, &g);
     if (!p)

@@ -27,6 +27,7 @@ struct dt_validator {
     /* samples */
     int64_t      side_px, nprompt;
     dt_flux_run *run;               /* NULL without prompts */
+    int64_t     *T;                 /* [nprompt] rows of states */
     float       *states, *pooled;   /* [nprompt][t5_len, joint_dim], [nprompt][pooled_dim]; [1] when the encoders are trained */
     float       *latents;           /* [C, h, w] */
     uint8_t     *rgb;
@@ -72,6 +73,14 @@ static dt_flux_run *new_run(const dt_job *j)
     return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = j->pipe, .dev = j->dev, .act = j->act, .tile_px = j->o->vae_tile_px });
 }
 
+static int plan_prompts(const dt_validator *v, dt_flux_run *run, dt_err *err)
+{
+    int rc = 0;
+    for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
+        rc = dt_flux_run_plan_text(run, v->T[i], err);
+    return rc;
+}
+
 /* Frozen encoders are needed for this only, and are gone before the model that trains is loaded. */
 static int encode_prompts(dt_validator *v, dt_err *err)
 {
@@ -82,7 +91,7 @@ static int encode_prompts(dt_validator *v, dt_err *err)
         dt_params_map(p->part[DT_FLUX_CLIP]);
         dt_params_map(p->part[DT_FLUX_T5]);
     }
-    int rc = dt_flux_run_plan_text(run, err);
+    int rc = plan_prompts(v, run, err);
     if (rc == 0)
         rc = dt_flux_pipe_load(p, DT_FLUX_CLIP, j->dev, j->act, DT_PARAMS_NO_OPTIM, err);
     if (rc == 0)
@@ -111,15 +120,19 @@ static int new_samples(dt_validator *v, dt_err *err)
     v->pooled = dt_try_alloc((size_t)(n * p->dit.pooled_dim) * sizeof(float));
     v->latents = dt_try_alloc((size_t)latents_len(v) * sizeof(float));
     v->rgb = dt_try_alloc((size_t)(v->side_px * v->side_px * 3));
+    v->T = dt_alloc((size_t)v->nprompt * sizeof(*v->T));
     if (!v->states || !v->pooled || !v->latents || !v->rgb)
         return dt_err_set(err, DT_ENOMEM, "no memory for %" PRId64 " validation prompts", v->nprompt);
+    for (int64_t i = 0; i < v->nprompt; i++)
+        if ((v->T[i] = dt_flux_text_len(p, j->o->validation_prompts.v[i], err)) < 0)
+            return (int)v->T[i];
     if (!j->o->train_text_encoder && !j->o->memory_plan && (rc = encode_prompts(v, err)) < 0)
         return rc;
     v->run = new_run(j);
     if (j->o->train_text_encoder)
-        rc = dt_flux_run_plan_text(v->run, err);
-    if (rc == 0)
-        rc = dt_flux_run_plan_sample(v->run, v->side_px, v->side_px, err);
+        rc = plan_prompts(v, v->run, err);
+    for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
+        rc = dt_flux_run_plan_sample(v->run, v->side_px, v->side_px, v->T[i], err);
     return rc == 0 ? dt_flux_run_plan_decode(v->run, v->side_px, v->side_px, err) : rc;
 }
 
@@ -155,7 +168,7 @@ static int new_held(dt_validator *v, dt_err *err)
 {
     dt_job *j = v->j;
     const dt_train_opts *o = j->o;
-    int64_t (*shape)[3] = NULL, batches = 0;
+    int64_t (*shape)[4] = NULL, batches = 0;
     int n = 0;
     v->plan = dt_path_join(o->output_dir, "held-plan.ndjson");
     v->log_path = dt_path_join(o->output_dir, "validation.ndjson");
@@ -167,11 +180,12 @@ static int new_held(dt_validator *v, dt_err *err)
     if (rc < 0)
         return rc;
     v->held = dt_session_new(j->dev, v->task.build, v->task.ctx);
-    rc = dt_plan_shapes(v->plan, v->cache, &shape, &n, &batches, err);
+    dt_text_rows rows = dt_job_text_rows(j, v->cache);
+    rc = dt_plan_shapes(v->plan, v->cache, &rows, &shape, &n, &batches, err);
     if (rc == 0 && !batches)
         rc = dt_err_set(err, DT_EDATA, "%s: no held-out picture is left", v->plan);
     for (int i = 0; i < n && rc == 0; i++) {
-        dt_shape_key key = v->task.shape(v->task.ctx, (int)shape[i][0], shape[i][1], shape[i][2]);
+        dt_shape_key key = v->task.shape(v->task.ctx, (int)shape[i][0], shape[i][1], shape[i][2], shape[i][3]);
         rc = dt_session_add(v->held, &key, err);
     }
     free(shape);
@@ -203,6 +217,7 @@ void dt_validator_free(dt_validator **pv)
     dt_flux_task_release(&v->task);
     dt_cache_close(&v->cache);
     dt_metrics_close(&v->log, NULL);
+    free(v->T);
     free(v->states);
     free(v->pooled);
     free(v->latents);
@@ -397,7 +412,7 @@ static int sample_prompt(dt_validator *v, int64_t step, int64_t i, dt_err *err)
     const dt_flux_pipe *p = j->pipe;
     bool trained = j->o->train_text_encoder;
     dt_flux_sample s = { .w_px = v->side_px, .h_px = v->side_px, .steps = j->o->validation_inference_steps,
-                         .guidance = j->o->guidance, .states = v->states + (trained ? 0 : i * states_len(p)),
+                         .guidance = j->o->guidance, .T = v->T[i], .states = v->states + (trained ? 0 : i * states_len(p)),
                          .pooled = v->pooled + (trained ? 0 : i * p->dit.pooled_dim), .latents = v->latents,
                          .on_step = go_on, .ctx = j };
     int rc = trained ? dt_flux_run_text(v->run, j->o->validation_prompts.v[i], v->states, v->pooled, err) : 0;
@@ -413,7 +428,7 @@ static int sample_prompt(dt_validator *v, int64_t step, int64_t i, dt_err *err)
 
 static int held_batch(dt_validator *v, const dt_micro *b, double *sum, dt_err *err)
 {
-    dt_shape_key key = v->task.shape(v->task.ctx, b->n, b->w_px, b->h_px);
+    dt_shape_key key = v->task.shape(v->task.ctx, b->n, b->w_px, b->h_px, b->T);
     dt_graph *g = NULL;
     dt_plan *p = dt_session_use(v->held, &key, &g);
     int rc = p ? 0 : dt_err_set(err, DT_EDATA, "%s: batch %" PRId64 " has a shape that was not announced", v->plan, b->index);
@@ -436,6 +451,7 @@ static int held_loss(dt_validator *v, double *mean, dt_err *err)
     double sum = 0;
     int64_t n = 0;
     int rc = dt_loader_open(&l, &(struct dt_loader_params){ .plan = v->plan, .cache = v->cache,
+        .rows = dt_job_text_rows(v->j, v->cache),
         .want = v->j->o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES }, err);
     if (rc < 0)
         return rc;

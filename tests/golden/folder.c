@@ -58,11 +58,11 @@ static void captions(scene *s)
     s->states = dt_alloc((size_t)(PROMPTS * nt * D) * sizeof(float));
     s->pooled = dt_alloc((size_t)(PROMPTS * P) * sizeof(float));
     dt_flux_run *r = start(s, 0);
-    must(dt_flux_run_plan_text(r, &err), &err);
+    must(dt_flux_run_plan_text(r, nt, &err), &err);
     must(dt_flux_run_alloc(r, NULL, &err), &err);
     for (int i = 0; i < PROMPTS; i++) {
         const char *text = cJSON_GetArrayItem(prompts, i)->valuestring;
-        must(dt_flux_tokenize(s->pipe, text, clip, &eos, t5, &err), &err);
+        must((int)dt_flux_tokenize(s->pipe, text, clip, &eos, t5, &err), &err);
         same_ids(&ids, text, clip, ref_clip + i * nc, nc);
         same_ids(&ids, text, t5, ref_t5 + i * nt, nt);
         must(dt_flux_run_text(r, text, s->states + i * nt * D, s->pooled + i * P, &err), &err);
@@ -109,13 +109,14 @@ static void sample(scene *s)
     float *ref = gold_f32(s->f, "out.image"), *last = dt_alloc((size_t)(3 * px) * sizeof(*last));
     uint8_t *rgb = dt_alloc((size_t)(3 * px));
     dt_flux_run *r = start(s, 0);
-    must(dt_flux_run_plan_sample(r, W, H, &err), &err);
+    must(dt_flux_run_plan_sample(r, W, H, s->pipe->t5_len, &err), &err);
     must(dt_flux_run_plan_decode(r, W, H, &err), &err);
     must(dt_flux_run_alloc(r, NULL, &err), &err);
     for (int i = 0; i < PICTURES; i++) {
         watch w = { s->f, &t, s->lat + i * n, n, i };
-        dt_flux_sample how = { .w_px = W, .h_px = H, .steps = STEPS, .guidance = 3.5, .states = s->states + i * D,
-                               .pooled = s->pooled + i * P, .latents = s->lat + i * n, .on_step = on_step, .ctx = &w };
+        dt_flux_sample how = { .w_px = W, .h_px = H, .steps = STEPS, .guidance = 3.5, .T = s->pipe->t5_len,
+                               .states = s->states + i * D, .pooled = s->pooled + i * P,
+                               .latents = s->lat + i * n, .on_step = on_step, .ctx = &w };
         must(dt_flux_run_sample(r, &how, &err), &err);
         must(dt_flux_run_decode(r, s->lat + i * n, W, H, rgb, &err), &err);
         gold_channels_last(last, ref + i * 3 * px, DT_DIMS(1, 3, H, W), false);

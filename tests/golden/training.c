@@ -147,7 +147,7 @@ static void ten_steps(const bench *b, const gold *f, dt_params *trained, bool re
     struct dt_flux_task_params tp = { .pipe = b->pipe, .act = DT_F32, .backward = true, .checkpoint = recompute,
                                       .timesteps = { .steps = 1000 }, .outlier_limit = 50.0 };
     must(dt_flux_task_new(&task, &tp, &err), &err);
-    dt_shape_key key = task.shape(task.ctx, (int)b->B, b->w_px, b->h_px);
+    dt_shape_key key = task.shape(task.ctx, (int)b->B, b->w_px, b->h_px, 0);
     job j;
     job_start(&j, b->dev, task.build(task.ctx, &key), f->name);
     float *losses = gold_f32(f, "out.loss"), *norms = gold_f32(f, "out.norm");
@@ -232,7 +232,7 @@ static void lora_file(const bench *b, const char *file)
     dt_task task;
     struct dt_flux_task_params tp = { .pipe = b->pipe, .act = DT_F32, .timesteps = { .steps = 1000 } };
     must(dt_flux_task_new(&task, &tp, &err), &err);
-    dt_shape_key key = task.shape(task.ctx, (int)b->B, b->w_px, b->h_px);
+    dt_shape_key key = task.shape(task.ctx, (int)b->B, b->w_px, b->h_px, 0);
     job j;
     job_start(&j, b->dev, task.build(task.ctx, &key), file);
     micro_step(b, &j, 0, 1, 3.5);

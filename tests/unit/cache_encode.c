@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include <omp.h>
@@ -16,6 +17,7 @@
 #include "data/media.h"
 #include "models/flux_run.h"
 #include "train/encode.h"
+#include "train/loader.h"
 
 #define MODEL "tests/golden/tiny-flux"
 enum { PICTURES = 7 };
@@ -130,7 +132,7 @@ static dt_flux_run *new_run(const struct fixture *f)
     for (int k = DT_FLUX_VAE; k <= DT_FLUX_T5; k++)
         assert_int_equal(dt_flux_pipe_load(f->pipe, (enum dt_flux_part)k, f->dev, DT_F32, 0, NULL), 0);
     assert_int_equal(dt_flux_pipe_tokenizers(f->pipe, NULL), 0);
-    assert_int_equal(dt_flux_run_plan_text(r, NULL), 0);
+    assert_int_equal(dt_flux_run_plan_text(r, f->pipe->t5_len, NULL), 0);
     assert_int_equal(dt_flux_run_plan_encode(r, 1, 32, 32, NULL), 0);
     assert_int_equal(dt_flux_run_plan_encode(r, 1, 32, 16, NULL), 0);
     assert_int_equal(dt_flux_run_alloc(r, NULL, NULL), 0);
@@ -199,7 +201,8 @@ static void keeps_what_the_encoders_give(void **state)
         }
     assert_int_equal(dt_flux_pipe_hash(f->pipe, DT_FLUX_VAE, &h, NULL), 0);
     assert_string_equal(dt_cache_encoder(c, "vae"), h.hex);
-    assert_int_equal(dt_cache_text_len(c), f->pipe->t5_len);
+    assert_int_equal(dt_cache_text_len(c, "cap 1", NULL), f->pipe->t5_len);
+    assert_int_equal(dt_cache_text_padding(c), DT_PAD_MAX);
     dt_batches_close(&b);
     dt_cache_close(&c);
     dt_flux_run_free(&enc);
@@ -273,6 +276,133 @@ static void again_makes_only_what_changed(void **state)
     free(dir);
     free(a);
     free(b);
+}
+
+/* States of the first T of t5_len tokens, the others masked: what T5 gives when it is told that they are padding. */
+static float *masked_states(const struct fixture *f, const char *caption, int64_t T)
+{
+    int64_t n = f->pipe->t5_len, D = f->pipe->dit.joint_dim;
+    int32_t ids[64], clip[128], eos;
+    uint8_t mask[64];
+    dt_plan *p;
+    float *x = dt_alloc((size_t)(n * D) * sizeof(*x));
+    assert_true(n <= 64 && f->pipe->clip_len <= 128);
+    assert_int_equal(dt_flux_tokenize(f->pipe, caption, clip, &eos, ids, NULL), T);
+    for (int64_t i = 0; i < n; i++)
+        mask[i] = i < T;
+    dt_graph *g = dt_graph_new(DT_F32);
+    dt_tensor *in = dt_input(g, "ids", DT_I32, DT_DIMS(1, n)), *m = dt_input(g, "mask", DT_U8, DT_DIMS(1, n));
+    dt_graph_use(g, f->pipe->part[DT_FLUX_T5]);
+    dt_tensor *out = dt_output(g, dt_t5(g, &f->pipe->t5, in, m), "out");
+    assert_int_equal(dt_plan_new(&p, g, f->dev, NULL), 0);
+    void *arena = f->dev->alloc(f->dev, dt_plan_bytes(p));
+    dt_plan_bind(p, arena);
+    dt_plan_write(p, in, ids);
+    dt_plan_write(p, m, mask);
+    assert_int_equal(dt_plan_run(p, NULL), 0);
+    dt_plan_read(p, out, x);
+    dt_plan_free(&p);
+    dt_graph_free(&g);
+    f->dev->free(f->dev, arena);
+    return x;
+}
+
+/* Each caption has its own tokens' states, which its padding has not touched. */
+static void check_unpadded(const struct fixture *f, const dt_cache *c, const char *caption, int64_t least)
+{
+    dt_cached_text got;
+    int64_t T = dt_flux_text_len(f->pipe, caption, NULL), D = f->pipe->dit.joint_dim;
+    assert_in_range(T, least, f->pipe->t5_len - 1);
+    assert_int_equal(dt_cache_text_len(c, caption, NULL), T);
+    assert_int_equal(dt_cache_text(c, caption, &got, NULL), 0);
+    assert_int_equal(got.T, T);
+    assert_int_equal(got.D, D);
+    assert_int_equal(dt_flux_pipe_load(f->pipe, DT_FLUX_T5, f->dev, DT_F32, 0, NULL), 0);
+    float *want = masked_states(f, caption, T);
+    dt_flux_pipe_unload(f->pipe, DT_FLUX_T5);
+    for (int64_t k = 0; k < T * D; k++)
+        if (!(fabsf(((const float *)got.states)[k] - want[k]) <= 1e-5f * (1 + fabsf(want[k]))))
+            fail_msg("'%s': state %lld is %g, not %g", caption, (long long)k, (double)((const float *)got.states)[k], (double)want[k]);
+    free(want);
+}
+
+static int64_t cached_len(void *c, const char *caption, dt_err *err) { return dt_cache_text_len(c, caption, err); }
+
+/* T is that of the longest caption of a batch, rounded up; every batch has a shape that was announced. */
+static void check_shapes(const struct fixture *f, dt_cache *c)
+{
+    dt_text_rows rows = { .len = cached_len, .ctx = c, .most = f->pipe->t5_len };
+    struct dt_loader_params lp = { .plan = f->plan, .cache = c, .want = DT_WANT_STATES, .rows = rows, .threads = 2 };
+    int64_t (*shape)[4], batches;
+    int n;
+    dt_loader *l;
+    dt_micro *b;
+    dt_err err = { 0 };
+    assert_int_equal(dt_plan_shapes(f->plan, c, &rows, &shape, &n, &batches, NULL), 0);
+    assert_int_equal(batches, 3);
+    assert_int_equal(n, 2);
+    assert_int_equal(dt_loader_open(&l, &lp, NULL), 0);
+    dt_source src = dt_loader_source(l);
+    for (int k = 0; src.next(src.ctx, &b, NULL) == 1; k++) {
+        const int64_t *s = shape[k == 1];
+        assert_true(s[0] == b->n && s[1] == b->w_px && s[2] == b->h_px && s[3] == b->T);
+        assert_int_equal(b->T, 16);
+        src.done(src.ctx, b);
+    }
+    dt_loader_close(&l);
+    free(shape);
+    rows.most = 4;
+    assert_int_equal(dt_plan_shapes(f->plan, c, &rows, &shape, &n, &batches, &err), DT_EUSAGE);
+    assert_non_null(strstr(err.msg, "--max_sequence_length is 4"));
+    free(shape);
+}
+
+static int64_t shard_bytes(const char *dir)
+{
+    struct stat st;
+    char *path = dt_path_join(dir, "shard-000001-0of1-0000.tar");
+    assert_int_equal(stat(path, &st), 0);
+    free(path);
+    return st.st_size;
+}
+
+static void captions_without_padding(void **state)
+{
+    struct fixture *f = *state;
+    char *dir = file(f, "none"), *max = file(f, "max");
+    struct dt_encode_params p = params(f, max), q = params(f, dir);
+    struct dt_encode_report r;
+    dt_cache *c;
+    assert_int_equal(run(&p, &r), 0);
+    f->pipe->text_padding = DT_PAD_NONE;
+    assert_int_equal(run(&q, &r), 0);
+    assert_int_equal(r.texts.made, 3);
+    assert_int_equal(dt_cache_open(&c, dir, NULL), 0);
+    assert_int_equal(dt_cache_text_padding(c), DT_PAD_NONE);
+    check_unpadded(f, c, "cap 0", 3);
+    check_unpadded(f, c, "cap 1", 3);
+    check_unpadded(f, c, "", 1);
+    check_shapes(f, c);
+    int64_t rows = dt_cache_text_len(c, "cap 0", NULL) + dt_cache_text_len(c, "cap 1", NULL) + dt_cache_text_len(c, "", NULL);
+    int64_t less = (3 * f->pipe->t5_len - rows) * f->pipe->dit.joint_dim * (int64_t)sizeof(float);
+    assert_true(llabs(shard_bytes(max) - shard_bytes(dir) - less) < 3 * 512);       /* members end on blocks */
+    dt_cache_close(&c);
+    assert_int_equal(run(&p, &r), 0);           /* into the folder of the others: pictures are the same */
+    assert_int_equal(r.texts.there, 0);
+    assert_int_equal(r.images.there, 9);
+    assert_int_equal(dt_cache_open(&c, max, NULL), 0);
+    assert_int_equal(dt_cache_text_padding(c), DT_PAD_NONE);
+    check_unpadded(f, c, "cap 0", 3);
+    dt_cache_close(&c);
+    f->pipe->text_padding = DT_PAD_MAX;
+    assert_int_equal(run(&p, &r), 0);
+    assert_int_equal(r.texts.there, 3);
+    assert_int_equal(dt_cache_open(&c, max, NULL), 0);
+    assert_int_equal(dt_cache_text_padding(c), DT_PAD_MAX);
+    assert_int_equal(dt_cache_text_len(c, "cap 0", NULL), f->pipe->t5_len);
+    dt_cache_close(&c);
+    free(dir);
+    free(max);
 }
 
 static void damaged_pictures_are_left_out(void **state)
@@ -393,7 +523,7 @@ int main(void)
         TEST(keeps_what_the_encoders_give),  TEST(same_bytes_for_any_threads_and_groups),
         TEST(again_makes_only_what_changed), TEST(damaged_pictures_are_left_out),
         TEST(stopped_run_goes_on),           TEST(parts_fill_one_folder),
-        TEST(stream_is_the_same_cache),
+        TEST(stream_is_the_same_cache),      TEST(captions_without_padding),
     };
     omp_set_num_threads(1);     /* two threads that wait for each other are slow where other tests run */
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -106,7 +106,7 @@ static bool fill(const char *dir, FILE *out, const dt_cache_recipe *r, const cha
         free(req);
     }
     for (int64_t i = 0; i < c.n; i++) {
-        dt_hash key = dt_cache_text_key(r, c.v[i]);
+        dt_hash key = dt_cache_text_key(r, c.v[i], r->text_len);
         put(s, dt_cache_index_add(&x, DT_CACHE_TEXT, c.v[i]), &key, (float)strlen(c.v[i]));
     }
     assert_int_equal(dt_cache_store_commit(s, &x, &wrote, &err), 0);
@@ -160,7 +160,9 @@ static void finds_what_was_put(void **state)
     assert_string_equal(dt_cache_encoder(c, "vae"), r.part[0].hash.hex);
     assert_string_equal(dt_cache_encoder(c, "text_encoder_2"), r.part[1].hash.hex);
     assert_null(dt_cache_encoder(c, "transformer"));
-    assert_int_equal(dt_cache_text_len(c), 2);
+    assert_int_equal(dt_cache_text_len(c, "yy", NULL), 2);
+    assert_int_equal(dt_cache_text_len(c, "z", NULL), DT_EDATA);
+    assert_int_equal(dt_cache_text_padding(c), DT_PAD_MAX);
     dt_cache_close(&c);
 }
 
@@ -234,12 +236,14 @@ static void keys(void **state)
         q = r;                                                                                                       \
         q.field = value;                                                                                             \
         assert_int_equal(!strcmp(dt_cache_image_key(&q, "20 16 2 0 16 16 0 a", &src).hex, k.hex), !(image));         \
-        assert_int_equal(!strcmp(dt_cache_text_key(&q, "x").hex, dt_cache_text_key(&r, "x").hex), !(text));          \
+        assert_int_equal(!strcmp(dt_cache_text_key(&q, "x", 2).hex, dt_cache_text_key(&r, "x", 2).hex), !(text));    \
     } while (0)
     CHANGES(code, 2, 1, 1);
     CHANGES(dtype, DT_BF16, 1, 1);
     CHANGES(compute, DT_BF16, 1, 1);
-    CHANGES(text_len, 3, 0, 1);
+    CHANGES(text_len, 3, 0, 0);                         /* T does: */
+    assert_string_not_equal(dt_cache_text_key(&r, "x", 3).hex, dt_cache_text_key(&r, "x", 2).hex);
+    CHANGES(text_padding, DT_PAD_NONE, 0, 1);
     CHANGES(part[0].hash, other, 1, 0);
     CHANGES(part[1].hash, other, 0, 1);
     CHANGES(part[1].stat, other, 0, 0);
@@ -262,7 +266,7 @@ static void finished_shards_survive(void **state)
     for (int i = 0; i < 10; i++) {
         char text[] = { (char)('a' + i), 0 };
         dt_cache_rec rec = { .kind = DT_CACHE_TEXT };
-        key[i] = dt_cache_text_key(&r, text);
+        key[i] = dt_cache_text_key(&r, text, 2);
         put(s, &rec, &key[i], (float)i);
     }
     dt_cache_store_close(&s);
