@@ -63,7 +63,7 @@ check 'and the next make goes on' 'ran RANK=5 SHARDS=1' 'dt-train dt-sample'
 
 # --- the other pipelines ---
 plan_of() { env -u MAKEFLAGS -u MFLAGS make -n -f "pipelines/$1" OUTPUT_DIR="$T/n"; }
-check 'the tiny base: its stages' "plan_of tiny-flux.mk | grep -o 'dt-train [a-z]*' | cut -c10- | xargs" 'tokenizer vae full full'
+check 'the tiny base: its stages' "plan_of tiny-flux.mk | grep -o 'dt-train [a-z]*' | cut -c10- | xargs" 'tokenizer vae full full full'
 check 'the demo: its stages' "plan_of demo.mk | grep -o ' [^ ]*dt-[a-z-]* ' | sed 's,.*/,,' | xargs" 'dt-bucket dt-cache-latents dt-train dt-sample'
 
 # --- the real tools: four pictures, 40 steps, stopped in the middle ---
