@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Checks a run of dt from outside, with torch, diffusers and transformers; by hand, never by `make test`.
 
-    outsider.py sample MODEL INIT.safetensors FINAL.safetensors PROMPT [--steps N] [--lora FILE]
+    outsider.py sample MODEL INIT.safetensors FINAL.safetensors PROMPT [--steps N] [--lora FILE] [--text_padding none]
         INIT and FINAL are what `dt-sample --init_latents INIT --save_latents FINAL --steps N PROMPT` read and wrote;
-        FluxPipeline samples from INIT and the final latents are compared.
+        FluxPipeline samples from INIT and the final latents are compared.  Without padding it is given the states of the
+        prompt's own tokens.
     outsider.py step MODEL STEP.safetensors
         a file of `dt-train full --dump_steps` without --train_text_encoder: prediction, loss and every gradient of the
-        transformer are computed again from the dumped inputs.
+        transformer are computed again from the dumped inputs.  Where there is a text mask, sample by sample, each with the
+        states that the mask leaves it.
 
 Prints relative L2 errors; exit status 1 if one is above 1e-4."""
 import argparse, sys
@@ -36,9 +38,24 @@ def sample(a):
     _, c, h, w = x.shape
     f = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     n = min(512, pipe.tokenizer_2.model_max_length)
-    got = pipe(a.prompt, height=h * f, width=w * f, num_inference_steps=a.steps, guidance_scale=3.5, latents=pack(x),
-               max_sequence_length=n, output_type="latent").images
+    prompt = {"prompt": a.prompt, "max_sequence_length": n}
+    if a.text_padding == "none":
+        ids = pipe.tokenizer_2(a.prompt, truncation=True, max_length=n, return_tensors="pt").input_ids
+        prompt = {"prompt_embeds": pipe.text_encoder_2(ids)[0], "pooled_prompt_embeds": pipe.encode_prompt(a.prompt, None)[1]}
+    got = pipe(**prompt, height=h * f, width=w * f, num_inference_steps=a.steps, guidance_scale=3.5, latents=pack(x),
+               output_type="latent").images
     return [("final latents", relative(got, pack(want)))]
+
+def velocity(m, i, xt):
+    def one(b, text):
+        return m(hidden_states=pack(xt)[b], encoder_hidden_states=text.float(), pooled_projections=i["pooled"].float()[b],
+                 timestep=i["sigma"][b], guidance=i["guidance"][b] if "guidance" in i else None, img_ids=image_ids(*xt.shape[2:]),
+                 txt_ids=torch.zeros(text.shape[1], 3), return_dict=False)[0]
+    text = i["text_states"]
+    if "text_mask" not in i:
+        return one(slice(None), text)
+    rows = i["text_mask"][:, :text.shape[1]].sum(1).tolist()
+    return torch.cat([one(slice(b, b + 1), text[b:b + 1, :n]) for b, n in enumerate(rows)])
 
 def step(a):
     d = load_file(a.step)
@@ -48,9 +65,7 @@ def step(a):
         i = {k[len(f"micro.{micro}."):]: v for k, v in d.items() if k.startswith(f"micro.{micro}.")}
         x0, n, s = i["latents"], i["noise"], i["sigma"]
         xt = (1 - s.view(-1, 1, 1, 1)) * x0 + s.view(-1, 1, 1, 1) * n
-        v = m(hidden_states=pack(xt), encoder_hidden_states=i["text_states"].float(), pooled_projections=i["pooled"].float(),
-              timestep=s, guidance=i.get("guidance"), img_ids=image_ids(*x0.shape[2:]),
-              txt_ids=torch.zeros(i["text_states"].shape[1], 3), return_dict=False)[0]
+        v = velocity(m, i, xt)
         e = v - pack(n - x0)
         loss = (i["loss_weight"].view(-1, 1, 1) * (e.abs() <= 50) * e * e).mean()
         (loss * i["loss_scale"]).sum().backward()
@@ -69,6 +84,7 @@ def main():
         q.add_argument(k)
     q.add_argument("--steps", type=int, default=4)
     q.add_argument("--lora")
+    q.add_argument("--text_padding", choices=["max", "none"], default="max")
     q = s.add_parser("step"); q.set_defaults(run=step)
     q.add_argument("model"); q.add_argument("step")
     a = p.parse_args()
