@@ -50,9 +50,15 @@ check 'three parts fill one folder' "for i in 0 1 2; do $C -q -o parts --shard \
 check 'and a whole run agrees' "$C -o parts p 2>&1 | grep -c ' 0 encoded'" 2
 fails 1 'two at once' "mkdir lock && flock lock/.lock-0of1 $C -q -o lock p" "'lock' is being filled by another process"
 
+# Waits until a process, which may not even be loaded yet, catches SIGTERM.
+caught() {
+    tries=0
+    until [ $((tries += 1)) -gt 600 ] || grep -q '^SigCgt:.*[4-7c-f]...$' "/proc/$1/status"; do sleep 0.1; done
+    sleep 0.1
+}
 mkfifo f
 for sig in INT:130 TERM:143; do
-    fails ${sig#*:} "SIG${sig%:*}" "$C -o int <f & pid=\$!; (sleep 0.3; kill -${sig%:*} \$pid; cat p) >f; wait \$pid" \
+    fails ${sig#*:} "SIG${sig%:*}" "$C -o int <f & pid=\$!; (caught \$pid; kill -${sig%:*} \$pid; cat p) >f; wait \$pid" \
         'stopped with 0 of 40 pictures and 0 of 41 captions; the same command goes on from here'
 done
 check 'goes on after a signal' "$C -q -o int p && means int | cmp - k.means"
