@@ -24,7 +24,7 @@ chmod +x "$T/bin/tool"
 for t in dt-bucket dt-cache-latents dt-train dt-sample; do ln -s tool "$T/bin/$t"; done
 export LOG=$T/log OUT=$T/out
 touch "$T/pictures/a.png"
-make=(env -u MAKEFLAGS -u MFLAGS make --no-print-directory -f pipelines/flux-lora.mk MODEL_NAME=model
+make=(env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make --no-print-directory -f pipelines/flux-lora.mk MODEL_NAME=model
     DATASET_NAME="$T/pictures" OUTPUT_DIR="$OUT" DT="$T/bin/")
 pipe() { "${make[@]}" "$@"; }
 # ran ARGUMENTS: the tools that a run of the pipeline starts

@@ -24,6 +24,7 @@ prog words 'echo 1..1; echo okay; echo "# not ok - group"; echo ok 1 - a'
 prog broken '. tests/lib.sh
 check "fine" true
 false'
+prog asan  'echo 1..1; echo ok 1 - a; echo "==7==ERROR: AddressSanitizer: lost" >"${ASAN_OPTIONS##*log_path=}.7"'
 prog lib   '. tests/lib.sh
 check "out" "printf \"a\nb\n\"" "a
 b"
@@ -69,6 +70,11 @@ check 'a hang'                  'TEST_TIMEOUT=1 last hang' '0 passed, 1 failed
 check 'bail out'                'last bail' '1 passed, 1 failed
 1'
 check 'words are no results'    'last words' '1 passed, 0 failed
+0'
+check 'a report of a sanitizer' 'last asan; last good; grep -c sanitizer "$T/log"; :' '1 passed, 1 failed
+1
+2 passed, 0 failed
+0
 0'
 check 'a missing program'       'last gone' '0 passed, 1 failed
 1'

@@ -1,6 +1,6 @@
 """Token ids of transformers on 2,300 strings, for tests/unit/text_tokenizer.c.
 
-    ../../venv/bin/python tok_make.py [SHARED]     # transformers 5; SHARED: a folder with clip/, t5/ and qwen2/
+    ../../venv/bin/python tok_make.py FOLDER       # transformers 5; FOLDER: with clip/, t5/ and qwen2/
 
 writes tok_strings.txt (one string per line; \\\\, \\n, \\r, \\t and \\xNN for any other byte that cannot be seen) and
 tok_NAME.ids: line i + 1 holds the ids of string i, cut to LIMIT, each as three digits of base 64 (0-9 A-Z a-z - _), or
@@ -168,11 +168,10 @@ def read_ids(name):
 
 
 def main():
-    shared = sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "../../../shared/tokenizers")
     data = strings()
     texts = [b.decode("utf-8", "replace") for b in data]
     folders = {"small_clip": os.path.join(HERE, "tok_small_clip"), "small_t5": os.path.join(HERE, "tok_small_t5")}
-    folders.update({n: os.path.join(shared, n) for n in ("clip", "t5", "qwen2")})
+    folders.update({n: os.path.join(sys.argv[1], n) for n in ("clip", "t5", "qwen2")})
     if int(transformers.__version__.split(".")[0]) < 5:
         for name, folder in folders.items():
             rows = [packed(name, r) for r in ids_of(name, folder, texts)]
