@@ -3,9 +3,10 @@
 # Targets that people type are at the end of this file; `make help` lists them.
 -include config.mk                      # site settings; the only place a path is guessed
 
+comma   := ,
 ARCH    ?= native
 OPT     ?= -O3
-B       ?= build$(if $(SAN),-san)
+B       ?= build$(if $(SAN),-$(firstword $(subst $(comma), ,$(SAN))))
 CC      ?= cc
 CXX     ?= c++
 NVCC    ?= nvcc
@@ -99,7 +100,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE all lib units progs check cppflags deps demo test man install clean help
+.PHONY: FORCE all lib units progs check check-threads cppflags deps demo test san man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)
@@ -108,20 +109,26 @@ cppflags:
 	@echo '$(CPPFLAGS)'
 check: all units progs
 	@B=$(B) tests/run $(UNITS) $(PROGS) $(wildcard tests/*.t tools/*.t)
+check-threads: all units $(B)/golden
+	@B=$(B) tests/run $(UNITS) $(B)/golden $(wildcard tools/*.t)
 
 # --- targets that people type ---
+JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 deps:           ## install the Debian packages that are missing (DEPS=skip: leave the system alone)
 	@DEPS='$(DEPS)' pipelines/deps.sh
 demo: deps      ## fine-tune a tiny FLUX on eight pictures of examples/ and sample it: out/demo
-	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) all
+	@$(MAKE) --no-print-directory $(JOBS) all
 	@$(MAKE) --no-print-directory -f pipelines/demo.mk EXAMPLES=examples DT=$(B)/bin/
 test: deps      ## build everything and run all tests; `make check` does it without looking at packages
-	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc)) check
+	@$(MAKE) --no-print-directory $(JOBS) check
+san:            ## run all tests under ASan and UBSan, and those with threads under TSan (wants clang and its libomp)
+	@$(MAKE) --no-print-directory $(JOBS) SAN=address,undefined check
+	@$(MAKE) --no-print-directory $(JOBS) SAN=thread CC=clang CXX=clang++ check-threads
 man: all        ## write the OPTIONS sections of man/ anew from the tools
 	B=$(B) tests/man.t -u
 install: all    ## copy programs and manual pages to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(PREFIX)/share/man/man,$(sort $(patsubst .%,%,$(suffix $(wildcard man/*.[157])))))
-	install $(TOOLS:%=$(B)/bin/%) $(DESTDIR)$(PREFIX)/bin
+	install $(TOOLS:%=$(B)/bin/%) $(if $(CUDA),$(B)/bin/libdt-cuda.so) $(DESTDIR)$(PREFIX)/bin
 	for p in $(wildcard man/*.[157]); do install -m 644 $$p $(DESTDIR)$(PREFIX)/share/man/man$${p##*.}; done
 clean:          ## remove what was built
 	rm -rf build build-*
