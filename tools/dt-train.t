@@ -103,6 +103,11 @@ check 'SIGTERM: the step is finished, the state saved, 143' \
      for i in \$(seq 600); do [ -s t/metrics.ndjson ] && break; sleep 0.1; done
      kill -TERM \$p; wait \$p; s=\$?; n=\$(wc -l <t/metrics.ndjson); [ -f t/checkpoint-\$n/manifest.json ] && echo \$s" 143
 
+cp -r "$M" m4 && f=$(ls m4/transformer/*00002-of*) &&
+    printf '\377\377' | dd of="$f" bs=1 seek=$(($(stat -c %s "$f") - 2)) conv=notrunc 2>/dev/null
+fails 6 'a weight that is no number: the first op and block that show it' "dt-train lora ${L/$M/m4} --output_dir nan" \
+    "step 1: the loss is not finite; first in '[a-z0-9_]+' of [a-z_.0-9]+"
+
 # --- dumps ---
 check 'dumps hold inputs, gradients, weights' \
     "dt-train lora $L --dump_steps 1 --output_dir d && ls d/dump && for k in micro.0.latents micro.0.noise micro.0.sigma micro.0.text_states \
