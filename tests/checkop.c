@@ -207,9 +207,14 @@ static const char *frozen_gradient(const struct check_graph *x)
 static const char *check_gradient(struct check_graph *x, const struct opts *o)
 {
     const char *bad = frozen_gradient(x);
+    int leaves = 0;
     for (int64_t i = 0; i < x->g->ntensor && !bad; i++)
-        if (is_leaf(x->g->tensor[i]))
+        if (is_leaf(x->g->tensor[i])) {
             bad = check_leaf_gradient(x, o, x->g->tensor[i]);
+            leaves++;
+        }
+    if (!bad && !leaves)
+        bad = "nothing to differentiate by; CHECK_NO_GRAD?";
     check_run(x, o->cpu, false);    /* the values of the unmoved point again */
     return bad;
 }

@@ -8,7 +8,8 @@ export OMP_NUM_THREADS=1
 C="--pretrained_model_name_or_path $M --train_data_meta $D --max_train_samples 32 --max_train_steps 2 --report_to none"
 
 near() {
-    dt-train "$@" --output_dir "run$tests" 2>&1 | sed -n 's/.*peak memory \([0-9.]*\) MiB, planned \([0-9.]*\) MiB.*/\1 \2/p' |
+    dt-train "$@" --output_dir "run$tests" >said 2>&1 || { cat said; return; }
+    sed -n 's/.*peak memory \([0-9.]*\) MiB, planned \([0-9.]*\) MiB.*/\1 \2/p' said |
         awk '{ r = $1 / $2; print (r > 0.95 && r < 1.05) ? "within 5 %" : "peak " $1 ", planned " $2 }'
 }
 check 'lora' "near lora $C --image_sample_size 128 --train_batch_size 16 --rank 16" 'within 5 %'
