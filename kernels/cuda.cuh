@@ -44,6 +44,8 @@ static __device__ inline void dt_store(dt_view v, int64_t i, float x)
         ((float *)v.p)[i] = x;
 }
 
+static __device__ inline float dt_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
 /* Four elements at i, a multiple of 4, in one access; fewer at the end n. */
 static __device__ inline void dt_load4(float x[4], dt_view v, int64_t i, int64_t n)
 {

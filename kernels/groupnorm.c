@@ -2,6 +2,8 @@
  *
  *   xh = (x - m) r    y = xh w + b      m, r: mean and 1 / sqrt(var + eps) per sample and group
  *
+ *   and, where SiLU follows, y sigmoid(y) at once
+ *
  *   x, y [B, P, C]   P positions   G groups of C/G neighbouring channels   w, b [C], may be absent   m, r [B, G] fp32
  *
  * With g = dy w:   dx = r (g - mean(g) - xh mean(g xh)), means over the P C/G elements of the group
@@ -13,6 +15,7 @@
 #include <math.h>
 #include <omp.h>
 #include "kernels/opdef.h"
+#include "kernels/vmath.h"
 
 enum { BLOCK = 8192 };          /* elements of a block, unless one position is longer */
 
@@ -160,6 +163,7 @@ static void groupnorm_run(const dt_node *n, const dt_run *r)
 {
     gshape s = shape_of(n->in[0], n->attr.i[0]);
     dt_dtype t = n->in[0]->dtype;
+    bool silu = n->attr.i[DT_ATTR_EPI] == DT_EPI_SILU;
     float *mean = r->out[1], *rstd = r->out[2], *ah = sample_sums(r, s);
     statistics(n, r, s, mean, rstd);
     factors(n, r, s, mean, rstd, ah);
@@ -174,6 +178,10 @@ static void groupnorm_run(const dt_node *n, const dt_run *r)
 #pragma omp simd
             for (int64_t c = 0; c < s.C; c++)
                 y[p * s.C + c] = x[p * s.C + c] * a[c] + h[c];
+        if (silu)
+#pragma omp simd
+            for (int64_t i = 0; i < np * s.C; i++)
+                y[i] *= dt_sigmoidf(y[i]);
         dt_row_flush(r->out[0], t, at, np * s.C, y);
     }
 }
@@ -326,6 +334,7 @@ static void groupnorm_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, 
 
 const dt_op dt_op_groupnorm = {
     .name = "groupnorm", .shape = groupnorm_shape, .grad = groupnorm_grad, .inplace = 1,
+    .epilogues = 1 << DT_EPI_SILU,
     .cpu = { .prepare = groupnorm_prepare, .run = groupnorm_run },
 };
 

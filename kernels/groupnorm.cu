@@ -90,11 +90,13 @@ struct normalise {
     dt_view x, w, b;
     const float *mean, *rstd;
     int64_t G, cg;
+    bool    silu;
     __device__ float operator()(int64_t at, int64_t sample, int64_t c) const
     {
         int64_t g = sample * G + c / cg;
-        return (dt_load(x, at) - mean[g]) * rstd[g] * dt_load_or(w, c, 1.0f) +
-               dt_load_or(b, c, 0.0f);
+        float y = (dt_load(x, at) - mean[g]) * rstd[g] * dt_load_or(w, c, 1.0f) +
+                  dt_load_or(b, c, 0.0f);
+        return silu ? y * dt_sigmoid(y) : y;
     }
 };
 
@@ -115,7 +117,8 @@ static void groupnorm_run(const dt_node *n, const dt_run *r)
     DT_LAUNCH(statistics_kernel, (unsigned)(s.B * s.G), 32, 0, r->dev->stream, mean, rstd, part, s,
               col, (float)n->attr.f[0]);
     channels(r, dt_view_out(n, r, 0), s,
-             normalise{ x, dt_view_in(n, r, 1), dt_view_in(n, r, 2), mean, rstd, s.G, s.C / s.G });
+             normalise{ x, dt_view_in(n, r, 1), dt_view_in(n, r, 2), mean, rstd, s.G, s.C / s.G,
+                        n->attr.i[DT_ATTR_EPI] == DT_EPI_SILU });
 }
 
 /* ---- gradients: in dy, x, m, r, w or NULL ---- */

@@ -6,11 +6,16 @@
  *   matmul_dw    dw = alpha dy^T x      dy [M, N]  x [M, K]  ->  dw [N, K], may add to what is there
  *   col_sum      db = sum_M dy          dy [M, N]            ->  db [N],    may add to what is there
  *
- * x, w, y are of one type, fp32 or bf16; sums are fp32 (oneDNN's).  Gradients of parameters are fp32. */
+ * The first two may end with an activation (dt_epilogue) of y.  x, w, y are of one type, fp32 or bf16; sums are fp32
+ * (oneDNN's).  Gradients of parameters are fp32. */
 #include <stdlib.h>
 #include "kernels/onednn.h"
 #include "kernels/opdef.h"
 #include "train/lora.h"
+
+enum {
+    EPILOGUES = 1 << DT_EPI_SILU | 1 << DT_EPI_GELU_TANH | 1 << DT_EPI_GELU_ERF | 1 << DT_EPI_QUICK_GELU
+};
 
 static int64_t rows(const dt_tensor *x) { return dt_tensor_numel(x) / dt_last_dim(x); }
 
@@ -91,6 +96,7 @@ static int wt_prepare(const dt_node *n, dt_prep *p)
     return make(p, &(struct dt_dnn_matmul){
         .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype, .b = w->dtype,
         .c = x->dtype, .b_trans = true, .alpha = 1, .bias = n->nin > 2 && n->in[2],
+        .epilogue = (enum dt_epilogue)n->attr.i[DT_ATTR_EPI],
     });
 }
 
@@ -101,6 +107,7 @@ static void wt_run(const dt_node *n, const dt_run *r)
 
 const dt_op dt_op_matmul_wt = {
     .name = "matmul_wt", .shape = wt_shape, .grad = wt_grad, .cost = wt_cost,
+    .epilogues = EPILOGUES,
     .cpu = { wt_prepare, wt_run, dt_dnn_release },
 };
 
@@ -142,6 +149,7 @@ static int add_prepare(const dt_node *n, dt_prep *p)
     return make(p, &(struct dt_dnn_matmul){
         .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype, .b = w->dtype,
         .c = x->dtype, .b_trans = true, .add = true, .alpha = n->attr.f[0],
+        .epilogue = (enum dt_epilogue)n->attr.i[DT_ATTR_EPI],
     });
 }
 
@@ -166,6 +174,7 @@ static void add_run(const dt_node *n, const dt_run *r)
 
 const dt_op dt_op_matmul_add = {
     .name = "matmul_add", .shape = add_shape, .grad = add_grad, .cost = add_cost, .inplace = 1,
+    .epilogues = EPILOGUES,
     .cpu = { add_prepare, add_run, dt_dnn_release },
 };
 

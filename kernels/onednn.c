@@ -45,9 +45,9 @@ static dnnl_status_t append_sum(dnnl_post_ops_t po)
     return dnnl_post_ops_append_sum(po, 1.0f, 0, dnnl_data_type_undef);
 }
 
-static dnnl_status_t append_scale(dnnl_post_ops_t po, float alpha)
+static dnnl_status_t append_eltwise(dnnl_post_ops_t po, dnnl_alg_kind_t alg, float alpha)
 {
-    return dnnl_post_ops_append_eltwise(po, dnnl_eltwise_linear, alpha, 0.0f);
+    return dnnl_post_ops_append_eltwise(po, alg, alpha, 0.0f);
 }
 
 static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_ref a, md_ref b,
@@ -94,9 +94,9 @@ static void md_free(md_own md) { free(md); }
 
 static dnnl_status_t append_sum(dnnl_post_ops_t po) { return dnnl_post_ops_append_sum(po, 1.0f); }
 
-static dnnl_status_t append_scale(dnnl_post_ops_t po, float alpha)
+static dnnl_status_t append_eltwise(dnnl_post_ops_t po, dnnl_alg_kind_t alg, float alpha)
 {
-    return dnnl_post_ops_append_eltwise(po, 1.0f, dnnl_eltwise_linear, alpha, 0.0f);
+    return dnnl_post_ops_append_eltwise(po, 1.0f, alg, alpha, 0.0f);
 }
 
 static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_ref a, md_ref b,
@@ -215,7 +215,15 @@ static dnnl_status_t add_step(dt_dnn *d, dnnl_primitive_desc_t pd, struct step *
     return dnnl_primitive_create(&s->prim, pd);
 }
 
-static dnnl_primitive_attr_t attr_new(double alpha, bool add)
+/* Within rounding of kernels/pointwise.c. */
+static const struct { dnnl_alg_kind_t alg; float alpha; } epilogues[] = {
+    [DT_EPI_SILU] = { dnnl_eltwise_swish, 1.0f },
+    [DT_EPI_GELU_TANH] = { dnnl_eltwise_gelu_tanh, 0.0f },
+    [DT_EPI_GELU_ERF] = { dnnl_eltwise_gelu_erf, 0.0f },
+    [DT_EPI_QUICK_GELU] = { dnnl_eltwise_swish, 1.702f },
+};
+
+static dnnl_primitive_attr_t attr_new(double alpha, bool add, enum dt_epilogue e)
 {
     dnnl_primitive_attr_t attr = NULL;
     dnnl_post_ops_t po = NULL;
@@ -223,9 +231,11 @@ static dnnl_primitive_attr_t attr_new(double alpha, bool add)
     dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
     dnnl_post_ops_create(&po);
     if (alpha != 1)
-        append_scale(po, (float)alpha);
+        append_eltwise(po, dnnl_eltwise_linear, (float)alpha);
     if (add)
         append_sum(po);
+    if (e)
+        append_eltwise(po, epilogues[e].alg, epilogues[e].alpha);
     dnnl_primitive_attr_set_post_ops(attr, po);
     dnnl_post_ops_destroy(po);
     return attr;
@@ -310,7 +320,7 @@ static dnnl_status_t matmul_make(dt_dnn **out, const struct dt_dnn_matmul *p)
 {
     dt_dnn *d = *out = dnn_new();
     dnnl_primitive_desc_t pd = NULL;
-    dnnl_primitive_attr_t attr = attr_new(p->alpha, p->add);
+    dnnl_primitive_attr_t attr = attr_new(p->alpha, p->add, p->epilogue);
     md_own a = md_matrix(p->m, p->k, p->a, p->a_trans), b = md_matrix(p->k, p->n, p->b, p->b_trans);
     md_own c = md_matrix(p->m, p->n, p->c, false);
     md_own bias = p->bias ? md_matrix(1, p->n, p->b, false) : NULL;
@@ -386,7 +396,7 @@ static void conv_init(struct conv *v, const struct dt_dnn_conv *p, enum conv_kin
         .w_user = md_strided(4, wd, type_of(w_type), oihw),
         .bias = p->bias && kind == CONV_FWD ? md_strided(1, bd, type_of(p->t), b1) : NULL,
         .geom = { { p->stride, p->stride }, { p->pad[0], p->pad[1] }, { p->pad[2], p->pad[3] } },
-        .attr = attr_new(1, false),
+        .attr = attr_new(1, false, DT_EPI_NONE),
     };
 }
 
@@ -420,7 +430,7 @@ static dnnl_status_t add_reorder(dt_dnn *d, md_ref src, enum from sf, int64_t so
                                  enum from df, int64_t doff, bool add)
 {
     dnnl_primitive_desc_t pd = NULL;
-    dnnl_primitive_attr_t attr = attr_new(1, add);
+    dnnl_primitive_attr_t attr = attr_new(1, add, DT_EPI_NONE);
     dnnl_status_t s = dnnl_reorder_primitive_desc_create(&pd, src, engine(), dst, engine(), attr);
     if (s == dnnl_success) {
         struct step *st;

@@ -3,11 +3,11 @@
 #define DT_KERNELS_ONEDNN_H
 #include <stdbool.h>
 #include "base/err.h"
-#include "tensor/dtype.h"
+#include "graph/graph.h"
 
 typedef struct dt_dnn dt_dnn;       /* a primitive with what surrounds it; one thread at a time */
 
-/* c = alpha op(a) op(b) + bias, or added to c.   op(a) [m, k]  op(b) [k, n]  c [m, n]  bias [n], all dense.
+/* c = f(alpha op(a) op(b) + bias), or f of c and that.   op(a) [m, k]  op(b) [k, n]  c [m, n]  bias [n], all dense.
  * A transposed operand is stored [k, m] or [n, k].  Sums are fp32 whatever the types. */
 struct dt_dnn_matmul {
     int64_t  m, n, k;
@@ -15,6 +15,7 @@ struct dt_dnn_matmul {
     bool     a_trans, b_trans, bias;    /* bias is of b's type */
     bool     add;
     double   alpha;                 /* 1 if there is a bias */
+    enum dt_epilogue epilogue;      /* f */
 };
 int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err);
 

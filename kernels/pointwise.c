@@ -65,7 +65,7 @@ static const char *shape2(dt_node *n)
 
 /* The descriptors of a function: forward from NAME_row, gradient op NAME_bwd (dy, x) -> dx from
  * NAME_bwd_row. */
-#define FUNCTION(NAME) \
+#define FUNCTION(NAME, EPILOGUE) \
     static void NAME##_run(const dt_node *n, const dt_run *r) { run1(n, r, NAME##_row); } \
     static void NAME##_bwd_run(const dt_node *n, const dt_run *r) { run2(n, r, NAME##_bwd_row); } \
     const dt_op dt_op_##NAME##_bwd = { \
@@ -84,6 +84,7 @@ static const char *shape2(dt_node *n)
         .shape = shape1, \
         .grad = NAME##_grad, \
         .inplace = 1, \
+        .epilogue = EPILOGUE, \
         .cpu = { .run = NAME##_run }, \
     }; \
     dt_tensor *dt_##NAME(dt_graph *g, dt_tensor *x) \
@@ -108,7 +109,7 @@ static void silu_bwd_row(float *dx, const float *dy, const float *x, int64_t n, 
         dx[i] = dy[i] * s * (1.0f + x[i] * (1.0f - s));
     }
 }
-FUNCTION(silu)
+FUNCTION(silu, DT_EPI_SILU)
 
 static void quick_gelu_row(float *y, const float *x, int64_t n, const double *f)
 {
@@ -128,7 +129,7 @@ static void quick_gelu_bwd_row(float *dx, const float *dy, const float *x, int64
         dx[i] = dy[i] * s * (1.0f + 1.702f * x[i] * (1.0f - s));
     }
 }
-FUNCTION(quick_gelu)
+FUNCTION(quick_gelu, DT_EPI_QUICK_GELU)
 
 static void gelu_erf_row(float *y, const float *x, int64_t n, const double *f)
 {
@@ -147,7 +148,7 @@ static void gelu_erf_bwd_row(float *dx, const float *dy, const float *x, int64_t
         dx[i] = dy[i] * (P + x[i] * 0.39894228f * dt_expf(-0.5f * x[i] * x[i]));
     }
 }
-FUNCTION(gelu_erf)
+FUNCTION(gelu_erf, DT_EPI_GELU_ERF)
 
 static void gelu_tanh_row(float *y, const float *x, int64_t n, const double *f)
 {
@@ -171,7 +172,7 @@ static void gelu_tanh_bwd_row(float *dx, const float *dy, const float *x, int64_
         dx[i] = dy[i] * (0.5f * (1.0f + t) + 0.5f * x[i] * (1.0f - t * t) * du);
     }
 }
-FUNCTION(gelu_tanh)
+FUNCTION(gelu_tanh, DT_EPI_GELU_TANH)
 
 static void relu_row(float *y, const float *x, int64_t n, const double *f)
 {
@@ -188,7 +189,7 @@ static void relu_bwd_row(float *dx, const float *dy, const float *x, int64_t n, 
     for (int64_t i = 0; i < n; i++)
         dx[i] = x[i] > 0.0f ? dy[i] : 0.0f;
 }
-FUNCTION(relu)
+FUNCTION(relu, DT_EPI_NONE)
 
 /* ---- exp, clamp, affine, cast ---- */
 

@@ -46,24 +46,22 @@ template <class F> static void map2(const dt_node *n, const dt_run *r, F f)
 template <class F> static void run1(const dt_node *n, const dt_run *r) { map1(n, r, F{}); }
 template <class F> static void run2(const dt_node *n, const dt_run *r) { map2(n, r, F{}); }
 
-static __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-struct silu { __device__ float operator()(float x) const { return x * sigmoid(x); } };
+struct silu { __device__ float operator()(float x) const { return x * dt_sigmoid(x); } };
 struct silu_bwd {
     __device__ float operator()(float dy, float x) const
     {
-        float s = sigmoid(x);
+        float s = dt_sigmoid(x);
         return dy * s * (1.0f + x * (1.0f - s));
     }
 };
 
 struct quick_gelu {
-    __device__ float operator()(float x) const { return x * sigmoid(1.702f * x); }
+    __device__ float operator()(float x) const { return x * dt_sigmoid(1.702f * x); }
 };
 struct quick_gelu_bwd {
     __device__ float operator()(float dy, float x) const
     {
-        float s = sigmoid(1.702f * x);
+        float s = dt_sigmoid(1.702f * x);
         return dy * s * (1.0f + 1.702f * x * (1.0f - s));
     }
 };

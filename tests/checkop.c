@@ -6,6 +6,7 @@
  *   reference   forward against the case's own plain loops, where it has some
  *   gradient    backward against central differences of forward along random directions, one leaf at a time
  *   variants    in place, adding to what is there, without optional outputs: the same result;
+ *               with each epilogue: that function of the result;
  *               on another number of threads: the same bits
  *   values      equal, tiny, huge and one-hot inputs give no NaN
  *   bf16        against fp32 on the same values
@@ -263,6 +264,38 @@ static bool inplace_fits(const dt_node *n, int k)
     return true;
 }
 
+static double epilogue(enum dt_epilogue e, double x)
+{
+    switch (e) {
+    case DT_EPI_SILU:       return x / (1 + exp(-x));
+    case DT_EPI_QUICK_GELU: return x / (1 + exp(-1.702 * x));
+    case DT_EPI_GELU_ERF:   return x / 2 * erfc(-x / sqrt(2));
+    case DT_EPI_GELU_TANH:  return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    default:                return x;
+    }
+}
+
+/* The host's first output of n becomes f of itself meanwhile. */
+static const char *with_epilogue(const struct check_graph *x, const dt_node *n, dt_device *dev,
+                                 enum dt_epilogue e, double tol)
+{
+    const dt_tensor *t = n->out[0];
+    int64_t len = dt_numel(t->dims);
+    void *host = check_host(x, t), *plain = dt_alloc((size_t)dt_bytes(t));
+    float *y = values(x, t);
+    dt_node with = *n;
+    with.attr.i[DT_ATTR_EPI] = e;
+    memcpy(plain, host, (size_t)dt_bytes(t));
+    for (int64_t i = 0; i < len; i++)
+        y[i] = (float)epilogue(e, y[i]);
+    dt_convert(host, t->dtype, y, DT_F32, len);
+    const char *bad = same_result(x, &with, dev, (struct check_how){ .inplace = -1 }, tol, "with an epilogue");
+    memcpy(host, plain, (size_t)dt_bytes(t));
+    free(plain);
+    free(y);
+    return bad;
+}
+
 /* `same` is what the result may differ from the host's by, `sum` what the sum with something may. */
 static const char *node_variants(const struct check_graph *x, const dt_node *n, dt_device *dev,
                                  double same, double sum)
@@ -281,6 +314,9 @@ static const char *node_variants(const struct check_graph *x, const dt_node *n, 
         bad = same_result(x, &acc, dev, (struct check_how){ .inplace = -1, .acc = true }, sum,
                           "adding");
     }
+    for (int e = 1; !bad && n->op->epilogues >> e; e++)
+        if (n->op->epilogues >> e & 1)
+            bad = with_epilogue(x, n, dev, (enum dt_epilogue)e, sum);
     return bad;
 }
 

@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "tensor/dtype.h"
 
-#define DT_DEVICE_ABI 1             /* of this header and graph.h; a plugin of another number is refused */
+#define DT_DEVICE_ABI 2             /* of this header and graph.h; a plugin of another number is refused */
 
 enum { DT_CPU, DT_CUDA, DT_NDEV };
 

@@ -8,7 +8,7 @@
  *   dt_tensor *loss = ...ops.h...;
  *   dt_backward(g, loss);                 autodiff and recompute; parameter gradients are added into dt_param.grad
  *   dt_output(g, y);                      keep y readable after the run
- *   dt_plan_new(&plan, g, dev, &err);     fuse, dead-code removal, order, offsets
+ *   dt_plan_new(&plan, g, dev, &err);     dead-code removal, fuse, order, offsets
  *   dt_plan_bind(plan, arena);            arena of dt_plan_bytes(plan)
  *   dt_plan_write(plan, x, data); dt_plan_run(plan, &err); dt_plan_read(plan, loss, &value);
  */
@@ -97,6 +97,9 @@ typedef struct dt_kernel {
 
 typedef struct dt_cost { double flops, bytes; } dt_cost;
 
+/* Functions of one element, which a kernel may apply while its result is at hand. */
+enum dt_epilogue { DT_EPI_NONE, DT_EPI_SILU, DT_EPI_GELU_TANH, DT_EPI_GELU_ERF, DT_EPI_QUICK_GELU };
+
 struct dt_op {
     const char *name;
     /* Checks inputs and attributes and declares outputs with dt_node_out(); returns NULL or the complaint. */
@@ -108,9 +111,11 @@ struct dt_op {
     unsigned inplace;               /* bit i: out[0] may take over the bytes of in[i] if that dies here (equal size) */
     unsigned optional_out;          /* bit o: kernel accepts out[o] == NULL */
     bool     accumulates;           /* with attr.i[DT_ATTR_ACC] set, run adds to out[0] (fp32) instead of writing it */
+    unsigned epilogues;             /* bit e (dt_epilogue): with attr.i[DT_ATTR_EPI] == e, run writes that function of its result */
+    enum dt_epilogue epilogue;      /* this op is that function of in[0]; else DT_EPI_NONE */
     dt_kernel cpu;
 };
-enum { DT_ATTR_ACC = 9 };
+enum { DT_ATTR_EPI = 8, DT_ATTR_ACC = 9 };      /* set by the fuse pass alone */
 
 /* --- building --- */
 dt_graph   *dt_graph_new(dt_dtype act);             /* dtype of activations and working weights: DT_F32 or DT_BF16 */
@@ -162,7 +167,8 @@ typedef struct dt_plan_stats {
     int     nodes;
 } dt_plan_stats;
 
-/* g is borrowed until the plan is freed; its dead nodes are dropped. */
+/* g is borrowed until the plan is freed; its dead nodes are dropped, and nodes are fused (fuse.c) unless the environment
+ * has DT_FUSE=0: results are the same within rounding, so that a wrong number or time can be laid at fusion's door. */
 int   dt_plan_new(dt_plan **out, dt_graph *g, dt_device *dev, dt_err *err);
 void  dt_plan_free(dt_plan **p);
 int64_t dt_plan_bytes(const dt_plan *p);

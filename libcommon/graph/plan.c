@@ -1,7 +1,7 @@
 /* plan.c - from a graph to a list of launches and one arena.
  *
  *   live       nodes that reach no output and no parameter gradient are dropped
- *   fuse       a gradient kernel that can add into dt_param.grad does so itself
+ *   fuse       neighbours become one launch (fuse.c)
  *   materialise parameters that stay in a file are brought into the arena where they are read (materialise.c)
  *   prepare    kernels are chosen, their primitives made, their workspaces known
  *   liveness   a slot of the arena per tensor, from its maker to its last reader; in-place ops take over a slot
@@ -30,46 +30,6 @@ static void mark_live(dt_graph *g)
                 wanted[n->in[k]->id] = true;
     }
     free(wanted);
-}
-
-/* --- fuse --- */
-
-static int *count_readers(const dt_graph *g)
-{
-    int *readers = dt_alloc(((size_t)g->ntensor + 1) * sizeof(*readers));
-    for (int64_t i = 0; i < g->nnode; i++)
-        for (int k = 0; g->node[i]->live && k < g->node[i]->nin; k++)
-            if (g->node[i]->in[k])
-                readers[g->node[i]->in[k]->id]++;
-    return readers;
-}
-
-/* accumulate(dw) where dw is made by a kernel that can add: let it add, drop the copy. */
-static void fuse_accumulate(dt_graph *g)
-{
-    int *readers = count_readers(g);
-    for (int64_t i = 0; i < g->nnode; i++) {
-        dt_node *acc = g->node[i];
-        if (!acc->live || acc->op != &dt_op_accumulate)
-            continue;
-        dt_tensor *dw = acc->in[0];
-        dt_node *view = NULL;
-        if (dw->base && dw->node->op == &dt_op_view && readers[dw->id] == 1) {
-            view = dw->node;
-            dw = view->in[0];
-        }
-        dt_node *maker = dw->node;
-        if (!maker || dw->base || !maker->op->accumulates || maker->out[0] != dw || readers[dw->id] != 1 ||
-            dw->keep || dw->dtype != DT_F32)
-            continue;
-        maker->attr.i[DT_ATTR_ACC] = 1;
-        maker->out[0] = acc->out[0];
-        maker->out[0]->node = maker;
-        acc->live = false;
-        if (view)
-            view->live = false;
-    }
-    free(readers);
 }
 
 /* --- prepare --- */
@@ -216,7 +176,7 @@ int dt_plan_new(dt_plan **out, dt_graph *g, dt_device *dev, dt_err *err)
     p->g = g;
     p->dev = dev;
     mark_live(g);
-    fuse_accumulate(g);
+    dt_fuse(g);
     dt_materialise(g);
     int rc = prepare(p, err);
     if (rc < 0) {

@@ -32,6 +32,9 @@ struct dt_plan {
     dt_plan_stats stats;
 };
 
+/* Lets live nodes do the work of their only readers, where their kernels can. */
+void dt_fuse(dt_graph *g);
+
 /* Puts a node in front of every live reader of a mapped parameter that makes it an activation of that reader alone. */
 void dt_materialise(dt_graph *g);
 
