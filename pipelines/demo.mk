@@ -22,6 +22,9 @@ CACHE_FLAGS         ?=
 TRAIN_FLAGS         ?= --uniform_sampling --lr_scheduler=cosine --lr_warmup_steps=20 \
                        --validation_data_meta=$(EXAMPLES)/concept/heldout.json --validation_steps=80
 
+# The demo shares the machine with other programs: threads that wait sleep.
+export OMP_WAIT_POLICY ?= passive
+
 demo: all
 	@printf '%s\n' '' 'Look at' \
 	    '  $(samples)   rows: prompts; columns: the base model, and with the LoRA' \
