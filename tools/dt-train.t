@@ -67,8 +67,9 @@ check 'killed at any moment and run again: the same bits' \
 check 'loader threads do not matter' "dt-train lora $L --dataloader_num_workers 3 --output_dir w && same w"
 check 'given plan and cache: the same' "dt-train lora $L --output_dir g --plan a/plan.ndjson --latents a/cache && same g"
 check 'a cache has its plan' "dt-train lora ${L/--train_data_dir data/} --output_dir h --latents a/cache && same h"
-check 'recompute does not change the loss' \
-    "dt-train lora $L --gradient_checkpointing --output_dir rc && cut -d, -f1-3 a/metrics.ndjson >p && cut -d, -f1-3 rc/metrics.ndjson | cmp - p"
+check 'recompute does not change the loss, but for how fused kernels round' \
+    "dt-train lora $L --gradient_checkpointing --output_dir rc && paste -d, a/metrics.ndjson rc/metrics.ndjson | tr ':' ',' |
+     awk -F, '{ d = \$6 / \$16 - 1; if (d < -1e-5 || d > 1e-5) bad++; n++ } END { print n, bad + 0 }'" '6 0'
 check 'weights left in their file give the same bits' "dt-train lora $L --low_vram --output_dir lv && cmp a/lora.safetensors lv/lora.safetensors"
 check 'as one pipe' \
     "dt-bucket --train_data_dir data --image_sample_size 32 --train_batch_size 2 --max_train_steps 6 -q |
