@@ -81,7 +81,7 @@ static int train(enum dt_method method, int argc, char **argv)
         dt_quiet = o.quiet;
         if (o.threads)
             omp_set_num_threads((int)o.threads);
-        rc = dt_train_opts_check(&o, &err);
+        rc = dt_train_opts_check(&o, argc, argv, &err);
     }
     if (rc == 0) {
         char *bin = bin_dir();

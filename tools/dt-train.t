@@ -9,8 +9,11 @@ mkdir data held empty
 for p in crown sun_with_face rocket; do cp "$I/$p.png" data/; echo "a $p" >"data/$p.txt"; done
 cp data/sun* held/
 echo '[{"file_path": "a.png", "text": "x"},' >broken.json
-C="--pretrained_model_name_or_path $M --train_data_dir data --image_sample_size 32 --train_batch_size 2 --quiet"
-L="$C --rank 4 --network_alpha 4 --max_train_steps 6 --checkpointing_steps 2 --lr_warmup_steps 2 --report_to none"
+D='--train_data_dir data --image_sample_size 32 --train_batch_size 2'
+N="--rank 4 --network_alpha 4 --max_train_steps 6 --checkpointing_steps 2 --lr_scheduler constant_with_warmup --lr_warmup_steps 2 --report_to none"
+C="--pretrained_model_name_or_path $M $D --quiet"
+L="$C $N"
+P="--pretrained_model_name_or_path $M --quiet $N"      # with --plan and --latents: what they decided is not said again
 
 # --- what a user meets in the first hour ---
 fails 2 'no command' 'dt-train' 'usage: dt-train'
@@ -27,7 +30,21 @@ fails 4 'data folder that is not there' "dt-train lora --pretrained_model_name_o
 fails 4 'empty data set' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir empty --output_dir o1" 'empty'
 fails 4 'broken JSON' "dt-train lora --pretrained_model_name_or_path $M --train_data_meta broken.json --output_dir o1" 'broken.json.*line'
 fails 2 'target that matches nothing' "dt-train lora $L --target_name to_qq --output_dir o1" 'to_qq.*to_q'
-fails 2 'a cache without its plan' "dt-train lora $L --output_dir o1 --latents x" 'plan'
+fails 2 'a cache without its plan' "dt-train lora $P --output_dir o1 --latents x" 'no plan.ndjson in it'
+for f in '--train_data_dir data' '--train_data_meta m.json' '--max_train_samples 2' '--caption_dropout 0' --random_flip '--train_batch_size 2' \
+         '--num_train_epochs 2' '--seed 1' --trust_sizes --verify_images '--max_skipped_fraction 0' '--image_sample_size 32' --enable_bucket \
+         --random_ratio_crop --random_hw_adapt '--fix_sample_size 32 32' '--multiple 16'; do
+    fails 2 "${f%% *} beside a plan" "dt-train lora $P --output_dir o1 --plan p.ndjson $f" "${f%% *} is in the plan already"
+    fails 2 "${f%% *} beside a stream" "dt-train lora $P --output_dir o1 --latents - $f" "${f%% *} is in the plan already"
+done
+fails 2 'how to encode, beside a cache' "dt-train lora $P --output_dir o1 --plan p --latents c --vae_mini_batch 2" 'vae_mini_batch has no effect'
+fails 2 'tiles, beside a cache' "dt-train lora $P --output_dir o1 --plan p --latents c --vae_tile 64" 'vae_tile has no effect'
+for f in '--validation_steps 2' '--validation_epochs 2' '--validation_inference_steps 2' '--validation_size 32' '--lr_num_cycles 2' \
+         '--lr_power 2' '--ema_decay 0.9' '--logit_mean 1' '--logit_std 2' '--mode_scale 1' '--dump_dir x' '--logging_dir x' \
+         '--tracker_project_name x'; do
+    fails 2 "${f%% *} alone" "dt-train lora $L --output_dir o1 $f" "${f%% *} needs --"
+done
+fails 2 'a warm-up that constant has not' "dt-train lora $C --output_dir o1 --lr_warmup_steps 9" 'lr_warmup_steps has no effect.*constant_with_warmup'
 fails 4 'checkpoint that is not there' "dt-train lora $L --output_dir o2 --resume_from_checkpoint gone" 'gone'
 cp -r "$M" m1 && rm m1/transformer/*00002-of*
 fails 4 'shard missing' "dt-train lora ${L/$M/m1} --output_dir o3" '00002'
@@ -65,15 +82,20 @@ check 'killed at any moment and run again: the same bits' \
     "for d in 0.05 0.2 0.4; do timeout -s KILL \$d dt-train lora $L --output_dir k --resume_from_checkpoint latest; done >/dev/null 2>&1
      dt-train lora $L --output_dir k --resume_from_checkpoint latest && same k"
 check 'loader threads do not matter' "dt-train lora $L --dataloader_num_workers 3 --output_dir w && same w"
-check 'given plan and cache: the same' "dt-train lora $L --output_dir g --plan a/plan.ndjson --latents a/cache && same g"
-check 'a cache has its plan' "dt-train lora ${L/--train_data_dir data/} --output_dir h --latents a/cache && same h"
+check 'given plan and cache: the same' "dt-train lora $P --output_dir g --plan a/plan.ndjson --latents a/cache && same g"
+check 'a cache has its plan' "dt-train lora $P --output_dir h --latents a/cache && same h"
 check 'recompute does not change the loss, but for how fused kernels round' \
     "dt-train lora $L --gradient_checkpointing --output_dir rc && paste -d, a/metrics.ndjson rc/metrics.ndjson | tr ':' ',' |
      awk -F, '{ d = \$6 / \$16 - 1; if (d < -1e-5 || d > 1e-5) bad++; n++ } END { print n, bad + 0 }'" '6 0'
 check 'weights left in their file give the same bits' "dt-train lora $L --low_vram --output_dir lv && cmp a/lora.safetensors lv/lora.safetensors"
 check 'as one pipe' \
     "dt-bucket --train_data_dir data --image_sample_size 32 --train_batch_size 2 --max_train_steps 6 -q |
-     dt-cache-latents --model $M -q -o - | dt-train lora $L --latents - --output_dir s && same s"
+     dt-cache-latents --model $M -q -o - | dt-train lora $P --latents - --output_dir s && same s"
+check 'accumulation is the plan'"'"'s' \
+    "dt-bucket $D --gradient_accumulation_steps 3 --max_train_steps 2 -q -o acc.ndjson
+     dt-cache-latents --model $M -q -o a/cache acc.ndjson && dt-train lora ${P/steps 6/steps 2} --plan acc.ndjson --latents a/cache --output_dir acc &&
+     dt-train lora ${L/steps 6/steps 2} --gradient_accumulation_steps 3 --output_dir acc2 && cmp acc/lora.safetensors acc2/lora.safetensors &&
+     grep -c loss acc/metrics.ndjson" 2
 check 'without padding' "dt-train lora $L --text_padding none --output_dir n && ! cmp -s a/lora.safetensors n/lora.safetensors &&
      [ \$(cat n/cache/*.tar | wc -c) -lt \$((\$(cat a/cache/*.tar | wc -c) / 4)) ]"
 check 'without padding the memory plan knows every length' \
@@ -84,12 +106,12 @@ check 'without padding, resumed: bit for bit' \
      cmp n/lora.safetensors nr/lora.safetensors && cmp n/metrics.ndjson nr/metrics.ndjson"
 check 'without padding, loader threads do not matter' \
     "dt-train lora $L --text_padding none --dataloader_num_workers 3 --output_dir nw && cmp n/lora.safetensors nw/lora.safetensors"
-fails 2 'a cache of the other padding' "dt-train lora $L --output_dir no --plan a/plan.ndjson --latents n/cache" \
+fails 2 'a cache of the other padding' "dt-train lora $P --output_dir no --plan a/plan.ndjson --latents n/cache" \
     "'n/cache' was made with --text_padding none, this run has --text_padding max"
-fails 2 'and the other way' "dt-train lora $L --text_padding none --output_dir no --plan a/plan.ndjson --latents a/cache" \
+fails 2 'and the other way' "dt-train lora $P --text_padding none --output_dir no --plan a/plan.ndjson --latents a/cache" \
     "'a/cache' was made with --text_padding max, this run has --text_padding none"
 fails 2 'more text states than this run takes' \
-    "dt-train lora $L --text_padding none --max_sequence_length 2 --output_dir no --plan a/plan.ndjson --latents n/cache" 'text states, --max_sequence_length is 2'
+    "dt-train lora $P --text_padding none --max_sequence_length 2 --output_dir no --plan a/plan.ndjson --latents n/cache" 'text states, --max_sequence_length is 2'
 fails 2 'resume with the other padding' "dt-train lora $L --output_dir n --resume_from_checkpoint latest" 'settings'
 fails 2 'resume with other settings' "dt-train lora ${L/rank 4/rank 8} --output_dir a --resume_from_checkpoint latest" 'settings'
 fails 4 'a changed checkpoint is noticed' \
@@ -135,3 +157,6 @@ check 'validation: samples and held-out loss' \
     "dt-train lora $L --validation_prompts 'a crown' 'a sun' --validation_steps 3 --validation_inference_steps 2 --validation_data_dir held --output_dir val &&
      ls val/samples.png val/samples/* | wc -l; wc -l <val/validation.ndjson" '7
 3'
+check 'held-out pictures have the size of the plan' \
+    "dt-train lora $P --plan a/plan.ndjson --latents a/cache --validation_steps 3 --validation_data_dir held --output_dir val2 &&
+     cmp val/held-plan.ndjson val2/held-plan.ndjson && grep -o '\"batch\".*\"size\":.32,32.' val2/held-plan.ndjson | wc -l" 1

@@ -95,6 +95,9 @@ typedef struct dt_batch {
 typedef struct dt_plan_info {
     int64_t seed, items, epochs, batches, samples, steps, train_batch_size, gradient_accumulation_steps, world_size;
     int64_t shard, shards;          /* 0, 1 when whole */
+    int64_t image_sample_size, multiple;    /* px; of its settings, or their defaults */
+    int64_t fix[2];                 /* px: height and width; 0 when pictures are not stretched */
+    bool    enable_bucket;
 } dt_plan_info;
 
 typedef struct dt_batches dt_batches;   /* opaque; one thread at a time */

@@ -77,6 +77,22 @@ static int pair(int out[2], const cJSON *o, const char *key, int min, int max, c
     return 0;
 }
 
+static int read_settings(dt_plan_info *i, const cJSON *header, const char *what, dt_err *err)
+{
+    const struct dt_data_settings def = DT_DATA_DEFAULTS;
+    const cJSON *o = cJSON_GetObjectItemCaseSensitive(header, "settings");
+    int n = 0, rc = dt_json_int_or(&i->image_sample_size, o, "image_sample_size", def.image_sample_size, 1, MAX_SIDE_PX, what, err);
+    if (rc == 0)
+        rc = dt_json_int_or(&i->multiple, o, "multiple", def.multiple, 1, MAX_SIDE_PX, what, err);
+    if (rc == 0)
+        rc = dt_json_bool_or(&i->enable_bucket, o, "enable_bucket", false, what, err);
+    if (rc == 0)
+        rc = dt_json_ints_or(i->fix, &n, 2, o, "fix_sample_size", what, err);
+    if (rc == 0 && n && (n != 2 || i->fix[0] < 1 || i->fix[0] > MAX_SIDE_PX || i->fix[1] < 1 || i->fix[1] > MAX_SIDE_PX))
+        rc = dt_err_set(err, DT_EDATA, "%s: 'fix_sample_size' must be two integers from 1 to %d", what, MAX_SIDE_PX);
+    return rc;
+}
+
 static int read_header(dt_batches *b, dt_err *err)
 {
     char what[512];
@@ -108,6 +124,8 @@ static int read_header(dt_batches *b, dt_err *err)
         rc = dt_err_set(err, DT_EDATA, "%s: 'shard' must be [i, n] with i < n", what);
     i->shard = n ? shard[0] : 0;
     i->shards = n ? shard[1] : 1;
+    if (rc == 0)
+        rc = read_settings(i, o, what, err);
     cJSON_Delete(o);
     return rc;
 }

@@ -69,7 +69,7 @@ static void set_schedule(dt_job *j)
         steps = o->data.max_train_steps;
     double lr = o->learning_rate;
     if (o->scale_lr)
-        lr *= (double)(accumulate * o->data.train_batch_size);
+        lr *= (double)(accumulate * j->info.train_batch_size);
     j->t.max_steps = steps;
     j->t.accumulate = accumulate;
     j->t.lr = (dt_lr){ .kind = o->lr_scheduler, .base = lr, .warmup = o->lr_warmup_steps, .total = steps,

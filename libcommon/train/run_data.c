@@ -150,6 +150,8 @@ static int read_info(dt_job *j, dt_err *err)
     int rc = dt_batches_open(&b, j->plan, err);
     if (rc == 0) {
         j->info = *dt_batches_info(b);
+        if (!j->o->data.gradient_accumulation_steps)
+            j->o->data.gradient_accumulation_steps = j->info.gradient_accumulation_steps;
         dt_batches_close(&b);
     }
     return rc;

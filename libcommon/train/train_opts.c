@@ -242,21 +242,88 @@ void dt_train_opts_release(dt_train_opts *o)
     dt_strs_release(&o->validation_prompts);
 }
 
-int dt_train_opts_check(dt_train_opts *o, dt_err *err)
+/* --- options that say nothing in this run: refused, never passed over --- */
+
+static bool held_out(const dt_train_opts *o) { return o->held.train_data_dir || o->held.train_data_meta; }
+static bool validates(const dt_train_opts *o) { return held_out(o) || o->validation_prompts.n; }
+
+static bool planned(const dt_train_opts *o) { return o->plan || o->latents; }
+static bool reads_no_pictures(const dt_train_opts *o) { return planned(o) && !held_out(o); }
+static bool encodes_nothing(const dt_train_opts *o) { return o->latents && !held_out(o); }
+static bool decodes_nothing(const dt_train_opts *o) { return o->latents && !validates(o); }
+static bool never_validates(const dt_train_opts *o) { return !validates(o); }
+static bool no_prompts(const dt_train_opts *o) { return !o->validation_prompts.n; }
+static bool lr_constant(const dt_train_opts *o) { return o->lr_scheduler == DT_LR_CONSTANT; }
+static bool lr_no_cosine(const dt_train_opts *o) { return o->lr_scheduler != DT_LR_COSINE && o->lr_scheduler != DT_LR_RESTARTS; }
+static bool lr_no_polynomial(const dt_train_opts *o) { return o->lr_scheduler != DT_LR_POLYNOMIAL; }
+static bool no_ema(const dt_train_opts *o) { return !o->use_ema; }
+static bool no_logit_normal(const dt_train_opts *o) { return o->weighting != DT_W_LOGIT_NORMAL; }
+static bool no_mode(const dt_train_opts *o) { return o->weighting != DT_W_MODE; }
+static bool no_dumps(const dt_train_opts *o) { return !o->dump_steps; }
+static bool no_events(const dt_train_opts *o) { return o->report_to != 0; }
+
+#define PLANNED "is in the plan already: give it to dt-bucket"
+#define SIZES   "is in the plan already: give it to dt-bucket (samples: --validation_size)"
+static const struct idle {
+    const char *flag;
+    bool (*is)(const dt_train_opts *o);
+    const char *why;
+} idle[] = {
+    { "train_data_dir", planned, PLANNED }, { "train_data_meta", planned, PLANNED }, { "max_train_samples", planned, PLANNED },
+    { "caption_dropout", planned, PLANNED }, { "random_flip", planned, PLANNED }, { "train_batch_size", planned, PLANNED },
+    { "num_train_epochs", planned, PLANNED }, { "seed", planned, PLANNED }, { "trust_sizes", reads_no_pictures, PLANNED },
+    { "verify_images", reads_no_pictures, PLANNED }, { "max_skipped_fraction", reads_no_pictures, PLANNED },
+    { "image_sample_size", planned, SIZES }, { "enable_bucket", planned, SIZES },
+    { "random_ratio_crop", planned, SIZES }, { "random_hw_adapt", planned, SIZES },
+    { "fix_sample_size", planned, SIZES }, { "multiple", planned, SIZES },
+    { "vae_mini_batch", encodes_nothing, "has no effect: the cache is filled; give it to dt-cache-latents" },
+    { "vae_tile", decodes_nothing, "has no effect: the cache is filled; give it to dt-cache-latents" },
+    { "validation_steps", never_validates, "needs --validation_prompts or --validation_data_dir" },
+    { "validation_epochs", never_validates, "needs --validation_prompts or --validation_data_dir" },
+    { "validation_inference_steps", no_prompts, "needs --validation_prompts" },
+    { "validation_size", no_prompts, "needs --validation_prompts" },
+    { "lr_warmup_steps", lr_constant, "has no effect with --lr_scheduler constant: constant_with_warmup has a warm-up" },
+    { "lr_num_cycles", lr_no_cosine, "needs --lr_scheduler cosine or cosine_with_restarts" },
+    { "lr_power", lr_no_polynomial, "needs --lr_scheduler polynomial" },
+    { "ema_decay", no_ema, "needs --use_ema" },
+    { "logit_mean", no_logit_normal, "needs --weighting_scheme logit_normal" },
+    { "logit_std", no_logit_normal, "needs --weighting_scheme logit_normal" },
+    { "mode_scale", no_mode, "needs --weighting_scheme mode" },
+    { "dump_dir", no_dumps, "needs --dump_steps" },
+    { "logging_dir", no_events, "needs --report_to tensorboard" },
+    { "tracker_project_name", no_events, "needs --report_to tensorboard" },
+};
+
+static int refuse_idle(const dt_train_opts *o, int argc, char **argv, dt_err *err)
+{
+    const dt_cli *c = dt_train_cli(o->method);
+    for (size_t i = 0; i < sizeof(idle) / sizeof(idle[0]); i++)
+        if (idle[i].is(o) && dt_cli_given(c, argc, argv, idle[i].flag))
+            return dt_err_set(err, DT_EUSAGE, "--%s %s", idle[i].flag, idle[i].why);
+    return 0;
+}
+
+static int check_inputs(const dt_train_opts *o, dt_err *err)
 {
     if (!o->model)
         return dt_err_set(err, DT_EUSAGE, "--pretrained_model_name_or_path is missing");
-    bool data = o->data.train_data_dir || o->data.train_data_meta;
-    if (!o->plan && !o->latents && !data)
+    if (!planned(o) && !o->data.train_data_dir && !o->data.train_data_meta)
         return dt_err_set(err, DT_EUSAGE, "--train_data_dir is missing (or --plan and --latents)");
-    if (o->latents && !o->plan && strcmp(o->latents, "-")) {
-        char *plan = dt_path_join(o->latents, "plan.ndjson");
-        bool there = dt_exists(plan);
-        free(plan);
-        if (data || !there)
-            return dt_err_set(err, DT_EUSAGE, data ? "--latents DIR needs the --plan that it was made for"
-                              : "--latents DIR needs the --plan that it was made for: there is no plan.ndjson in it");
-    }
+    if (o->plan || !o->latents || !strcmp(o->latents, "-"))
+        return 0;
+    char *plan = dt_path_join(o->latents, "plan.ndjson");
+    bool there = dt_exists(plan);
+    free(plan);
+    return there ? 0 : dt_err_set(err, DT_EUSAGE, "--latents DIR needs the --plan that it was made for: there is no plan.ndjson in it");
+}
+
+int dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err)
+{
+    int rc = check_inputs(o, err);
+    if (rc == 0)
+        rc = refuse_idle(o, argc, argv, err);
+    if (rc < 0)
+        return rc;
     if (o->use_peft_lora && o->lora_format >= 0 && o->lora_format != DT_LORA_PEFT)
         return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other", dt_lora_layouts[o->lora_format]);
     if (o->lora_format < 0)
@@ -269,6 +336,8 @@ int dt_train_opts_check(dt_train_opts *o, dt_err *err)
         return dt_err_set(err, DT_EUSAGE, "--validation_steps and --validation_epochs exclude each other");
     if (o->lr_num_cycles < 0)
         o->lr_num_cycles = o->lr_scheduler == DT_LR_COSINE ? 0.5 : 1;
+    if (planned(o) && !dt_cli_given(dt_train_cli(o->method), argc, argv, "gradient_accumulation_steps"))
+        o->data.gradient_accumulation_steps = 0;
     o->timesteps.weighting = o->weighting;
     o->timesteps.uniform = o->uniform_sampling;
     return 0;

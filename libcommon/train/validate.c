@@ -50,7 +50,7 @@ struct dt_validator {
 static int64_t side_of(const dt_job *j)
 {
     int64_t multiple = 2 * dt_vae_factor(&j->pipe->vae), side = j->o->validation_size, area = 0;
-    for (int i = 0; i < j->nshape && j->o->plan; i++)
+    for (int i = 0; i < j->nshape && (j->o->plan || j->o->latents); i++)
         if (j->shape[i][1] * j->shape[i][2] > area)
             area = j->shape[i][1] * j->shape[i][2];
     if (!side)
@@ -136,13 +136,13 @@ static int new_samples(dt_validator *v, dt_err *err)
     return rc == 0 ? dt_flux_run_plan_decode(v->run, v->side_px, v->side_px, err) : rc;
 }
 
-/* --- held-out pictures --- */
+/* --- held-out pictures: of the sizes that the plan asks for, each once --- */
 
 static int held_data(dt_validator *v, dt_err *err)
 {
     dt_job *j = v->j;
     struct dt_data_settings s = j->o->data;
-    char *dir = dt_path_join(j->o->output_dir, "held-cache");
+    char *dir = dt_path_join(j->o->output_dir, "held-cache"), side[2][24], *fix[2] = { side[0], side[1] };
     s.train_data_dir = j->o->held.train_data_dir;
     s.train_data_meta = j->o->held.train_data_meta;
     s.train_batch_size = j->info.train_batch_size;
@@ -150,7 +150,13 @@ static int held_data(dt_validator *v, dt_err *err)
     s.num_train_epochs = s.gradient_accumulation_steps = s.world_size = 1;
     s.max_train_steps = s.max_train_samples = 0;
     s.caption_dropout = 0;
-    s.random_flip = 0;
+    s.random_flip = s.random_ratio_crop = s.random_hw_adapt = 0;
+    s.image_sample_size = j->info.image_sample_size;
+    s.multiple = j->info.multiple;
+    s.enable_bucket = j->info.enable_bucket;
+    for (int k = 0; k < 2; k++)
+        snprintf(side[k], sizeof(side[k]), "%" PRId64, j->info.fix[k]);
+    s.fix_sample_size = (dt_strs){ .v = fix, .n = j->info.fix[0] ? 2 : 0 };
     s.shard = NULL;
     s.stop = j->ui->stop;
     dt_job_say(j, "held-out pictures:");
