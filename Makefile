@@ -108,7 +108,7 @@ progs: $(PROGS)
 cppflags:
 	@echo '$(CPPFLAGS)'
 check: all units progs
-	@B=$(B) tests/run $(UNITS) $(PROGS) $(wildcard tests/*.t tools/*.t)
+	@B=$(B) tests/run $(wildcard tools/*.t tests/*.t) $(PROGS) $(UNITS)
 check-threads: all units $(B)/golden
 	@B=$(B) tests/run $(UNITS) $(B)/golden $(wildcard tools/*.t)
 

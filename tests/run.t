@@ -88,3 +88,9 @@ check 'lib.sh: check and fails' 'last lib; grep "not ok" "$T/log"' '2 passed, 4 
   not ok 6 - other words'
 check 'no programs'             'last' '0 passed, 1 failed
 1'
+prog left  'echo 1..1; : >"${0%left.t}l"; for i in $(seq 200); do [ -e "${0%left.t}r" ] && { echo ok 1; exit; }; sleep 0.05; done; echo not ok 1'
+prog right 'echo 1..1; : >"${0%right.t}r"; for i in $(seq 200); do [ -e "${0%right.t}l" ] && { echo ok 1; exit; }; sleep 0.05; done; echo not ok 1'
+check 'two at a time wait for each other; results in order' \
+    'TEST_JOBS=2 last left right good; sed -n "s/.*\/\([a-z]*\).t: .*/\1/p" "$T/log" | xargs' '4 passed, 0 failed
+0
+left right good'
