@@ -28,6 +28,11 @@ override CXXFLAGS += -fsanitize=$(SAN)
 override LDFLAGS  += -fsanitize=$(SAN)
 endif
 
+ifdef COV                               # lines of libcommon and tools are counted, kernels are not
+$(B)/libcommon/%.o $(B)/tools/%.o: override CFLAGS += --coverage -fprofile-update=atomic
+override LDFLAGS  += --coverage
+endif
+
 TOOLS := $(patsubst tools/%.c,%,$(wildcard tools/dt-*.c))
 LIB_C := $(filter-out %_test.c,$(wildcard libcommon/*/*.c kernels/*.c))
 LIB_X := $(wildcard libcommon/*/*.cc)
@@ -100,7 +105,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE all lib units progs check check-threads cppflags deps demo test san man install clean help
+.PHONY: FORCE all lib units progs check check-threads coverage cppflags deps demo test san man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)
@@ -124,6 +129,9 @@ test: deps      ## build everything and run all tests; `make check` does it with
 san:            ## run all tests under ASan and UBSan, and those with threads under TSan (wants clang and its libomp)
 	@$(MAKE) --no-print-directory $(JOBS) SAN=address,undefined check
 	@$(MAKE) --no-print-directory $(JOBS) SAN=thread CC=clang CXX=clang++ check-threads
+coverage:       ## run all tests and report how many lines of libcommon and tools they run
+	@find build-cov -name '*.gcda' -delete 2>/dev/null; $(MAKE) --no-print-directory $(JOBS) COV=1 B=build-cov check
+	@tests/coverage build-cov
 man: all        ## write the OPTIONS sections of man/ anew from the tools
 	B=$(B) tests/man.t -u
 install: all    ## copy programs and manual pages to $(DESTDIR)$(PREFIX)

@@ -160,3 +160,11 @@ check 'validation: samples and held-out loss' \
 check 'held-out pictures have the size of the plan' \
     "dt-train lora $P --plan a/plan.ndjson --latents a/cache --validation_steps 3 --validation_data_dir held --output_dir val2 &&
      cmp val/held-plan.ndjson val2/held-plan.ndjson && grep -o '\"batch\".*\"size\":.32,32.' val2/held-plan.ndjson | wc -l" 1
+
+# --- tokenizer ---
+check 'vocabularies from captions' \
+    "dt-train tokenizer --train_data_meta $I/metadata.json --clip_vocab_size 600 --t5_vocab_size 200 --output_dir tok && ls tok/tokenizer tok/tokenizer_2 | xargs" \
+    'tok/tokenizer: merges.txt special_tokens_map.json tokenizer_config.json vocab.json tok/tokenizer_2: spiece.model tokenizer_config.json'
+fails 2 'a tokenizer from nothing' 'dt-train tokenizer --output_dir tok' 'train_data_meta and --output_dir'
+fails 4 'a tokenizer from captions that are not there' 'dt-train tokenizer --train_data_meta gone.json --output_dir tok' 'gone.json'
+check 'version' 'dt-train --version | cut -d " " -f 1' dt-train

@@ -31,7 +31,6 @@ int      dt_canvas_new(dt_canvas **out, int w_px, int h_px, uint32_t rgb, dt_err
 void     dt_canvas_free(dt_canvas **c);
 cairo_t *dt_canvas_cairo(dt_canvas *c);             /* borrowed until free */
 void     dt_set_rgb(cairo_t *cr, uint32_t rgb, double alpha);
-void     dt_rounded_rect(cairo_t *cr, double x, double y, double w, double h, double radius);   /* a path */
 
 /* x: left edge, centre or right edge as aligned; y: top.  draw returns the height used. */
 double   dt_draw_text(dt_canvas *c, double x, double y, const char *str, const struct dt_text *t);

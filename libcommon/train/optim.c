@@ -40,12 +40,3 @@ void dt_optim_step(dt_optim *o, double lr, double norm)
     }
     dt_optim_zero(o);
 }
-
-int64_t dt_optim_trained(const dt_optim *o)
-{
-    int64_t n = 0;
-    for (int i = 0; i < o->nset; i++)
-        for (int64_t j = 0; j < o->set[i]->n; j++)
-            n += o->set[i]->v[j]->trainable ? o->set[i]->v[j]->numel : 0;
-    return n;
-}

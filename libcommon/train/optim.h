@@ -20,6 +20,5 @@ double dt_optim_norm(const dt_optim *o);    /* global gradient norm, fp64; not f
 /* Clips (torch.nn.utils.clip_grad_norm_: scale = max_norm / (norm + 1e-6), at most 1), updates, refreshes the working
  * copies and the EMA (diffusers' EMAModel: decay = min(ema_decay, (1 + k) / (10 + k))), zeroes the gradients. */
 void   dt_optim_step(dt_optim *o, double lr, double norm);
-int64_t dt_optim_trained(const dt_optim *o);    /* elements trained, padding not counted */
 
 #endif
