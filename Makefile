@@ -41,6 +41,7 @@ LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o) $(LIB_P:libcommon/%.pro
 UNITS := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/*.c))
 PROGS := $(patsubst tests/%.c,$(B)/%,$(shell grep -ls '^int main' tests/*.c))
 CASES := $(patsubst %.c,$(B)/%.o,$(wildcard kernels/*_test.c))
+BENCH := $(patsubst %.c,$(B)/%.o,$(wildcard tests/bench/*.c))
 CU    := $(wildcard kernels/*.cu)
 EMU_O := $(CU:%.cu=$(B)/cuemu/%.o) $(B)/tests/cuemu/cuemu.cc.o
 
@@ -74,6 +75,9 @@ $(B)/%.pb-c.o: $(B)/%.pb-c.c
 $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
 
 $(B)/checkop: $(CASES) $(EMU_O)
+$(BENCH): override CPPFLAGS += -Itests
+$(B)/bench: $(BENCH) $(B)/libdt.a
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # CUDA.  The plugin: machine code for A100 and H100, PTX for what comes later.
 override NVCCFLAGS += -std=c++17 -O3 -lineinfo -gencode arch=compute_80,code=sm_80 -gencode 'arch=compute_90,code=[sm_90,compute_90]' \
@@ -105,7 +109,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE all lib units progs check check-threads coverage cppflags deps demo test san man install clean help
+.PHONY: FORCE all lib units progs check check-threads coverage cppflags deps demo test san bench bench-torch man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)
@@ -132,6 +136,12 @@ san:            ## run all tests under ASan and UBSan, and those with threads un
 coverage:       ## run all tests and report how many lines of libcommon and tools they run
 	@find build-cov -name '*.gcda' -delete 2>/dev/null; $(MAKE) --no-print-directory $(JOBS) COV=1 B=build-cov check
 	@tests/coverage build-cov
+bench: $(B)/bench $(B)/checkop      ## time every op and every network, as shares of what this machine can do at most
+	@$(B)/checkop -b
+	@$(B)/bench
+	@$(B)/bench -t bf16
+bench-torch: $(B)/bench     ## the same networks beside PyTorch's: PYTHON=one that has torch, diffusers, transformers and peft
+	@B=$(B) $(or $(PYTHON),python3) tests/bench/torch_compare.py
 man: all        ## write the OPTIONS sections of man/ anew from the tools
 	B=$(B) tests/man.t -u
 install: all    ## copy programs and manual pages to $(DESTDIR)$(PREFIX)
@@ -141,4 +151,4 @@ install: all    ## copy programs and manual pages to $(DESTDIR)$(PREFIX)
 clean:          ## remove what was built
 	rm -rf build build-*
 help:           ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12

@@ -1,0 +1,231 @@
+/* bench: how fast the networks run on this machine, and where the time goes.
+ *
+ *   bench [-t f32|bf16] [-n RUNS] [-a] [NAME ...]      a table for each work (work.h): all, if none is named; -a: every shape
+ *   bench [-t f32|bf16] -s NAME                        serve: what tests/bench/torch_compare.py talks to
+ *
+ * Shares are of the peaks that peak.h measures in the same run.  A server says "ready" when it has warmed up, answers every "run"
+ * with the seconds it took and "peak" with the process's peak of resident memory in KiB since it was ready. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "base/mem.h"
+#include "bench/peak.h"
+#include "bench/work.h"
+#include "graph/internal.h"
+
+enum { WARM_UP = 2 };
+
+struct row {                        /* of one op, or of one op and shape */
+    const char *op;
+    char   what[160];
+    int    calls;
+    double seconds, flops, bytes;
+};
+
+struct table {
+    struct row *row;
+    int64_t n, cap;
+    bool    shapes;
+};
+
+static double median(double *x, int n)
+{
+    for (int i = 1; i < n; i++)
+        for (int k = i; k > 0 && x[k] < x[k - 1]; k--) {
+            double t = x[k];
+            x[k] = x[k - 1];
+            x[k - 1] = t;
+        }
+    return n % 2 ? x[n / 2] : (x[n / 2] + x[n / 2 - 1]) / 2;
+}
+
+/* --- profile --- */
+
+static dt_cost cost_of(const dt_node *n)
+{
+    dt_cost c = { 0, 0 };
+    if (n->op->cost) {
+        n->op->cost(n, &c);
+        return c;
+    }
+    for (int i = 0; i < n->nin; i++)
+        c.bytes += n->in[i] ? (double)dt_bytes(n->in[i]) : 0;
+    for (int i = 0; i < n->nout; i++)
+        c.bytes += n->out[i] ? (double)dt_bytes(n->out[i]) : 0;
+    return c;
+}
+
+static void add(void *ctx, const dt_node *n, double seconds)
+{
+    struct table *t = ctx;
+    char what[160] = "";
+    int64_t i = 0;
+    if (t->shapes)
+        dt_node_describe(n, what, sizeof(what));
+    while (i < t->n && (strcmp(t->row[i].op, n->op->name) || strcmp(t->row[i].what, what)))
+        i++;
+    if (i == t->n) {
+        dt_grow(&t->row, &t->cap, t->n + 1, sizeof(*t->row));
+        t->row[t->n++] = (struct row){ .op = n->op->name };
+        memcpy(t->row[i].what, what, sizeof(what));
+    }
+    dt_cost c = cost_of(n);
+    t->row[i].calls++;
+    t->row[i].seconds += seconds;
+    t->row[i].flops += c.flops;
+    t->row[i].bytes += c.bytes;
+}
+
+static int by_seconds(const void *a, const void *b)
+{
+    double x = ((const struct row *)a)->seconds, y = ((const struct row *)b)->seconds;
+    return (x < y) - (x > y);
+}
+
+static bool starts(const char *s, const char *with) { return !strncmp(s, with, strlen(with)); }
+
+static void print_profile(struct table *t, int runs, const struct peak *p)
+{
+    double total = 0, products = 0, attention = 0;
+    qsort(t->row, (size_t)t->n, sizeof(*t->row), by_seconds);
+    for (int64_t i = 0; i < t->n; i++) {
+        const struct row *r = &t->row[i];
+        total += r->seconds;
+        products += starts(r->op, "matmul") || starts(r->op, "conv2d") ? r->seconds : 0;
+        attention += starts(r->op, "attention") ? r->seconds : 0;
+    }
+    printf("  %5s %9s %6s %8s %6s %8s %6s  %s\n", "calls", "ms", "share", "GFLOP/s", "peak", "GB/s", "peak", "op");
+    for (int64_t i = 0; i < t->n; i++) {
+        const struct row *r = &t->row[i];
+        printf("  %5d %9.3f %5.1f%% %8.1f %5.0f%% %8.1f %5.0f%%  %s\n", r->calls / runs, r->seconds / runs * 1e3,
+               100 * r->seconds / total, r->flops / r->seconds * 1e-9, 100 * r->flops / r->seconds / p->flops,
+               r->bytes / r->seconds * 1e-9, 100 * r->bytes / r->seconds / p->bytes, r->what[0] ? r->what : r->op);
+    }
+    printf("  matrix products and convolutions %.1f%%, attention %.1f%%, all else %.1f%%\n\n", 100 * products / total,
+           100 * attention / total, 100 * (total - products - attention) / total);
+}
+
+/* --- tables --- */
+
+struct opts {
+    dt_dtype dtype;
+    int      runs;
+    bool     shapes;
+    dt_device *dev;
+};
+
+static int table(const struct opts *o, const char *name, const struct peak *p, dt_err *err)
+{
+    work *w = NULL;
+    double *s = dt_alloc((size_t)o->runs * sizeof(*s)), t0 = bench_now();
+    struct table t = { .shapes = o->shapes };
+    int rc = work_new(&w, name, o->dtype, o->dev, err);
+    double ready = bench_now() - t0;
+    for (int i = -WARM_UP; i < o->runs && rc == 0; i++) {
+        t0 = bench_now();
+        rc = work_run(w, err);
+        if (i >= 0)
+            s[i] = bench_now() - t0;
+    }
+    if (rc == 0) {
+        const dt_plan_stats *st = dt_plan_stat(work_plan(w));
+        double m = median(s, o->runs);
+        printf("%s %s: %.1f ms (%.1f to %.1f, %d runs), %.1f GFLOP/s, %.0f%% of the peak; arena %.1f MiB, weights %.1f MiB; "
+               "made in %.2f s\n", name, dt_dtype_name(o->dtype), m * 1e3, s[0] * 1e3, s[o->runs - 1] * 1e3, o->runs,
+               st->flops / m * 1e-9, 100 * st->flops / m / p->flops, (double)st->arena / 1048576.0,
+               (double)work_weights(w) / 1048576.0, ready);
+        for (int i = 0; i < 3; i++)
+            dt_plan_profile(work_plan(w), add, &t);
+        print_profile(&t, 3, p);
+    }
+    free(t.row);
+    free(s);
+    work_free(&w);
+    return rc;
+}
+
+static int tables(const struct opts *o, char **names, dt_err *err)
+{
+    struct peak p = peak_measure(o->dev, o->dtype);
+    printf("%d threads, %s: %.1f GFLOP/s in fp32 registers, %.1f GFLOP/s in a large product, %.1f GB/s\n\n",
+           o->dev->threads, dt_dtype_name(o->dtype), p.fma * 1e-9, p.product * 1e-9, p.bytes * 1e-9);
+    for (int rc; *names; names++)
+        if ((rc = table(o, *names, &p, err)) < 0)
+            return rc;
+    return 0;
+}
+
+/* --- serving --- */
+
+static long peak_kib(void)
+{
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    long kib = 0;
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "VmHWM: %ld kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return kib;
+}
+
+static void forget_peak(void)
+{
+    FILE *f = fopen("/proc/self/clear_refs", "w");
+    if (f) {
+        fputs("5", f);
+        fclose(f);
+    }
+}
+
+static int serve(const struct opts *o, const char *name, dt_err *err)
+{
+    work *w = NULL;
+    char line[16];
+    int rc = work_new(&w, name, o->dtype, o->dev, err);
+    forget_peak();
+    for (int i = 0; i < WARM_UP && rc == 0; i++)
+        rc = work_run(w, err);
+    if (rc == 0)
+        puts("ready");
+    for (fflush(stdout); rc == 0 && fgets(line, sizeof(line), stdin); fflush(stdout)) {
+        double t0 = bench_now();
+        if (starts(line, "peak")) {
+            printf("%ld\n", peak_kib());
+            continue;
+        }
+        rc = work_run(w, err);
+        printf("%.9f\n", bench_now() - t0);
+    }
+    work_free(&w);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct opts o = { .dtype = DT_F32, .runs = 9 };
+    const char *served = NULL;
+    dt_err err = { 0 };
+    for (int c; (c = getopt(argc, argv, "t:n:as:")) != -1;) {
+        if (c == 't')
+            o.dtype = strcmp(optarg, "bf16") ? DT_F32 : DT_BF16;
+        else if (c == 'n' && atoi(optarg) > 0)
+            o.runs = atoi(optarg);
+        else if (c == 'a')
+            o.shapes = true;
+        else if (c == 's')
+            served = optarg;
+        else
+            return fputs("usage: bench [-t f32|bf16] [-n RUNS] [-a] [-s NAME] [NAME ...]\n", stderr), 2;
+    }
+    int rc = dt_cpu_open(&o.dev, &err);
+    if (rc == 0)
+        rc = served ? serve(&o, served, &err) : tables(&o, optind < argc ? argv + optind : (char **)work_names, &err);
+    dt_device_close(&o.dev);
+    if (rc < 0)
+        fprintf(stderr, "bench: %s\n", err.msg);
+    return rc < 0;
+}
