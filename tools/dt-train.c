@@ -124,7 +124,9 @@ static int learn(const struct tok_opts *o, dt_err *err)
     dt_meta meta = { 0 };
     dt_strs captions = { 0 };
     char *clip = dt_path_join(o->out, "tokenizer"), *t5 = dt_path_join(o->out, "tokenizer_2");
-    int rc = dt_meta_read(&meta, o->data, NULL, err);
+    int rc = dt_meta_read(&meta, o->data, NULL, err), skipped = 0;
+    for (int64_t i = 0; rc >= 0 && i < meta.skipped.n; i++, skipped++)
+        dt_warn("skipped %s", meta.skipped.v[i]);
     for (int64_t i = 0; rc >= 0 && i < meta.n; i++)
         dt_strs_add(&captions, meta.v[i].text);
     if (rc >= 0)
@@ -139,7 +141,7 @@ static int learn(const struct tok_opts *o, dt_err *err)
     dt_meta_release(&meta);
     free(clip);
     free(t5);
-    return rc < 0 ? rc : 0;
+    return rc < 0 ? rc : skipped ? 3 : 0;
 }
 
 static int tokenizer(int argc, char **argv)
@@ -153,7 +155,9 @@ static int tokenizer(int argc, char **argv)
         rc = dt_err_set(&err, DT_EUSAGE, "--train_data_meta and --output_dir are needed");
     if (rc == 0)
         rc = learn(&o, &err);
-    return rc < 0 ? dt_die_err(&err) : 0;
+    else if (rc > 0)                /* --help and the like */
+        rc = 0;
+    return rc < 0 ? dt_die_err(&err) : rc;
 }
 
 int main(int argc, char **argv)

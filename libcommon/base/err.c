@@ -29,7 +29,7 @@ int dt_err_set(dt_err *err, int code, const char *fmt, ...)
 int dt_err_sys(dt_err *err, int code, const char *fmt, ...)
 {
     if (!err)
-        return code;
+        return errno == ENOMEM ? DT_ENOMEM : code;
     int e = errno;
     char reason[128];
     va_list ap;
@@ -40,7 +40,7 @@ int dt_err_sys(dt_err *err, int code, const char *fmt, ...)
     const char *why = strerror_r(e, reason, sizeof reason);     /* GNU form */
     snprintf(err->msg + n, sizeof err->msg - n, ": %s", why);
     one_line(err->msg);
-    return err->code = code;
+    return err->code = e == ENOMEM ? DT_ENOMEM : code;
 }
 
 int dt_err_prefix(dt_err *err, const char *fmt, ...)

@@ -25,7 +25,7 @@ typedef struct dt_err {
 /* Fills err (unless NULL) and returns code. */
 int dt_err_set(dt_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* As dt_err_set, then appends ": " and strerror(errno). */
+/* As dt_err_set, then appends ": " and strerror(errno).  ENOMEM is DT_ENOMEM, whatever the code. */
 int dt_err_sys(dt_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 /* Puts "text: " in front of the message that is there; keeps and returns err->code. */

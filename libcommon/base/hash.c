@@ -30,9 +30,8 @@ static dt_hash hex(XXH128_hash_t h)
 dt_hasher *dt_hasher_new(void)
 {
     dt_hasher *h = dt_alloc(sizeof *h);
-    h->xxh = XXH3_createState();
-    if (!h->xxh || XXH3_128bits_reset(h->xxh) == XXH_ERROR)
-        abort();                /* 600 bytes */
+    h->xxh = dt_must(XXH3_createState());
+    XXH3_128bits_reset(h->xxh);
     return h;
 }
 

@@ -12,6 +12,13 @@
 
 #define MAX_EXACT 9007199254740992.0    /* 2^53: integers beyond are not exact in a JSON number */
 
+/* Short of memory, cJSON leaves out the field that it was asked to add, and calls a good text malformed.  In what we
+ * write and read nothing may be missing in silence: it takes its memory where running out ends the process. */
+__attribute__((constructor)) static void never_null(void)
+{
+    cJSON_InitHooks(&(cJSON_Hooks){ .malloc_fn = dt_alloc, .free_fn = free });
+}
+
 /* --- reading --- */
 int dt_json_parse(cJSON **out, const char *text, size_t bytes, const char *what, dt_err *err)
 {

@@ -1,6 +1,7 @@
 /* mem.c - small host allocations, lists of strings, the nearest word. */
 #include "base/mem.h"
 #include <ctype.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,29 +11,33 @@
 #define ALIGN 64                /* a cache line, and the widest vector */
 
 /* The one place where the library ends the process. */
-static void *must(void *p)
+void *dt_must(void *p)
 {
     if (p)
         return p;
-    static const char msg[] = "out of memory\n";
-    ssize_t n = write(STDERR_FILENO, msg, sizeof msg - 1);
-    (void)n;
+    const char *who = program_invocation_short_name;
+    char line[64];                          /* one write, so that lines do not mix; stdio may want memory itself */
+    size_t n = strnlen(who, sizeof line - 17);
+    memcpy(line, who, n);
+    memcpy(line + n, ": out of memory\n", 16);
+    ssize_t done = write(STDERR_FILENO, line, n + 16);
+    (void)done;
     _exit(5);
 }
 
 void *dt_alloc(size_t bytes)
 {
-    return must(calloc(1, bytes ? bytes : 1));
+    return dt_must(calloc(1, bytes ? bytes : 1));
 }
 
 void *dt_realloc(void *p, size_t bytes)
 {
-    return must(realloc(p, bytes ? bytes : 1));
+    return dt_must(realloc(p, bytes ? bytes : 1));
 }
 
 char *dt_strdup(const char *s)
 {
-    return s ? must(strdup(s)) : NULL;
+    return s ? dt_must(strdup(s)) : NULL;
 }
 
 char *dt_sprintf(const char *fmt, ...)
@@ -42,7 +47,7 @@ char *dt_sprintf(const char *fmt, ...)
     va_start(ap, fmt);
     int n = vasprintf(&s, fmt, ap);
     va_end(ap);
-    return must(n < 0 ? NULL : s);
+    return dt_must(n < 0 ? NULL : s);
 }
 
 void *dt_try_alloc(size_t bytes)
@@ -63,7 +68,7 @@ void dt_grow(void *p, int64_t *cap, int64_t n, size_t size)
     size_t bytes;
     void *old;
     memcpy(&old, p, sizeof old);            /* p is a T **, of any T */
-    void *grown = must(__builtin_mul_overflow((size_t)want, size, &bytes) ? NULL : realloc(old, bytes));
+    void *grown = dt_must(__builtin_mul_overflow((size_t)want, size, &bytes) ? NULL : realloc(old, bytes));
     memcpy(p, &grown, sizeof grown);
     *cap = want;
 }
@@ -71,7 +76,7 @@ void dt_grow(void *p, int64_t *cap, int64_t n, size_t size)
 static void add_n(dt_strs *s, const char *str, size_t len)
 {
     dt_grow(&s->v, &s->cap, s->n + 1, sizeof *s->v);
-    s->v[s->n++] = must(strndup(str, len));
+    s->v[s->n++] = dt_must(strndup(str, len));
 }
 
 void dt_strs_add(dt_strs *s, const char *str)

@@ -11,6 +11,7 @@ void *dt_realloc(void *p, size_t bytes);            /* never NULL for bytes > 0 
 char *dt_strdup(const char *s);                     /* never NULL; NULL in, NULL out */
 char *dt_sprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));   /* caller frees */
 void *dt_try_alloc(size_t bytes);                   /* 64-byte aligned, not zeroed, may be NULL; free() */
+void *dt_must(void *p);                             /* p; NULL, from a library that had no memory, ends the process */
 
 /* Grows *p so that it holds at least n elements of `size` bytes, doubling *cap. */
 void  dt_grow(void *p /* T ** */, int64_t *cap, int64_t n, size_t size);

@@ -265,8 +265,8 @@ static int archive_failed(const dt_cache_store *s, dt_err *err)
 {
     const char *what = s->dir ? s->files.v[s->files.n - 1] : "the stream";
     int e = archive_errno(s->a);
-    return dt_err_set(err, e == ENOMEM ? DT_ENOMEM : DT_EIO, "cannot write %s: %s", what,
-                      e > 0 ? strerror(e) : archive_error_string(s->a));
+    const char *words = e > 0 ? strerror(e) : archive_error_string(s->a);
+    return dt_err_set(err, e == ENOMEM || !words ? DT_ENOMEM : DT_EIO, "cannot write %s: %s", what, words ? words : "no memory");
 }
 
 static int begin(dt_cache_store *s, dt_err *err)
@@ -286,9 +286,7 @@ static int begin(dt_cache_store *s, dt_err *err)
         f = dt_out_file(s->out);
     }
     s->at = 0;
-    s->a = archive_write_new();
-    if (!s->a)
-        return dt_err_set(err, DT_ENOMEM, "no memory to write a shard");
+    s->a = dt_must(archive_write_new());
     archive_write_set_format_ustar(s->a);
     archive_write_set_bytes_per_block(s->a, 0);
     archive_write_set_bytes_in_last_block(s->a, 1);
@@ -301,7 +299,7 @@ static int append(dt_cache_store *s, const char *name, const void *data, size_t 
     int rc = s->a ? 0 : begin(s, err);
     if (rc < 0)
         return rc;
-    struct archive_entry *e = archive_entry_new();
+    struct archive_entry *e = dt_must(archive_entry_new());
     archive_entry_set_pathname(e, name);
     archive_entry_set_filetype(e, AE_IFREG);
     archive_entry_set_perm(e, 0644);

@@ -122,7 +122,7 @@ static int to_frame(AVFrame **frame, enum AVCodecID id, const uint8_t *data, siz
             bad = avcodec_receive_frame(c, f);
     }
     if (bad < 0 || f->decode_error_flags) {
-        rc = dt_err_set(err, DT_EDATA, "%s: damaged %s: %s", name, codec->long_name,
+        rc = dt_err_set(err, bad == AVERROR(ENOMEM) ? DT_ENOMEM : DT_EDATA, "%s: damaged %s: %s", name, codec->long_name,
                         bad < 0 ? av_err2str(bad) : "decoding errors");
         goto out;
     }
@@ -187,14 +187,14 @@ static int convert(uint8_t *rgba, const AVFrame *f)
                                           SWS_BICUBIC | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND | SWS_BITEXACT,
                                           NULL, NULL, NULL);
     if (!s)
-        return -1;
+        return DT_ENOMEM;
     const int *bt601 = sws_getCoefficients(SWS_CS_ITU601);
     sws_setColorspaceDetails(s, bt601, full, bt601, 1, 0, 1 << 16, 1 << 16);
     uint8_t *dst[4] = { rgba };
     int stride[4] = { f->width * 4 };
     int rows = sws_scale(s, (const uint8_t *const *)f->data, f->linesize, 0, f->height, dst, stride);
     sws_freeContext(s);
-    return rows == f->height ? 0 : -1;
+    return rows == f->height ? 0 : DT_EDATA;
 }
 
 static int to_rgba(uint8_t *rgba, uint16_t *line, const AVFrame *f, const AVPixFmtDescriptor *d)
@@ -220,8 +220,8 @@ static int place(dt_image *out, const AVFrame *f, int x, int y, const char *name
     int rc = 0;
     if (!rgba || !line)
         rc = dt_err_set(err, DT_ENOMEM, "%s: no memory to decode %dx%d", name, f->width, f->height);
-    else if (to_rgba(rgba, line, f, d) < 0)
-        rc = dt_err_set(err, DT_EDATA, "%s: cannot convert %s to RGB", name, d->name);
+    else if ((rc = to_rgba(rgba, line, f, d)) < 0)
+        dt_err_set(err, rc, "%s: cannot convert %s to RGB", name, d->name);
     if (rc == 0 && (f->width < out->w || f->height < out->h))
         memset(out->rgb, 255, (size_t)out->w * out->h * 3);
     for (int i = 0; rc == 0 && i < f->height; i++)

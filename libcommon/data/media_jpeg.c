@@ -15,6 +15,7 @@ struct trap {
     jmp_buf     jump;
     const char *name;
     dt_err     *err;
+    int         code;
 };
 
 static void fail(j_common_ptr c)
@@ -22,7 +23,9 @@ static void fail(j_common_ptr c)
     struct trap *t = (struct trap *)c->err;
     char text[JMSG_LENGTH_MAX];
     c->err->format_message(c, text);
-    dt_err_set(t->err, DT_EDATA, "%s: damaged JPEG: %s", t->name, text);
+    bool memory = c->err->msg_code == JERR_OUT_OF_MEMORY;
+    t->code = memory ? DT_ENOMEM : DT_EDATA;
+    dt_err_set(t->err, t->code, "%s: %s: %s", t->name, memory ? "no memory to decode it" : "damaged JPEG", text);
     longjmp(t->jump, 1);
 }
 
@@ -55,7 +58,7 @@ static void cmyk_row(uint8_t *rgb, const uint8_t *cmyk, int w, bool inverted)
 int dt_jpeg_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err)
 {
     struct jpeg_decompress_struct d;
-    struct trap t = { .name = name, .err = err, .progress.progress_monitor = count_scans };
+    struct trap t = { .name = name, .err = err, .code = DT_EDATA, .progress.progress_monitor = count_scans };
     JSAMPARRAY row = NULL;
 
     memset(&d, 0, sizeof d);
@@ -64,7 +67,7 @@ int dt_jpeg_decode(dt_image *out, const uint8_t *data, size_t bytes, const char 
     t.mgr.emit_message = warn;
     if (setjmp(t.jump)) {
         jpeg_destroy_decompress(&d);
-        return DT_EDATA;
+        return t.code;
     }
     jpeg_create_decompress(&d);
     d.progress = &t.progress;

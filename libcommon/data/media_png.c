@@ -1,4 +1,5 @@
 /* media_png.c - PNG in and out with libpng. */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <png.h>
@@ -12,13 +13,31 @@ struct trap {
     const uint8_t *at;          /* reading: [at, end) is left */
     const uint8_t *end;
     FILE       *f;              /* writing */
+    bool        no_memory;      /* libpng's words do not tell that from damage */
 };
+
+static png_voidp reserve(png_structp png, png_alloc_size_t bytes)
+{
+    struct trap *t = png_get_mem_ptr(png);
+    void *p = malloc(bytes);
+    t->no_memory |= !p;
+    return p;
+}
+
+static void release(png_structp png, png_voidp p)
+{
+    (void)png;
+    free(p);
+}
 
 static void fail(png_structp png, png_const_charp msg)
 {
     struct trap *t = png_get_error_ptr(png);
-    dt_err_set(t->err, t->code, t->code == DT_EIO ? "%s: cannot write PNG: %s" : "%s: damaged PNG: %s",
-               t->name, msg);
+    if (t->no_memory)
+        t->code = dt_err_set(t->err, DT_ENOMEM, "%s: no memory for a PNG: %s", t->name, msg);
+    else
+        dt_err_set(t->err, t->code, t->code == DT_EIO ? "%s: cannot write PNG: %s" : "%s: damaged PNG: %s",
+                   t->name, msg);
     png_longjmp(png, 1);
 }
 
@@ -63,15 +82,17 @@ int dt_png_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *
     png_infop info = NULL;
     uint8_t *volatile buf = NULL;
     png_bytep *volatile rows = NULL;
-    volatile int rc = DT_EDATA;
+    volatile int rc = 0;
 
-    png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &t, fail, hush);
+    png_structp png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &t, fail, hush, &t, reserve, release);
     if (!png || !(info = png_create_info_struct(png))) {
         rc = dt_err_set(err, DT_ENOMEM, "%s: out of memory", name);
         goto out;
     }
-    if (setjmp(png_jmpbuf(png)))
+    if (setjmp(png_jmpbuf(png))) {
+        rc = t.code;
         goto out;
+    }
     png_set_user_limits(png, out->w, out->h);
     png_set_read_fn(png, &t, take);
     png_read_info(png, info);
@@ -91,7 +112,6 @@ int dt_png_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *
     png_read_end(png, NULL);
     for (int y = 0; ch == 4 && y < out->h; y++)
         dt_rgba_over_white(out->rgb + (size_t)out->w * 3 * y, rows[y], out->w);
-    rc = 0;
 out:
     free(buf);
     free(rows);
@@ -132,15 +152,17 @@ static int put(FILE *f, const char *name, const dt_image *im, const dt_png_text 
 {
     struct trap t = { .name = name, .code = DT_EIO, .err = err, .f = f };
     png_infop info = NULL;
-    volatile int rc = DT_EIO;
+    volatile int rc = 0;
 
-    png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &t, fail, hush);
+    png_structp png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, &t, fail, hush, &t, reserve, release);
     if (!png || !(info = png_create_info_struct(png))) {
         rc = dt_err_set(err, DT_ENOMEM, "%s: out of memory", name);
         goto out;
     }
-    if (setjmp(png_jmpbuf(png)))
+    if (setjmp(png_jmpbuf(png))) {
+        rc = t.code;
         goto out;
+    }
     png_set_write_fn(png, &t, give, drain);
     png_set_IHDR(png, info, im->w, im->h, 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
                  PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
@@ -150,7 +172,8 @@ static int put(FILE *f, const char *name, const dt_image *im, const dt_png_text 
         png_write_row(png, im->rgb + (size_t)im->w * 3 * y);
     png_write_end(png, info);
     png_write_flush(png);
-    rc = 0;
+    if (t.no_memory)            /* for the text, which libpng then leaves out */
+        png_error(png, "no memory for its text");
 out:
     png_destroy_write_struct(&png, &info);
     return rc;

@@ -273,7 +273,10 @@ static void add_picture(const struct in *in, const char *path)
     size_t n = 0;
     dt_err err = { 0 };
 
-    if (dt_exists(txt) && dt_file_read(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0) {
+    bool bad = dt_exists(txt) && dt_file_read(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0;
+    if (err.code == DT_ENOMEM)                  /* which is no fault of the caption's */
+        dt_must(NULL);
+    if (bad) {
         dt_strs_add(&in->m->skipped, err.msg);
     } else {
         char *p = text ? text : "";
@@ -316,7 +319,9 @@ static int walk_folder(struct walk *w, const char *dir, dt_err *err)
         char *path = dt_path_join(dir, e[i]->d_name);
         dt_err bad = { 0 };
         if (dt_is_dir(path)) {
-            if (walk_folder(w, path, &bad) < 0) {
+            if (walk_folder(w, path, &bad) == DT_ENOMEM)
+                dt_must(NULL);
+            if (bad.code) {
                 dt_strs_add(&w->in->m->skipped, bad.msg);
                 w->in->m->entries++;
             }

@@ -16,6 +16,7 @@ struct job {
     dt_size *size;              /* [m->n], 0 x 0: not usable */
     char   **wrong;             /* [m->n] */
     int64_t  next, differs;
+    int64_t  no_memory;         /* 1 + the picture that there was no memory for: no fault of the picture's */
 };
 
 static void look(struct job *j, int64_t i)
@@ -35,7 +36,9 @@ static void look(struct job *j, int64_t i)
     dt_image_release(&im);
     if (rc < 0)
         j->wrong[i] = dt_strdup(err.msg);
-    else
+    if (rc == DT_ENOMEM)
+        __atomic_store_n(&j->no_memory, i + 1, __ATOMIC_RELAXED);
+    if (rc == 0)
         j->size[i] = (dt_size){ info.w, info.h };
     if (rc == 0 && it->w && (it->w != info.w || it->h != info.h))
         __atomic_fetch_add(&j->differs, 1, __ATOMIC_RELAXED);
@@ -43,7 +46,7 @@ static void look(struct job *j, int64_t i)
 
 static bool stopped(const struct job *j)
 {
-    return j->s->stop && *j->s->stop;
+    return (j->s->stop && *j->s->stop) || __atomic_load_n(&j->no_memory, __ATOMIC_RELAXED);
 }
 
 static int64_t take(struct job *j)
@@ -151,9 +154,9 @@ int dt_pictures_read(dt_meta *m, const struct dt_data_settings *s, struct dt_pla
     struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size), .wrong = dt_alloc(m->n * sizeof *j.wrong) };
     run(&j);
     if (stopped(&j)) {
+        rc = j.no_memory ? dt_err_set(err, DT_ENOMEM, "%s", j.wrong[j.no_memory - 1]) : dt_err_set(err, DT_ESIGNAL, "stopped");
         for (int64_t i = 0; i < m->n; i++)
             free(j.wrong[i]);
-        rc = dt_err_set(err, DT_ESIGNAL, "stopped");
     } else {
         keep_good(&j);
         rc = judge(m, where, s->max_skipped_fraction, err);

@@ -12,6 +12,8 @@ int dt_re_compile(pcre2_code **re, const char *pattern, dt_err *err)
     *re = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
     if (!*re) {
         pcre2_get_error_message(code, msg, sizeof msg);
+        if (code == PCRE2_ERROR_HEAP_FAILED)
+            return dt_err_set(err, DT_ENOMEM, "no memory for the pattern '%s'", pattern);
         return dt_err_set(err, DT_EDATA, "pattern '%s': %s at %zu", pattern, (char *)msg, (size_t)at);
     }
     pcre2_jit_compile(*re, PCRE2_JIT_COMPLETE);     /* without JIT it only is slower */

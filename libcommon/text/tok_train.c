@@ -50,10 +50,10 @@ static void add_word(struct trainer *t, const char *s, int64_t n)
 
 static int split(struct trainer *t, const dt_strs *captions, dt_err *err)
 {
-    dt_scratch sc = { .match = pcre2_match_data_create(2, NULL) };
+    dt_scratch sc = { .match = dt_must(pcre2_match_data_create(2, NULL)) };
     dt_norm norm = {0};
     pcre2_code *re = NULL;
-    int rc = sc.match ? dt_re_compile(&re, dt_bpe_clip_pattern, err) : dt_err_set(err, DT_ENOMEM, "out of memory");
+    int rc = dt_re_compile(&re, dt_bpe_clip_pattern, err);
     for (int i = 0; i < 3 && rc == 0; i++)
         rc = dt_norm_add(&norm, ((int[]){ DT_NORM_NFC, DT_NORM_SPACES, DT_NORM_LOWER })[i], "clip", err);
     for (int64_t i = 0; i < captions->n && rc == 0; i++) {

@@ -54,11 +54,7 @@ static dt_scratch *scratch_get(dt_tokenizer *t)
     pthread_mutex_unlock(&t->lock);
     if (!sc) {
         sc = dt_alloc(sizeof *sc);
-        sc->match = pcre2_match_data_create(2, NULL);
-        if (!sc->match) {
-            free(sc);
-            return NULL;
-        }
+        sc->match = dt_must(pcre2_match_data_create(2, NULL));
     }
     sc->clean.n = sc->ids.n = 0;
     return sc;
@@ -217,7 +213,7 @@ static const dt_norm *norm_of(const dt_tokenizer *t)
 static int place_added(dt_tokenizer *t, const struct source *src, dt_err *err)
 {
     dt_scratch *sc = scratch_get(t);
-    int rc = sc ? 0 : dt_err_set(err, DT_ENOMEM, "%s: out of memory", src->dir);
+    int rc = 0;
     for (int64_t i = 0; i < src->config.added.n && rc == 0; i++) {
         dt_added tok = src->config.added.v[i];
         int32_t known = dt_tokenizer_id(t, tok.text);
@@ -383,8 +379,6 @@ int64_t dt_tokenize(dt_tokenizer *t, const char *utf8, int64_t max_len, bool pad
     if (pad && t->pad < 0)
         return dt_err_set(err, DT_EDATA, "%s: no pad token", t->name);
     dt_scratch *sc = scratch_get(t);
-    if (!sc)
-        return dt_err_set(err, DT_ENOMEM, "%s: out of memory", t->name);
     dt_uni_clean(&sc->clean, utf8);
     sc->limit = max_len + 1;
     int rc = encode(t, sc, err);

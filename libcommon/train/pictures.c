@@ -93,7 +93,7 @@ int dt_pictures_open(dt_pictures **out, const struct dt_pictures_params *params,
     if (p->nthread)
         return 0;
     dt_pictures_close(out);
-    return dt_err_set(err, DT_EFAIL, "cannot start a thread that reads pictures");
+    return dt_err_set(err, DT_ENOMEM, "no memory for a thread that reads pictures");
 }
 
 int dt_pictures_next(dt_pictures *p, dt_got_picture *got)
