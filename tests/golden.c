@@ -14,6 +14,7 @@ int main(int argc, char **argv)
     golden_models(dev);
     golden_objectives(dev);
     golden_training(dev);
+    golden_training_vae(dev);
     golden_folder(dev);
     dt_device_close(&dev);
     return tap_done();

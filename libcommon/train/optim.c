@@ -26,7 +26,7 @@ void dt_optim_step(dt_optim *o, double lr, double norm)
 {
     double scale = o->max_norm > 0 ? o->max_norm / (norm + 1e-6) : 1.0;
     double k = (double)++o->k;
-    double decay = fmin(o->ema_decay, (1.0 + k) / (10.0 + k));
+    double decay = k > 1 ? fmin(o->ema_decay, k / (9.0 + k)) : 0.0;
     dt_adamw a = { .lr = lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps, .weight_decay = o->weight_decay,
                    .bias1 = 1.0 - pow(o->beta1, k), .bias2 = 1.0 - pow(o->beta2, k), .grad_scale = fmin(1.0, scale) };
     for (int i = 0; i < o->nset; i++) {

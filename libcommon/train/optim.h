@@ -18,7 +18,8 @@ typedef struct dt_optim {
 void   dt_optim_zero(dt_optim *o);      /* gradients := 0 */
 double dt_optim_norm(const dt_optim *o);    /* global gradient norm, fp64; not finite if any gradient is not */
 /* Clips (torch.nn.utils.clip_grad_norm_: scale = max_norm / (norm + 1e-6), at most 1), updates, refreshes the working
- * copies and the EMA (diffusers' EMAModel: decay = min(ema_decay, (1 + k) / (10 + k))), zeroes the gradients. */
+ * copies and the EMA (diffusers' EMAModel: update k keeps min(ema_decay, k / (9 + k)) of it, the first one nothing),
+ * zeroes the gradients. */
 void   dt_optim_step(dt_optim *o, double lr, double norm);
 
 #endif

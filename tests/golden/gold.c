@@ -226,6 +226,20 @@ void tally_add(tally *t, const char *what, const float *a, const float *ref, int
     tally_error(t, what, sqrt(diff) / fmax(sqrt(norm), floor), tol);
 }
 
+void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol, const char *fmt, ...)
+{
+    char key[120];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(key, sizeof(key), fmt, ap);
+    va_end(ap);
+    float *ref = gold_f32(f, key), *a = dt_alloc((size_t)n * sizeof(*a));
+    set->dev->download(set->dev, a, block, n * (int64_t)sizeof(*a));
+    tally_add(t, key, a, ref, n, 0, tol);
+    free(a);
+    free(ref);
+}
+
 void tally_num(tally *t, const char *what, double a, double ref, double tol)
 {
     tally_error(t, what, a == ref ? 0.0 : fabs(a - ref) / fabs(ref), tol);

@@ -54,6 +54,9 @@ typedef struct tally {              /* of the comparisons behind one TAP line */
 
 /* |a - ref| / max(|ref|, floor) against tol.  `floor` keeps values that are zero in exact arithmetic from mattering. */
 void tally_add(tally *t, const char *what, const float *a, const float *ref, int64_t n, double floor, double tol);
+/* A block of parameters on its device against the file's tensor of that name. */
+void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol, const char *fmt, ...)
+    __attribute__((format(printf, 7, 8)));
 void tally_error(tally *t, const char *what, double error, double tol);         /* measured by the caller */
 void tally_num(tally *t, const char *what, double a, double ref, double tol);   /* |a - ref| / |ref| */
 /* One TAP line: "ok 3 - NAME (n compared, worst 0.12 of the tolerance at WHERE)". */
@@ -65,6 +68,7 @@ void golden_models(dt_device *dev);         /* flux, vae, clip, t5: outputs and 
 void golden_schedules(void);                /* sigmas, densities, weights, learning rates */
 void golden_objectives(dt_device *dev);     /* losses, noise mixing, the posterior */
 void golden_training(dt_device *dev);       /* AdamW, ten steps of LoRA and of full training */
+void golden_training_vae(dt_device *dev);   /* ten steps of an autoencoder, EMA */
 void golden_folder(dt_device *dev);         /* a model folder, text states, samples */
 
 #endif

@@ -1,5 +1,5 @@
 """Schedules and the optimiser: sigmas of FlowMatchEulerDiscreteScheduler, the choice of training sigmas, loss weights,
-the learning rates of diffusers.optimization, and torch.optim.AdamW after clip_grad_norm_.
+the learning rates of diffusers.optimization, torch.optim.AdamW after clip_grad_norm_, and EMAModel.
 
 schedule.safetensors
     out.dynamic.TOKENS.STEPS, out.static.SHIFT.STEPS, out.terminal.TOKENS.STEPS    sigmas [STEPS + 1], the last one 0;
@@ -9,7 +9,8 @@ schedule.safetensors
     out.weight.SCHEME               loss weights of out.sigma.logit_normal
     out.lr.NAME                     multipliers, fp64, of steps 0..T (T = 40, 7 of warm-up; constant has none)
 adamw.safetensors
-    in.CASE.w.I, in.CASE.grad.K.I -> out.CASE.w.K.I, out.CASE.norm [10]: parameter I after step K, norms before clipping
+    in.CASE.w.I, in.CASE.grad.K.I -> out.CASE.w.K.I, out.CASE.norm [10]: parameter I after step K, norms before clipping;
+    out.CASE.ema.K.I                diffusers' EMAModel of them
 """
 import json
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
@@ -87,11 +89,12 @@ def learning_rates():
     return t
 
 
-def adamw(case, seed, max_norm, **args):
+def adamw(case, seed, max_norm, ema_decay, **args):
     g = generator(seed)
     params = [torch.nn.Parameter(randn(g, *shape)) for shape in ((7, 5), (13,), (3, 4, 2))]
     t = {f"in.{case}.w.{i}": p.detach().clone() for i, p in enumerate(params)}
     opt = torch.optim.AdamW(params, **args)
+    ema = EMAModel(params, decay=ema_decay)
     norms = []
     for k in range(10):
         for i, p in enumerate(params):
@@ -101,14 +104,17 @@ def adamw(case, seed, max_norm, **args):
         opt.step()
         for i, p in enumerate(params):
             t[f"out.{case}.w.{k}.{i}"] = p.detach().clone()
+        ema.step(params)
+        for i, p in enumerate(ema.shadow_params):
+            t[f"out.{case}.ema.{k}.{i}"] = p.clone()
     t[f"out.{case}.norm"] = torch.stack(norms)
-    return t, dict(args, max_grad_norm=max_norm)
+    return t, dict(args, max_grad_norm=max_norm, ema_decay=ema_decay)
 
 
 def main():
     save("schedule", tables() | training() | learning_rates(), warmup="7", steps="40")
-    a, ca = adamw("a", 81, 0.5, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
-    b, cb = adamw("b", 82, 0.05, lr=1e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=3e-2)
+    a, ca = adamw("a", 81, 0.5, 0.3, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
+    b, cb = adamw("b", 82, 0.05, 0.9999, lr=1e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=3e-2)
     save("adamw", a | b, cases=json.dumps({"a": ca, "b": cb}))
 
 

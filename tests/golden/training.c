@@ -16,7 +16,7 @@ static double num(const cJSON *o, const char *key, double otherwise)
     return cJSON_IsNumber(v) ? v->valuedouble : otherwise;
 }
 
-/* --- AdamW and clipping --- */
+/* --- AdamW, clipping and EMA --- */
 
 static void adamw_case(const gold *f, dt_device *dev, const char *name, const cJSON *how)
 {
@@ -27,14 +27,15 @@ static void adamw_case(const gold *f, dt_device *dev, const char *name, const cJ
         char key[16] = { (char)('0' + i), 0 };
         dt_params_declare(p, key, gold_entry(f, "in.%s.w.%d", name, i)->dims, DT_INIT_ZERO, 0)->trainable = true;
     }
-    must(dt_params_alloc(p, dev, DT_F32, 0, &err), &err);
+    must(dt_params_alloc(p, dev, DT_F32, DT_PARAMS_EMA, &err), &err);
     char *prefix = dt_sprintf("in.%s.w.", name);
     gold_load(f->st, p, prefix);
     free(prefix);
     const cJSON *betas = cJSON_GetObjectItem(how, "betas");
     dt_optim o = { .set = { p }, .nset = 1, .beta1 = cJSON_GetArrayItem(betas, 0)->valuedouble,
                    .beta2 = cJSON_GetArrayItem(betas, 1)->valuedouble, .eps = num(how, "eps", 0),
-                   .weight_decay = num(how, "weight_decay", 0), .max_norm = num(how, "max_grad_norm", 0) };
+                   .weight_decay = num(how, "weight_decay", 0), .max_norm = num(how, "max_grad_norm", 0),
+                   .ema_decay = num(how, "ema_decay", 0) };
     char *key = dt_sprintf("out.%s.norm", name);
     float *norms = gold_f32(f, key);
     dt_optim_zero(&o);
@@ -50,16 +51,11 @@ static void adamw_case(const gold *f, dt_device *dev, const char *name, const cJ
         tally_num(&t, key, norm, norms[k], 1e-6);
         dt_optim_step(&o, num(how, "lr", 0), norm);
         for (int i = 0; i < 3; i++) {
-            char *w = dt_sprintf("out.%s.w.%d.%d", name, k, i);
-            float *ref = gold_f32(f, w), *a = dt_alloc((size_t)p->v[i]->numel * sizeof(*a));
-            dev->download(dev, a, p->v[i]->master, p->v[i]->numel * (int64_t)sizeof(*a));
-            tally_add(&t, w, a, ref, p->v[i]->numel, 0, 1e-6);
-            free(a);
-            free(ref);
-            free(w);
+            tally_block(&t, f, p, p->v[i]->master, p->v[i]->numel, 1e-6, "out.%s.w.%d.%d", name, k, i);
+            tally_block(&t, f, p, p->v[i]->ema, p->v[i]->numel, 1e-6, "out.%s.ema.%d.%d", name, k, i);
         }
     }
-    tap(&t, "AdamW after clip_grad_norm_, case %s", name);
+    tap(&t, "AdamW after clip_grad_norm_, and its EMA, case %s", name);
     free(norms);
     free(key);
     dt_params_free(&p);
@@ -97,13 +93,8 @@ static void compare_weights(const gold *f, const dt_params *trained, tally *t)
     for (int64_t i = 0; i < trained->n; i++) {
         const dt_param *p = trained->v[i];
         char *key = dt_sprintf("out.w.%s", p->name);
-        if (dt_st_find(f->st, key)) {
-            float *ref = gold_f32(f, key), *a = dt_alloc((size_t)p->numel * sizeof(*a));
-            trained->dev->download(trained->dev, a, p->master, p->numel * (int64_t)sizeof(*a));
-            tally_add(t, key, a, ref, p->numel, 0, 1e-4);
-            free(a);
-            free(ref);
-        }
+        if (dt_st_find(f->st, key))
+            tally_block(t, f, trained, p->master, p->numel, 1e-4, "%s", key);
         free(key);
     }
 }
