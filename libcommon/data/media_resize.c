@@ -13,7 +13,10 @@
 
 #define BITS 22
 
-typedef int32_t v4 __attribute__((vector_size(16)));
+/* The horizontal pass takes four rows at once: a pixel of each, with a fourth byte that means nothing, is 16 lanes. */
+enum { ROWS = 4, LANES = 4 * ROWS };
+typedef int32_t v8 __attribute__((vector_size(32)));
+typedef struct px4 { v8 lo, hi; } px4;
 
 /* Taps of output cells [first, first + n): cell i reads in[at[i]] … in[at[i] + len[i] - 1]. */
 struct taps {
@@ -62,32 +65,67 @@ static int taps_init(struct taps *t, int in, int out, int first, int n)
     return 0;
 }
 
-static inline uint8_t to_u8(int32_t v)
+/* Scratch of the horizontal pass, and its taps. */
+struct across {
+    struct taps taps;
+    px4     *in, *sum;          /* [input width], [taps.n] */
+    uint8_t *narrow;            /* [the wider of them, LANES] */
+};
+
+/* `n` <= ROWS rows src [n, w, 3] side by side.  The fourth byte of a pixel is whatever comes next. */
+static void interleave(struct across *a, const uint8_t *src, int w, int n)
 {
-    v >>= BITS;
-    return v < 0 ? 0 : v > 255 ? 255 : v;
+    const uint8_t *row[ROWS];
+    uint8_t *q = a->narrow;
+    int32_t *v = (int32_t *)a->in;
+    for (int r = 0; r < ROWS; r++)
+        row[r] = src + (size_t)(r < n ? r : 0) * w * 3;
+    for (int x = 0; x < w - 1; x++, q += LANES)
+        for (int r = 0; r < ROWS; r++)
+            memcpy(q + 4 * r, row[r] + 3 * x, 4);
+    for (int r = 0; r < ROWS; r++)
+        memcpy(q + 4 * r, row[r] + 3 * (w - 1), 3);
+    for (size_t i = 0; i < (size_t)LANES * w; i++)
+        v[i] = a->narrow[i];
 }
 
-/* One row: src [w, 3] -> dst [t->n, 3].  wide: scratch [w] of four lanes, so that a tap is one multiply-add. */
-static void row_across(uint8_t *dst, const uint8_t *src, int w, const struct taps *t, v4 *wide)
+/* The reverse: n rows dst [n, w, 3] of a->sum.  No clamping: the taps are not negative and sum up to 2^22, give or take
+ * one for each. */
+static void separate(uint8_t *dst, const struct across *a, int w, int n)
 {
-    for (int x = 0; x < w; x++)
-        wide[x] = (v4){ src[3 * x], src[3 * x + 1], src[3 * x + 2], 0 };
+    const int32_t *v = (const int32_t *)a->sum;
+    for (size_t i = 0; i < (size_t)LANES * w; i++)
+        a->narrow[i] = v[i] >> BITS;
+    for (int r = 0; r < n; r++, dst += (size_t)w * 3) {
+        const uint8_t *q = a->narrow + 4 * r;
+        for (int x = 0; x < w - 1; x++)
+            memcpy(dst + 3 * x, q + (size_t)LANES * x, 4);
+        memcpy(dst + 3 * (w - 1), q + (size_t)LANES * (w - 1), 3);
+    }
+}
+
+/* `n` rows [w, 3] -> dst [n, taps.n, 3]. */
+static void rows_across(uint8_t *dst, const uint8_t *src, int w, int n, struct across *a)
+{
+    const struct taps *t = &a->taps;
+    interleave(a, src, w, n);
     for (int i = 0; i < t->n; i++) {
         const int32_t *k = t->k + (size_t)i * t->most;
-        const v4 *p = wide + t->at[i];
-        v4 acc = { 1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1), 0 };
-        for (int j = 0; j < t->len[i]; j++)
-            acc += p[j] * k[j];
-        for (int c = 0; c < 3; c++)
-            dst[3 * i + c] = to_u8(acc[c]);
+        const px4 *p = a->in + t->at[i];
+        v8 lo = (v8){ 0 } + (1 << (BITS - 1)), hi = lo;
+        for (int j = 0; j < t->len[i]; j++) {
+            lo += p[j].lo * k[j];
+            hi += p[j].hi * k[j];
+        }
+        a->sum[i] = (px4){ lo, hi };
     }
+    separate(dst, a, t->n, n);
 }
 
 /* One output row from len input rows of n bytes. */
 static void rows_down(uint8_t *dst, const uint8_t *src, size_t n, const int32_t *k, int len)
 {
-    enum { CHUNK = 512 };       /* accumulators that stay in the first-level cache */
+    enum { CHUNK = 512 };       /* sums that stay in the first-level cache */
     for (size_t x = 0; x < n; x += CHUNK) {
         int32_t acc[CHUNK];
         int m = n - x < CHUNK ? (int)(n - x) : CHUNK;
@@ -100,7 +138,7 @@ static void rows_down(uint8_t *dst, const uint8_t *src, size_t n, const int32_t 
                 acc[i] += p[i] * kj;
         }
         for (int i = 0; i < m; i++)
-            dst[x + i] = to_u8(acc[i]);
+            dst[x + i] = acc[i] >> BITS;
     }
 }
 
@@ -112,9 +150,9 @@ static void window_copy(dt_image *out, const dt_image *in, int x, int y)
 
 int dt_image_resize(dt_image *out, const dt_image *in, int rw, int rh, int x, int y, int w, int h, dt_err *err)
 {
-    struct taps across = { 0 }, down = { 0 };
+    struct across across = { 0 };
+    struct taps down = { 0 };
     dt_image r = { 0 }, mid = { 0 };
-    v4 *wide = NULL;
     int rc;
 
     if (rw < 1 || rh < 1 || x < 0 || y < 0 || w < 1 || h < 1 || x > rw - w || y > rh - h)
@@ -126,8 +164,11 @@ int dt_image_resize(dt_image *out, const dt_image *in, int rw, int rh, int x, in
         *out = r;
         return 0;
     }
-    if (taps_init(&across, in->w, rw, x, w) < 0 || taps_init(&down, in->h, rh, y, h) < 0 ||
-        !(wide = dt_try_alloc(in->w * sizeof *wide))) {
+    across.in = dt_try_alloc(in->w * sizeof *across.in);
+    across.sum = dt_try_alloc(w * sizeof *across.sum);
+    across.narrow = dt_try_alloc((size_t)LANES * (in->w > w ? in->w : w));
+    if (!across.in || !across.sum || !across.narrow || taps_init(&across.taps, in->w, rw, x, w) < 0 ||
+        taps_init(&down, in->h, rh, y, h) < 0) {
         rc = dt_err_set(err, DT_ENOMEM, "no memory to resize %dx%d to %dx%d", in->w, in->h, rw, rh);
         goto out;
     }
@@ -136,8 +177,9 @@ int dt_image_resize(dt_image *out, const dt_image *in, int rw, int rh, int x, in
         goto out;
     if (rw == in->w)            /* Pillow skips a pass that changes nothing, and its rounding */
         window_copy(&mid, in, x, top);
-    for (int i = 0; rw != in->w && i < rows; i++)
-        row_across(mid.rgb + (size_t)i * w * 3, in->rgb + (size_t)(top + i) * in->w * 3, in->w, &across, wide);
+    for (int i = 0; rw != in->w && i < rows; i += ROWS)
+        rows_across(mid.rgb + (size_t)i * w * 3, in->rgb + (size_t)(top + i) * in->w * 3, in->w,
+                    rows - i < ROWS ? rows - i : ROWS, &across);
     if (rh == in->h)
         window_copy(&r, &mid, 0, 0);
     for (int i = 0; rh != in->h && i < h; i++)
@@ -146,11 +188,13 @@ int dt_image_resize(dt_image *out, const dt_image *in, int rw, int rh, int x, in
     *out = r;
     r.rgb = NULL;
 out:
-    taps_release(&across);
+    taps_release(&across.taps);
+    free(across.in);
+    free(across.sum);
+    free(across.narrow);
     taps_release(&down);
     dt_image_release(&mid);
     dt_image_release(&r);
-    free(wide);
     return rc;
 }
 
