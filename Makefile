@@ -11,8 +11,8 @@ CC      ?= cc
 CXX     ?= c++
 NVCC    ?= nvcc
 PREFIX  ?= /usr/local
-PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libjpeg libavformat libavcodec libavfilter libavutil libswscale \
-           pangocairo cairo libprotobuf-c sentencepiece
+PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libjpeg libwebp libdeflate \
+           libavformat libavcodec libavfilter libavutil libswscale pangocairo cairo libprotobuf-c sentencepiece
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)

@@ -1,5 +1,4 @@
-/* media_av.c - WebP, GIF, TIFF and BMP to RGB with FFmpeg's decoders.  A file of these is one packet;
- * an animated WebP (RFC 9649) is cut down to its first frame here, since FFmpeg skips ANMF chunks. */
+/* media_av.c - GIF, TIFF and BMP to RGB with FFmpeg's decoders.  A file of these is one packet. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -14,28 +13,6 @@ static void quiet_once(void) { av_log_set_level(AV_LOG_QUIET); }    /* our line 
 
 static uint32_t le24(const uint8_t *p) { return p[2] << 16 | p[1] << 8 | p[0]; }
 static uint32_t le32(const uint8_t *p) { return (uint32_t)p[3] << 24 | le24(p); }
-
-static void put_le(uint8_t *p, uint32_t v, int n)
-{
-    for (int i = 0; i < n; i++)
-        p[i] = v >> 8 * i;
-}
-
-/* The first ANMF chunk of a WebP file and its length, or NULL if it is a still picture. */
-static const uint8_t *first_anmf(const uint8_t *d, size_t bytes, uint32_t *len)
-{
-    for (size_t off = 12; off + 8 <= bytes; ) {
-        uint32_t n = le32(d + off + 4);
-        if (n > bytes - off - 8)
-            return NULL;
-        if (!memcmp(d + off, "ANMF", 4) && n >= 16) {
-            *len = n;
-            return d + off + 8;
-        }
-        off += 8 + (size_t)n + (n & 1);
-    }
-    return NULL;
-}
 
 /* Length of a GIF up to the end of its first picture, or 0 if that is not all there: FFmpeg decodes what it
  * finds and leaves the rest of the picture empty. */
@@ -171,7 +148,7 @@ static void unpack(uint8_t *rgba, uint16_t *line, const AVFrame *f, const AVPixF
         }
 }
 
-/* YUV pictures (WebP, JPEG in TIFF) go through swscale, at full chroma precision. */
+/* YUV pictures (in TIFF) go through swscale, at full chroma precision. */
 static int convert(uint8_t *rgba, const AVFrame *f)
 {
     enum AVPixelFormat fmt = f->format;
@@ -208,13 +185,13 @@ static int to_rgba(uint8_t *rgba, uint16_t *line, const AVFrame *f, const AVPixF
     return 0;
 }
 
-/* Frame to RGB over white at (x, y) of out, whose rest becomes white. */
-static int place(dt_image *out, const AVFrame *f, int x, int y, const char *name, dt_err *err)
+/* Frame to RGB over white; out's rest becomes white. */
+static int place(dt_image *out, const AVFrame *f, const char *name, dt_err *err)
 {
     const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
-    if (!d || f->width > out->w - x || f->height > out->h - y)
-        return dt_err_set(err, DT_EDATA, "%s: a frame of %dx%d+%d+%d does not fit %dx%d", name, f->width,
-                          f->height, x, y, out->w, out->h);
+    if (!d || f->width > out->w || f->height > out->h)
+        return dt_err_set(err, DT_EDATA, "%s: a frame of %dx%d does not fit %dx%d", name, f->width, f->height, out->w,
+                          out->h);
     uint8_t *rgba = dt_try_alloc((size_t)f->width * f->height * 4);
     uint16_t *line = dt_try_alloc(f->width * sizeof *line);
     int rc = 0;
@@ -225,31 +202,9 @@ static int place(dt_image *out, const AVFrame *f, int x, int y, const char *name
     if (rc == 0 && (f->width < out->w || f->height < out->h))
         memset(out->rgb, 255, (size_t)out->w * out->h * 3);
     for (int i = 0; rc == 0 && i < f->height; i++)
-        dt_rgba_over_white(out->rgb + ((size_t)(y + i) * out->w + x) * 3, rgba + (size_t)i * f->width * 4, f->width);
+        dt_rgba_over_white(out->rgb + (size_t)i * out->w * 3, rgba + (size_t)i * f->width * 4, f->width);
     free(rgba);
     free(line);
-    return rc;
-}
-
-/* ANMF payload: x/2, y/2, w-1, h-1, duration (24 bits each), flags, then the chunks of a still picture. */
-static int decode_anmf(dt_image *out, const uint8_t *a, uint32_t len, const char *name, dt_err *err)
-{
-    uint32_t body = len - 16, n = 12 + 18 + body;
-    uint8_t *still = dt_try_alloc(n + 64);
-    AVFrame *f = NULL;
-    int x = 2 * le24(a), y = 2 * le24(a + 3);
-
-    if (!still)
-        return dt_err_set(err, DT_ENOMEM, "%s: no memory to decode %u bytes", name, len);
-    memcpy(still, "RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x10\0\0\0", 24);
-    put_le(still + 4, n - 8, 4);
-    memcpy(still + 24, a + 6, 6);
-    memcpy(still + 30, a + 16, body);
-    int rc = to_frame(&f, AV_CODEC_ID_WEBP, still, n, out, name, err);
-    if (rc == 0)
-        rc = place(out, f, x, y, name, err);
-    av_frame_free(&f);
-    free(still);
     return rc;
 }
 
@@ -264,16 +219,11 @@ int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, s
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     static const enum AVCodecID id[] = {
-        [DT_IMAGE_WEBP] = AV_CODEC_ID_WEBP, [DT_IMAGE_GIF] = AV_CODEC_ID_GIF,
-        [DT_IMAGE_TIFF] = AV_CODEC_ID_TIFF, [DT_IMAGE_BMP] = AV_CODEC_ID_BMP,
+        [DT_IMAGE_GIF] = AV_CODEC_ID_GIF, [DT_IMAGE_TIFF] = AV_CODEC_ID_TIFF, [DT_IMAGE_BMP] = AV_CODEC_ID_BMP,
     };
     AVFrame *f = NULL;
-    uint32_t len = 0;
 
     pthread_once(&once, quiet_once);
-    const uint8_t *anmf = fmt == DT_IMAGE_WEBP ? first_anmf(data, bytes, &len) : NULL;
-    if (anmf)
-        return decode_anmf(out, anmf, len, name, err);
     if (fmt == DT_IMAGE_GIF && !(bytes = gif_first_frame(data, bytes)))
         return dt_err_set(err, DT_EDATA, "%s: damaged GIF: it ends early", name);
     int rc = to_frame(&f, id[fmt], data, bytes, out, name, err);
@@ -283,7 +233,7 @@ int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, s
     if (rc == 0 && f->format == AV_PIX_FMT_BGRA && bmp_is_opaque(data, bytes, fmt))
         f->format = AV_PIX_FMT_BGR0;
     if (rc == 0)
-        rc = place(out, f, 0, 0, name, err);
+        rc = place(out, f, name, err);
     av_frame_free(&f);
     return rc;
 }

@@ -63,6 +63,7 @@ int dt_image_decode(dt_image *out, const void *data, size_t bytes, const char *n
     switch (info.format) {
     case DT_IMAGE_JPEG: rc = dt_jpeg_decode(&im, data, bytes, name, err); break;
     case DT_IMAGE_PNG:  rc = dt_png_decode(&im, data, bytes, name, err); break;
+    case DT_IMAGE_WEBP: rc = dt_webp_decode(&im, data, bytes, name, err); break;
     default:            rc = dt_av_decode(&im, info.format, data, bytes, name, err); break;
     }
     if (rc < 0 || (rc = upright(&im, info.orientation, err)) < 0) {

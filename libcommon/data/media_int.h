@@ -1,6 +1,7 @@
 /* media_int.h - what the media_*.c files share. */
 #ifndef DT_DATA_MEDIA_INT_H
 #define DT_DATA_MEDIA_INT_H
+#include <stdbool.h>
 #include "data/media.h"
 
 /* Opens a regular file for reading; returns the descriptor or a DT_E code. */
@@ -10,6 +11,9 @@ int dt_image_open_fd(const char *path, int64_t *bytes, dt_err *err);
  * before rotation; they fill it or fail. */
 int dt_jpeg_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err);
 int dt_png_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err);
+/* False: it is not for this one, whatever the reason; out's pixels are undefined. */
+bool dt_png_decode_fast(dt_image *out, const uint8_t *data, size_t bytes);
+int dt_webp_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err);
 int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, size_t bytes, const char *name,
                  dt_err *err);
 
