@@ -77,6 +77,7 @@ $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
 $(B)/checkop: $(CASES) $(EMU_O)
 $(BENCH): override CPPFLAGS += -Itests
 $(B)/bench: $(BENCH) $(B)/libdt.a
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/bench-data: $(B)/tests/bench/data/driver.o $(B)/libdt.a
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include <png.h>
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/rng.h"
@@ -200,6 +201,53 @@ static void test_resize(void **state)
     dt_image_release(&src);
 }
 
+/* A random picture of `ch` channels with all its rows filtered by `filter`, in IDAT chunks of 100 bytes. */
+static void filtered_png(const char *path, const uint8_t *px, int w, int h, int ch, int filter)
+{
+    static const int type[] = { [1] = PNG_COLOR_TYPE_GRAY, [3] = PNG_COLOR_TYPE_RGB, [4] = PNG_COLOR_TYPE_RGBA };
+    FILE *f = fopen(path, "wb");
+    png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, NULL, NULL, NULL);
+    png_infop info = png_create_info_struct(png);
+    assert_false(setjmp(png_jmpbuf(png)));
+    png_init_io(png, f);
+    png_set_compression_buffer_size(png, 100);
+    png_set_IHDR(png, info, w, h, 8, type[ch], PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_filter(png, 0, filter);
+    png_write_info(png, info);
+    for (int y = 0; y < h; y++)
+        png_write_row(png, px + (size_t)w * ch * y);
+    png_write_end(png, info);
+    png_destroy_write_struct(&png, &info);
+    fclose(f);
+}
+
+static void test_png_filters(void **state)
+{
+    (void)state;
+    static const int filter[] = { PNG_FILTER_NONE, PNG_FILTER_SUB, PNG_FILTER_UP, PNG_FILTER_AVG, PNG_FILTER_PAETH,
+                                  PNG_ALL_FILTERS };
+    enum { W = 37, H = 23 };
+    char dir[] = "/tmp/dt-media-XXXXXX";
+    uint8_t px[W * H * 4];
+    dt_rng r = dt_rng_make(1, DT_RNG_TEST, 0, 1);
+    assert_non_null(mkdtemp(dir));
+    char *file = dt_path_join(dir, "a.png");
+    for (int ch = 1; ch <= 4; ch += ch == 1 ? 2 : 1)
+        for (int i = 0; i < COUNT(filter); i++) {
+            for (int k = 0; k < W * H * ch; k++)    /* near and far from the neighbours; opaque */
+                px[k] = ch == 4 && k % 4 == 3 ? 255 : k % 3 ? (int)dt_rng_below(&r, 256) : k / 7;
+            filtered_png(file, px, W, H, ch, filter[i]);
+            dt_image im;
+            assert_int_equal(dt_image_read(&im, file, NULL, NULL), 0);
+            for (int k = 0; k < W * H * 3; k++)
+                if (im.rgb[k] != px[k / 3 * ch + (ch == 1 ? 0 : k % 3)])
+                    fail_msg("%d channels, filter %d: byte %d", ch, i, k);
+            dt_image_release(&im);
+        }
+    assert_int_equal(dt_rmtree(dir, NULL), 0);
+    free(file);
+}
+
 static void test_png_write(void **state)
 {
     (void)state;
@@ -235,6 +283,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decode), cmocka_unit_test(test_truncated), cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_refused), cmocka_unit_test(test_resize), cmocka_unit_test(test_png_write),
+        cmocka_unit_test(test_png_filters),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
