@@ -5,7 +5,7 @@ set -eu
 
 packages='
     gcc g++ make git pkg-config
-    libcjson-dev libarchive-dev libxxhash-dev libpcre2-dev libutf8proc-dev
+    libcjson-dev libtomlplusplus-dev libarchive-dev libxxhash-dev libpcre2-dev libutf8proc-dev
     libpng-dev libjpeg-dev libwebp-dev libdeflate-dev
     libavformat-dev libavcodec-dev libavfilter-dev libavutil-dev libswscale-dev
     libcairo2-dev libpango1.0-dev

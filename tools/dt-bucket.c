@@ -1,6 +1,7 @@
 /* dt-bucket: decide sizes, crops, captions and the order of batches of a whole training run.  See dt-bucket(1). */
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/tool.h"
@@ -41,8 +42,12 @@ static const dt_cli cli = {
 
 static void summary(const struct dt_plan_report *r)
 {
+    for (int64_t i = 0; i < r->notes.n; i++)
+        dt_info("%s", r->notes.v[i]);
     for (int64_t i = 0; i < r->skipped.n; i++)
         dt_warn("skipped %s", r->skipped.v[i]);
+    if (r->left_out)
+        dt_info("%lld pictures left out by skip_image_resolution", (long long)r->left_out);
     dt_info("%lld pictures of %lld entries, %lld skipped", (long long)r->items, (long long)r->entries,
             (long long)r->skipped.n);
     if (r->no_caption)
@@ -61,13 +66,22 @@ static void summary(const struct dt_plan_report *r)
         dt_info("%lld pictures are in no batch: --max_train_steps ends before them", (long long)r->unreached);
 }
 
+/* DATA that ends in .toml is a dataset_config. */
+static bool is_config(const char *path)
+{
+    return !strcasecmp(dt_path_ext(path), ".toml");
+}
+
 static int take_operand(struct opts *o, const dt_strs *operands, dt_err *err)
 {
     if (operands->n > 1)
         return dt_err_set(err, DT_EUSAGE, "one DATA at a time, not also '%s'", operands->v[1]);
-    if (operands->n && o->data.train_data_meta)
-        return dt_err_set(err, DT_EUSAGE, "--train_data_meta and '%s': name the data once", operands->v[0]);
-    if (operands->n)
+    if (operands->n && (o->data.train_data_meta || o->data.dataset_config))
+        return dt_err_set(err, DT_EUSAGE, "--%s and '%s': name the data once",
+                          o->data.dataset_config ? "dataset_config" : "train_data_meta", operands->v[0]);
+    if (operands->n && is_config(operands->v[0]))
+        o->data.dataset_config = operands->v[0];
+    else if (operands->n)
         o->data.train_data_meta = operands->v[0];
     o->data.world_size = o->world_size;
     o->data.shard = o->shard;
@@ -91,6 +105,8 @@ int main(int argc, char **argv)
     dt_quiet = o.quiet;
     if (rc == 0)
         rc = take_operand(&o, &operands, &err);
+    if (rc == 0 && o.data.dataset_config)
+        rc = dt_data_config_alone(&cli, argc, argv, &err);
     if (rc == 0)
         rc = dt_out_open(&out, o.output, &err);
     if (rc == 0)

@@ -48,6 +48,46 @@ check 'unknown fields are kept' "grep -c '\"extra\":{\"artist\":\"Ann\"}' p" 1
 fails 3 'a picture cut short, found by --verify_images' \
     "mkdir v; cp good/1.png v; head -c 100 good/1.png >v/2.png; dt-bucket $P v >p && dt-bucket $P --verify_images v >p" 'skipped v/2.png: damaged PNG'
 
+# what kohya's scripts and musubi-tuner read
+mkdir -p k/3_sks\ cat k/1_dog w/10_a; cp good/1.png 'k/3_sks cat'; cp good/2.png k/1_dog; echo 'a dog, b, c, d' >k/1_dog/2.caption
+cp good/3.png w; cp good/1.* w/10_a
+check 'folders with numbers: repeats, and words for captions' \
+    "dt-bucket -q $P k >p; grep -c '\"text\":\"sks cat\"' p; grep -c '\"text\":\"a dog, b, c, d\"' p; head -n 1 p | grep -o '\"samples\":[0-9]*'" '1
+1
+"samples":8'
+check 'or ordinary folders' "dt-bucket -q $P --no_folder_repeats k | head -n 1 | grep -o '\"samples\":[0-9]*'" '"samples":4'
+check 'a folder with pictures of its own is an ordinary one' "dt-bucket -q $P w | head -n 1 | grep -o '\"samples\":[0-9]*'" '"samples":4'
+check 'and it is said' "dt-bucket $P k 2>&1 >p | grep -c 'sks cat: 1 pictures, each 3 times an epoch'" 1
+cat >c.toml <<'E'
+[general]
+shuffle_caption = true
+keep_tokens = 1
+caption_extension = '.caption'
+caption_dropout_every_n_epochs = 2
+[[datasets]]
+resolution = 64
+batch_size = 4
+  [[datasets.subsets]]
+  image_dir = 'k/1_dog'
+  num_repeats = 2
+  flip_aug = true
+[[datasets]]
+resolution = [64, 48]
+  [[datasets.subsets]]
+  image_dir = 'k/3_sks cat'
+  class_tokens = 'x'
+E
+check 'a dataset_config: each data set has its size and batches' \
+    "dt-bucket -q --num_train_epochs 2 c.toml >p; grep '^{.batch' p | grep -o '\"size\":.*,\"items\"' | sort | uniq -c | sed 's/^ *//'" \
+    '2 "size":[64,48],"items"
+1 "size":[64,64],"items"'
+check 'its captions are shuffled behind the first tag' "grep -o '\"text\":\"a dog, [bcd], [bcd], [bcd]\"}' p | wc -l" 2
+check 'every second epoch has none' "grep -o '\"drop\":true' p | wc -l" 3
+check 'the same bytes again' "dt-bucket -q --dataset_config c.toml --num_train_epochs 2 | cmp - p"
+fails 2 'an option that it says itself' 'dt-bucket --train_batch_size 2 c.toml' '--train_batch_size has no effect with --dataset_config'
+fails 4 'a key that cannot be honoured' "sed '2s/.*/color_aug = true/' c.toml >d.toml; dt-bucket d.toml" "d.toml: general: 'color_aug': latents are cached"
+fails 4 'a key that nobody knows' "sed '2s/.*/shufle_caption = true/' c.toml >d.toml; dt-bucket d.toml" "unknown key 'shufle_caption' .did you mean 'shuffle_caption'"
+
 fails 4 'all pictures bad' "dt-bucket $P bad >p" 'bad: none of its 1 pictures can be used; the first: bad/a.jpg'
 check 'then nothing is written' 'wc -c <p' 0
 fails 4 'too many bad' "dt-bucket $P --max_skipped_fraction 0.1 mixed" '2 of 6 pictures cannot be used, more than --max_skipped_fraction 0.1'

@@ -138,6 +138,22 @@ check 'dumps hold inputs, gradients, weights' \
 1'
 
 # --- full and vae ---
+cat >kohya.toml <<'E'
+[[datasets]]
+resolution = 32
+batch_size = 2
+  [[datasets.subsets]]
+  image_dir = 'data'
+  caption_prefix = 'x, y, z,'
+  shuffle_caption = true
+  num_repeats = 2
+E
+check 'a dataset_config, its captions shuffled, from the plan to the adapter' \
+    "dt-train lora --pretrained_model_name_or_path $M --quiet --rank 4 --max_train_steps 3 --report_to none --dataset_config kohya.toml \
+         --output_dir toml && grep -c '\"text\":\".*x' toml/plan.ndjson && ls toml/lora.safetensors" '6
+toml/lora.safetensors'
+fails 2 'an option that the dataset_config says' "dt-train lora --pretrained_model_name_or_path $M --dataset_config kohya.toml --enable_bucket --output_dir o1" \
+    'enable_bucket has no effect with --dataset_config'
 check 'full training of chosen modules' \
     "dt-train full $C --trainable_modules norm_q --max_train_steps 2 --report_to none --output_dir f && ls f/transformer" 'config.json
 diffusion_pytorch_model.safetensors'

@@ -1,6 +1,9 @@
 /* bucket.c - tables and size rules of the reference workflows (VideoX-Fun's ASPECT_RATIO_512 and the collate
  * functions of its training scripts). */
 #include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include "base/mem.h"
 #include "data/bucket.h"
 
 const struct dt_aspect dt_aspect_512[DT_N_ASPECT] = {
@@ -90,4 +93,97 @@ dt_fit dt_fit_cover(int w, int h, dt_size t)
 dt_fit dt_fit_stretch(dt_size t)
 {
     return (dt_fit){ .w = t.w, .h = t.h };
+}
+
+/* --- kohya and musubi --- */
+
+static int by_width(const void *a, const void *b)
+{
+    const dt_size *x = a, *y = b;
+    return x->w != y->w ? (x->w < y->w ? -1 : 1) : x->h < y->h ? -1 : x->h > y->h;
+}
+
+/* Both ways round, sorted, each once. */
+static int ordered(dt_size *v, int n)
+{
+    int m = 0;
+    for (int i = 0, all = n; i < all; i++)
+        v[n++] = (dt_size){ v[i].h, v[i].w };
+    qsort(v, (size_t)n, sizeof *v, by_width);
+    for (int i = 0; i < n; i++)
+        if (!m || by_width(&v[m - 1], &v[i]))
+            v[m++] = v[i];
+    return m;
+}
+
+int dt_bucket_list(dt_size **out, dt_size reso, int min_px, int max_px, int step)
+{
+    int64_t area = (int64_t)reso.w * reso.h;
+    int n = 0, side = (int)(sqrt((double)area) / step) * step;
+    dt_size *v = dt_alloc((size_t)(2 * (max_px / step + 3)) * sizeof *v);
+    v[n++] = (dt_size){ side, side };
+    for (int w = min_px; w <= max_px; w += step) {
+        int h = (int)(area / w / step * step);
+        h = h < max_px ? h : max_px;
+        if (h >= min_px)
+            v[n++] = (dt_size){ w, h };
+    }
+    *out = v;
+    return ordered(v, n);
+}
+
+int dt_bucket_list_musubi(dt_size **out, dt_size reso, int step)
+{
+    int64_t area = (int64_t)reso.w * reso.h;
+    int n = 0, side = (int)sqrt((double)area), least = side / 2 / step * step;
+    dt_size *v = dt_alloc((size_t)(2 * (side / step + 3)) * sizeof *v);
+    for (int w = least > step ? least : step; w < side + step; w += step)
+        if (area / w >= step)
+            v[n++] = (dt_size){ w, (int)(area / w / step * step) };
+    *out = v;
+    return ordered(v, n);
+}
+
+dt_size dt_bucket_choose(const dt_size *list, int n, int w, int h)
+{
+    double ratio = (double)w / h;
+    int best = 0;
+    for (int i = 0; i < n; i++)
+        if (list[i].w == w && list[i].h == h)
+            return list[i];
+    for (int i = 1; i < n; i++)
+        if (fabs((double)list[i].w / list[i].h - ratio) < fabs((double)list[best].w / list[best].h - ratio))
+            best = i;
+    return list[best];
+}
+
+static int nearest_step(double px, int step)
+{
+    return (int)(px + 0.5) / step * step;
+}
+
+dt_size dt_bucket_shrink(dt_size reso, int step, int w, int h, dt_size *resized)
+{
+    double area = (double)reso.w * reso.h, ratio = (double)w / h;
+    *resized = (dt_size){ w, h };
+    if ((double)w * h > area) {
+        double rw = sqrt(area * ratio);
+        int w1 = nearest_step(rw, step), h1 = nearest_step(w1 / ratio, step);           /* width first */
+        int h2 = nearest_step(area / rw, step), w2 = nearest_step(h2 * ratio, step);    /* height first */
+        double off1 = h1 ? fabs((double)w1 / h1 - ratio) : INFINITY, off2 = h2 ? fabs((double)w2 / h2 - ratio) : INFINITY;
+        *resized = off1 < off2 ? (dt_size){ w1, (int)(w1 / ratio + 0.5) } : (dt_size){ (int)(h2 * ratio + 0.5), h2 };
+    }
+    return (dt_size){ resized->w / step * step, resized->h / step * step };
+}
+
+dt_fit dt_fit_cover_round(int w, int h, dt_size t)
+{
+    bool wide = (int64_t)w * t.h > (int64_t)t.w * h;
+    double scale = wide ? (double)t.h / h : (double)t.w / w;
+    dt_fit f = { .w = (int)(w * scale + 0.5), .h = (int)(h * scale + 0.5) };
+    f.w = f.w < t.w ? t.w : f.w;
+    f.h = f.h < t.h ? t.h : f.h;
+    f.x = (f.w - t.w) / 2;
+    f.y = (f.h - t.h) / 2;
+    return f;
 }

@@ -16,6 +16,12 @@
       "(the metadata file's own folder)" }, \
     { "train_data_meta", 0, "FILE", DT_OPT_STR, offsetof(T, m.train_data_meta), .help = \
       "metadata: .json list, .jsonl or .csv with file_path, text and optionally type, width, height; or a folder" }, \
+    { "dataset_config", 0, "FILE", DT_OPT_STR, offsetof(T, m.dataset_config), .help = \
+      "a dataset_config of kohya's sd-scripts or of musubi-tuner, .toml or .json: folders, sizes, batches, repeats, " \
+      "captions are as it says, instead of the options here" }, \
+    { "folder_repeats", 0, NULL, DT_OPT_FLAG, offsetof(T, m.folder_repeats), .help = \
+      "folders all named as '10_words' are read as kohya's scripts do: each picture 10 times an epoch, the words its " \
+      "caption if it has none (on; --no_folder_repeats: they are ordinary folders)" }, \
     { "max_train_samples", 0, "N", DT_OPT_INT, offsetof(T, m.max_train_samples), 0, INT32_MAX, .help = \
       "use N pictures only, chosen by the seed (0: all)" }, \
     { "caption_dropout", 0, "P", DT_OPT_FLOAT, offsetof(T, m.caption_dropout), 0, 1, .help = \
@@ -54,5 +60,8 @@
       "batches of each process in one optimiser step (1)" }, \
     { "seed", 0, "N", DT_OPT_INT, offsetof(T, m.seed), 0, 9007199254740991.0, .help = \
       "the same seed and data give the same plan (42)" }
+
+/* With --dataset_config: DT_EUSAGE for an option that it says itself. */
+int dt_data_config_alone(const dt_cli *cli, int argc, char **argv, dt_err *err);
 
 #endif

@@ -104,7 +104,7 @@ static dt_meta_item *new_item(dt_meta *m, const char *root, const char *path, co
 {
     dt_grow(&m->v, &m->cap, m->n + 1, sizeof *m->v);
     dt_meta_item *it = &m->v[m->n++];
-    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text) };
+    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text), .repeats = 1, .sub = -1 };
     return it;
 }
 
@@ -253,7 +253,8 @@ static int read_csv(const struct in *in, const char *text, size_t bytes, dt_err 
 struct seen { dev_t dev; ino_t ino; };
 
 struct walk {
-    const struct in *in;
+    dt_meta *m;
+    const struct dt_meta_how *how;
     struct seen *seen;
     int64_t n_seen, cap;
 };
@@ -267,32 +268,62 @@ static bool is_picture(const char *name)
     return false;
 }
 
-static void add_picture(const struct in *in, const char *path)
+void dt_meta_add(dt_meta *m, const char *path, const char *text, const char *what, int64_t repeats, int sub)
 {
-    char *txt = dt_sprintf("%.*s.txt", (int)(strlen(path) - strlen(dt_path_ext(path))), path), *text = NULL;
+    if (is_utf8(text)) {
+        dt_meta_item *it = new_item(m, "", path, text);
+        it->repeats = repeats;
+        it->sub = sub;
+    } else {
+        char *line = dt_sprintf("%s: not UTF-8", what);
+        dt_strs_add(&m->skipped, line);
+        free(line);
+    }
+    m->entries++;
+}
+
+/* The caption file of a picture, or NULL. */
+static char *caption_file(const char *path, const char *ext)
+{
+    const char *const any[] = { ".txt", ".caption" };
+    for (int i = 0; i < (ext ? 1 : 2); i++) {
+        char *name = dt_sprintf("%.*s%s", (int)(strlen(path) - strlen(dt_path_ext(path))), path, ext ? ext : any[i]);
+        if (dt_exists(name))
+            return name;
+        free(name);
+    }
+    return NULL;
+}
+
+static char *trimmed(char *p)
+{
+    p += !strncmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
+    p += strspn(p, " \t\r\n");
+    for (size_t n = strlen(p); n && strchr(" \t\r\n", p[n - 1]); )
+        p[--n] = 0;
+    return p;
+}
+
+static void add_picture(dt_meta *m, const char *path, const struct dt_meta_how *how)
+{
+    char *txt = caption_file(path, how->ext), *text = NULL;
     size_t n = 0;
     dt_err err = { 0 };
 
-    bool bad = dt_exists(txt) && dt_file_read(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0;
+    bool bad = txt && dt_file_read(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0;
     if (err.code == DT_ENOMEM)                  /* which is no fault of the caption's */
         dt_must(NULL);
     if (bad) {
-        dt_strs_add(&in->m->skipped, err.msg);
+        dt_strs_add(&m->skipped, err.msg);
+        m->entries++;
     } else {
-        char *p = text ? text : "";
-        p += !strncmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
-        p += strspn(p, " \t\r\n");
-        for (n = strlen(p); n && strchr(" \t\r\n", p[n - 1]); )
-            p[--n] = 0;
-        if (is_utf8(p)) {
-            new_item(in->m, "", path, p);
-        } else {
-            char *line = dt_sprintf("%s: not UTF-8", txt);
-            dt_strs_add(&in->m->skipped, line);
-            free(line);
+        char *p = trimmed(text ? text : "");
+        if (text && how->first_line) {
+            p[strcspn(p, "\r\n")] = 0;
+            p = trimmed(p);
         }
+        dt_meta_add(m, path, text || !how->caption ? p : how->caption, txt ? txt : path, how->repeats, how->sub);
     }
-    in->m->entries++;
     free(text);
     free(txt);
 }
@@ -319,14 +350,14 @@ static int walk_folder(struct walk *w, const char *dir, dt_err *err)
         char *path = dt_path_join(dir, e[i]->d_name);
         dt_err bad = { 0 };
         if (dt_is_dir(path)) {
-            if (walk_folder(w, path, &bad) == DT_ENOMEM)
+            if (!w->how->flat && walk_folder(w, path, &bad) == DT_ENOMEM)
                 dt_must(NULL);
             if (bad.code) {
-                dt_strs_add(&w->in->m->skipped, bad.msg);
-                w->in->m->entries++;
+                dt_strs_add(&w->m->skipped, bad.msg);
+                w->m->entries++;
             }
         } else if (is_picture(path)) {
-            add_picture(w->in, path);
+            add_picture(w->m, path, w->how);
         }
         free(path);
         free(e[i]);
@@ -335,11 +366,59 @@ static int walk_folder(struct walk *w, const char *dir, dt_err *err)
     return 0;
 }
 
-static int read_folder(const struct in *in, dt_err *err)
+int dt_meta_add_folder(dt_meta *m, const char *dir, const struct dt_meta_how *how, dt_err *err)
 {
-    struct walk w = { .in = in };
-    int rc = walk_folder(&w, in->name, err);
+    struct walk w = { .m = m, .how = how };
+    int rc = walk_folder(&w, dir, err);
     free(w.seen);
+    return rc;
+}
+
+/* N of "N_words", 0 if it is no such name. */
+static int64_t repeats_of(const char *name)
+{
+    size_t n = strspn(name, "0123456789");
+    return n && n <= 3 && name[n] == '_' && name[n + 1] ? atoi(name) : 0;
+}
+
+bool dt_meta_is_kohya(const char *dir)
+{
+    struct dirent **e = NULL;
+    int n = scandir(dir, &e, visible, by_bytes), named = 0;
+    for (int i = 0; i < n; i++) {
+        char *path = dt_path_join(dir, e[i]->d_name);
+        named = named < 0 ? -1 : !dt_is_dir(path) ? (is_picture(path) ? -1 : named) : repeats_of(e[i]->d_name) ? 1 : -1;
+        free(path);
+        free(e[i]);
+    }
+    free(e);
+    return named > 0;
+}
+
+int dt_meta_read_kohya(dt_meta *m, const char *dir, dt_err *err)
+{
+    struct dirent **e = NULL;
+    *m = (dt_meta){ 0 };
+    int rc = 0, n = scandir(dir, &e, visible, by_bytes);
+    if (n < 0)
+        return dt_err_sys(err, DT_EDATA, "%s: cannot read the folder", dir);
+    for (int i = 0; i < n; i++) {
+        const char *name = e[i]->d_name;
+        char *path = dt_path_join(dir, name);
+        int64_t before = m->entries, repeats = repeats_of(name);
+        if (rc == 0 && repeats) {
+            rc = dt_meta_add_folder(m, path, &(struct dt_meta_how){ .caption = strchr(name, '_') + 1, .flat = true,
+                                    .first_line = true, .repeats = repeats, .sub = -1 }, err);
+            char *line = dt_sprintf("%s: %lld pictures, each %lld times an epoch; '%s' where there is no caption "
+                                    "(a folder as kohya's scripts read it; --no_folder_repeats: an ordinary one)", path,
+                                    (long long)(m->entries - before), (long long)repeats, strchr(name, '_') + 1);
+            dt_strs_add(&m->notes, line);
+            free(line);
+        }
+        free(path);
+        free(e[i]);
+    }
+    free(e);
     return rc;
 }
 
@@ -376,7 +455,7 @@ int dt_meta_read(dt_meta *m, const char *path, const char *root, dt_err *err)
 
     *m = (dt_meta){ 0 };
     if (dt_is_dir(path))
-        return read_folder(&in, err);
+        return dt_meta_add_folder(m, path, &(struct dt_meta_how){ .repeats = 1, .sub = -1 }, err);
     if (!root)
         own = dt_sprintf("%.*s", (int)(dt_path_base(path) - path), path);
     in.root = root ? root : own;
@@ -397,5 +476,6 @@ void dt_meta_release(dt_meta *m)
     }
     free(m->v);
     dt_strs_release(&m->skipped);
+    dt_strs_release(&m->notes);
     *m = (dt_meta){ 0 };
 }

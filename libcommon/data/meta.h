@@ -1,9 +1,10 @@
 /* meta.h - what a data set says about its pictures: a .json list, .jsonl lines, a .csv table, or a folder of
- * pictures with captions in .txt files of the same name.
+ * pictures with captions in .txt or .caption files of the same name.  (TOML files of other trainers: dataset.h.)
  *
  * Fields: file_path (required), text, type ("image"), width, height (numbers or strings); others are kept. */
 #ifndef DT_DATA_META_H
 #define DT_DATA_META_H
+#include <stdbool.h>
 #include <stdint.h>
 #include <cjson/cJSON.h>
 #include "base/err.h"
@@ -15,6 +16,9 @@ typedef struct dt_meta_item {
     char   *text;       /* caption, "" when there is none; valid UTF-8 */
     int     w, h;       /* px as the metadata says, 0 when it does not */
     cJSON  *extra;      /* object of the other fields, or NULL */
+    int64_t repeats;    /* how often an epoch draws it: 1, or as a kohya folder or dataset_config says */
+    int     sub;        /* the subset of a dataset_config that it is from, otherwise -1 */
+    int     queue;      /* of the plan: pictures of one queue can share a batch */
 } dt_meta_item;
 
 typedef struct dt_meta {
@@ -22,6 +26,7 @@ typedef struct dt_meta {
     int64_t n, cap;
     int64_t entries;    /* those that could not be used included */
     dt_strs skipped;    /* "FILE: entry 3: 'file_path' must be a string" */
+    dt_strs notes;      /* what was read in a way that should be known: "10_cat dog: ..." */
 } dt_meta;
 
 /* Reads `path`: a folder, "-" (JSON, JSON lines or CSV, told apart by the first character), or a file.  Relative
@@ -30,5 +35,24 @@ typedef struct dt_meta {
  * DT_EDATA for what makes the rest unreadable (syntax, no file_path column); a bad entry is skipped and listed. */
 int  dt_meta_read(dt_meta *m, const char *path, const char *root, dt_err *err);
 void dt_meta_release(dt_meta *m);
+
+/* A folder within a larger data set. */
+struct dt_meta_how {
+    const char *ext;        /* of caption files; NULL: .txt, otherwise .caption */
+    const char *caption;    /* of pictures without such a file; NULL: none */
+    bool        flat;       /* not the folders in it */
+    bool        first_line; /* of a caption file only, as kohya's scripts do */
+    int64_t     repeats;
+    int         sub;
+};
+int  dt_meta_add_folder(dt_meta *m, const char *dir, const struct dt_meta_how *how, dt_err *err);
+
+/* One more picture; `path` is taken as it is.  Counts as an entry.  Not UTF-8: skipped and listed as `what`'s. */
+void dt_meta_add(dt_meta *m, const char *path, const char *text, const char *what, int64_t repeats, int sub);
+
+/* Folders named as kohya's scripts want it: nothing but folders in it, each "N_words", 1 <= N <= 999.  Pictures of such
+ * a folder are drawn N times an epoch; the words are the caption of those without one. */
+bool dt_meta_is_kohya(const char *dir);
+int  dt_meta_read_kohya(dt_meta *m, const char *dir, dt_err *err);
 
 #endif

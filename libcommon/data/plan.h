@@ -17,6 +17,8 @@
 struct dt_data_settings {
     const char *train_data_dir;     /* put before relative paths; NULL: the folder of the metadata file */
     const char *train_data_meta;    /* .json .jsonl .csv, "-", or a folder; NULL: train_data_dir is one */
+    const char *dataset_config;     /* dataset.h: says what the two above, sizes, batches, flips and dropout are; or NULL */
+    int      folder_repeats;        /* folders named "10_words" are read as kohya's scripts do; default 1 */
     int64_t  train_batch_size;      /* default 16 */
     int64_t  image_sample_size;     /* px, default 512 */
     int      enable_bucket, random_ratio_crop, random_hw_adapt;
@@ -39,7 +41,7 @@ struct dt_data_settings {
     struct dt_progress *progress;   /* told how many picture files have been read; may be NULL */
 };
 #define DT_DATA_DEFAULTS { \
-    .train_batch_size = 16, .image_sample_size = 512, .multiple = 16, .num_train_epochs = 100, \
+    .folder_repeats = 1, .train_batch_size = 16, .image_sample_size = 512, .multiple = 16, .num_train_epochs = 100, \
     .gradient_accumulation_steps = 1, .world_size = 1, .seed = 42, .caption_dropout = 0.1, .max_skipped_fraction = 0.5 }
 
 /* --- writing --- */
@@ -55,6 +57,8 @@ struct dt_plan_report {             /* filled also on failure, as far as it got;
     int64_t size_differs;           /* metadata and file disagree; the file counts */
     int64_t epochs, batches, short_batches, samples, steps;
     dt_strs skipped;                /* one line each: "FILE: what is wrong" */
+    dt_strs notes;                  /* how data was read, where that should be known */
+    int64_t left_out;               /* by a rule of the dataset_config */
     struct dt_bucket_count *bucket; /* by area, then width */
     int     n_bucket;
 };
@@ -82,6 +86,8 @@ typedef struct dt_batch_item {
     int  crop_x, crop_y;            /* then take the batch's w x h from here, */
     bool flip;                      /* then mirror left-right */
     bool drop;                      /* train this one with an empty caption */
+    const char *text;               /* the caption to train on: "", one drawn for this place, or the item's; as the item's, lives
+                                     * until the plan is closed */
 } dt_batch_item;
 
 typedef struct dt_batch {

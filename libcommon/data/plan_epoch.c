@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "data/data_opts.h"
 #include "data/plan_int.h"
 
 /* Streams of DT_RNG_SHUFFLE by `item`: 0 pictures, 1 batches, 2 choice of max_train_samples. */
@@ -66,7 +67,11 @@ int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *
     int n = s->random_hw_adapt ? dt_bucket_ratios(ratio, s->image_sample_size) : 1;
     dt_size least = dt_bucket_size(&dt_aspect_512[0], s->image_sample_size, ratio[n - 1], s->multiple);
 
-    *r = (struct dt_rules){ .s = s };
+    *r = (struct dt_rules){ .s = s, .shards = 1 };
+    if (s->dataset_config) {
+        int bad = parse_shard(r, s->shard, err);
+        return bad < 0 ? bad : dt_datasets_open(&r->sets, s->dataset_config, s->multiple, err);
+    }
     if (!s->train_data_dir && !s->train_data_meta)
         return dt_err_set(err, DT_EUSAGE, "no data: name a folder or a metadata file");
     if (!s->enable_bucket && (s->random_ratio_crop || s->random_hw_adapt))
@@ -87,10 +92,31 @@ int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *
     return 0;
 }
 
+int dt_data_config_alone(const dt_cli *cli, int argc, char **argv, dt_err *err)
+{
+    static const char *const said[] = {
+        "train_data_dir", "train_data_meta", "train_batch_size", "image_sample_size", "enable_bucket", "random_ratio_crop",
+        "random_hw_adapt", "fix_sample_size", "random_flip", "caption_dropout", "folder_repeats", "trust_sizes",
+    };
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++)
+        if (dt_cli_given(cli, argc, argv, said[i]))
+            return dt_err_set(err, DT_EUSAGE, "--%s has no effect with --dataset_config: the file says it", said[i]);
+    return 0;
+}
+
 int dt_data_settings_check(const struct dt_data_settings *s, dt_err *err)
 {
     struct dt_rules r;
-    return dt_rules_init(&r, s, err);
+    int rc = dt_rules_init(&r, s, err);
+    dt_rules_release(&r);
+    return rc;
+}
+
+void dt_rules_release(struct dt_rules *r)
+{
+    dt_datasets_close(&r->sets);
+    free(r->queue);
+    r->queue = NULL;
 }
 
 /* The queue of a picture.  Where the target does not depend on the picture there is one queue. */
@@ -101,19 +127,72 @@ static int queue_of(const struct dt_rules *r, const dt_meta_item *it)
     return r->group[dt_bucket_closest(it->w, it->h)];
 }
 
+static int queue_at(struct dt_rules *r, int set, dt_size size)
+{
+    int64_t q = 0;
+    while (q < r->n_queue && (r->queue[q].set != set || r->queue[q].size.w != size.w || r->queue[q].size.h != size.h))
+        q++;
+    if (q == r->n_queue) {
+        dt_grow(&r->queue, &r->cap, q + 1, sizeof *r->queue);
+        r->queue[r->n_queue++] = (struct dt_queue_of){ set, size };
+    }
+    return (int)q;
+}
+
+/* A queue by the dataset_config, -1: left out by its rule, -2: the picture is too small. */
+static int set_queue(struct dt_rules *r, const dt_meta_item *it)
+{
+    int set = r->sets->sub[it->sub].set;
+    const dt_dataset *d = &r->sets->set[set];
+    if ((int64_t)it->w * it->h <= (int64_t)d->skip.w * d->skip.h)
+        return -1;
+    dt_size size = dt_dataset_size(r->sets, d, it->w, it->h);
+    return size.w && size.h ? queue_at(r, set, size) : -2;
+}
+
+void dt_rules_assign(struct dt_rules *r, dt_meta *m, struct dt_plan_report *report)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < m->n; i++) {
+        dt_meta_item *it = &m->v[i];
+        it->queue = r->sets ? set_queue(r, it) : queue_of(r, it);
+        if (it->queue == -2) {
+            char *line = dt_sprintf("%s: %dx%d is smaller than one step of its buckets, and bucket_no_upscale is set", it->path,
+                                    it->w, it->h);
+            dt_strs_add(&report->skipped, line);
+            free(line);
+        }
+        report->left_out += it->queue == -1;
+        if (it->queue < 0)
+            dt_meta_item_release(it);
+        else
+            m->v[n++] = *it;
+    }
+    m->n = n;
+    report->items = n;
+}
+
 /* Size of a batch: drawn once, keyed by the picture that has waited longest. */
 static dt_size target(const struct dt_gen *g, int queue, struct dt_seat first)
 {
     const struct dt_data_settings *s = g->rules->s;
     int base = s->image_sample_size;
+    if (g->rules->sets)
+        return g->rules->queue[queue].size;
     if (g->rules->fix.w)
         return g->rules->fix;
     if (!s->enable_bucket)
         return (dt_size){ base / s->multiple * s->multiple, base / s->multiple * s->multiple };
-    dt_rng r = dt_rng_make(s->seed, DT_RNG_SIZE, first.epoch, g->m->v[first.item].id);
+    dt_rng r = dt_rng_make(s->seed, DT_RNG_SIZE, dt_seat_when(first), g->m->v[first.item].id);
     const struct dt_aspect *a = s->random_ratio_crop ? &dt_aspect_crop_512[dt_bucket_draw_aspect(&r)]
                                                      : &dt_aspect_512[queue];
     return dt_bucket_size(a, base, s->random_hw_adapt ? dt_bucket_draw_ratio(base, &r) : 1, s->multiple);
+}
+
+static int64_t batch_of(const struct dt_gen *g, int queue)
+{
+    const struct dt_rules *r = g->rules;
+    return r->sets ? r->sets->set[r->queue[queue].set].batch : r->s->train_batch_size;
 }
 
 static void emit(struct dt_gen *g, int queue)
@@ -123,7 +202,8 @@ static void emit(struct dt_gen *g, int queue)
 
     dt_grow(&g->made, &g->made_cap, g->n + 1, sizeof *g->made);
     dt_grow(&g->seat, &g->seat_cap, g->seats + n, sizeof *g->seat);
-    g->made[g->n++] = (struct dt_made){ .size = target(g, queue, v[0]), .at = g->seats, .n = n };
+    g->made[g->n++] = (struct dt_made){ .size = target(g, queue, v[0]), .at = g->seats, .n = n,
+                                          .is_short = n < batch_of(g, queue) };
     memcpy(g->seat + g->seats, v, n * sizeof *v);
     g->seats += n;
     g->queue[queue].n = 0;
@@ -142,23 +222,39 @@ static void shuffle_batches(struct dt_gen *g, int64_t *perm)
     free(old);
 }
 
+void dt_gen_init(struct dt_gen *g, const struct dt_rules *r, const dt_meta *m)
+{
+    *g = (struct dt_gen){ .rules = r, .m = m, .n_queue = r->sets ? r->n_queue : DT_N_ASPECT };
+    g->queue = dt_alloc((size_t)(g->n_queue + 1) * sizeof *g->queue);
+    for (int64_t i = 0; i < m->n; i++)
+        g->places += m->v[i].repeats;
+    if (g->places == m->n)
+        return;
+    g->place = dt_alloc((size_t)g->places * sizeof *g->place);
+    for (int64_t i = 0, k = 0; i < m->n; i++)
+        for (int rep = 0; rep < m->v[i].repeats; rep++)
+            g->place[k++] = (struct dt_seat){ .item = i, .repeat = rep };
+}
+
 void dt_gen_epoch(struct dt_gen *g, bool last)
 {
     const dt_meta *m = g->m;
-    int64_t *perm = dt_alloc(m->n * sizeof *perm);
+    int64_t *perm = dt_alloc((size_t)(g->places + 1) * sizeof *perm);
     dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_ITEMS);
 
     g->n = g->seats = 0;
-    dt_rng_permute(perm, m->n, &r);
-    for (int64_t i = 0; i < m->n; i++) {
-        int q = queue_of(g->rules, &m->v[perm[i]]);
+    dt_rng_permute(perm, g->places, &r);
+    for (int64_t i = 0; i < g->places; i++) {
+        struct dt_seat seat = g->place ? g->place[perm[i]] : (struct dt_seat){ .item = perm[i] };
+        int q = m->v[seat.item].queue;
+        seat.epoch = g->epoch;
         dt_grow(&g->queue[q].v, &g->queue[q].cap, g->queue[q].n + 1, sizeof *g->queue[q].v);
-        g->queue[q].v[g->queue[q].n++] = (struct dt_seat){ .item = perm[i], .epoch = g->epoch };
-        if (g->queue[q].n == g->rules->s->train_batch_size)
+        g->queue[q].v[g->queue[q].n++] = seat;
+        if (g->queue[q].n == batch_of(g, q))
             emit(g, q);
     }
-    shuffle_batches(g, perm);           /* at most one batch per picture: perm is long enough */
-    for (int q = 0; last && q < DT_N_ASPECT; q++)
+    shuffle_batches(g, perm);           /* at most one batch per place: perm is long enough */
+    for (int q = 0; last && q < g->n_queue; q++)
         if (g->queue[q].n)
             emit(g, q);
     g->epoch++;
@@ -167,8 +263,10 @@ void dt_gen_epoch(struct dt_gen *g, bool last)
 
 void dt_gen_release(struct dt_gen *g)
 {
-    for (int q = 0; q < DT_N_ASPECT; q++)
+    for (int64_t q = 0; q < g->n_queue; q++)
         free(g->queue[q].v);
+    free(g->queue);
+    free(g->place);
     free(g->seat);
     free(g->made);
 }

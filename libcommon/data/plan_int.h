@@ -1,6 +1,7 @@
 /* plan_int.h - what the plan_*.c files share: the pictures, and the batches of one epoch at a time. */
 #ifndef DT_DATA_PLAN_INT_H
 #define DT_DATA_PLAN_INT_H
+#include "data/dataset.h"
 #include "data/meta.h"
 #include "data/plan.h"
 
@@ -10,31 +11,57 @@ struct dt_rules {
     dt_size fix;                /* w = 0: none */
     int64_t shard, shards;
     int     group[DT_N_ASPECT]; /* aspects that have the same sizes share one queue */
+    dt_datasets *sets;          /* --dataset_config, or NULL */
+    struct dt_queue_of { int set; dt_size size; } *queue;   /* with sets: what the pictures of a queue have in common */
+    int64_t n_queue, cap;
 };
-int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *err);
+int  dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *err);
+void dt_rules_release(struct dt_rules *r);
+/* The queue of every picture.  Those that the dataset_config rules out are taken away. */
+void dt_rules_assign(struct dt_rules *r, dt_meta *m, struct dt_plan_report *report);
+/* The subset that a picture is from, or NULL. */
+static inline const dt_subset *dt_rules_subset(const struct dt_rules *r, const dt_meta_item *it)
+{
+    return r->sets ? &r->sets->sub[it->sub] : NULL;
+}
 
 /* Reads metadata and headers: m->v keeps the good pictures with their true sizes. */
-int dt_pictures_read(dt_meta *m, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err);
+int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report *report, dt_err *err);
+void dt_meta_item_release(dt_meta_item *it);
 
-struct dt_seat { int64_t item, epoch; };        /* index into m->v; the epoch whose draws it carries */
+struct dt_seat {
+    int64_t item;                               /* index into m->v */
+    int64_t epoch;                              /* whose draws it carries */
+    int     repeat;                             /* of its item in that epoch, from 0 */
+};
+/* `when` of a seat's draws: repeats of one epoch differ. */
+static inline uint32_t dt_seat_when(struct dt_seat s)
+{
+    return (uint32_t)s.epoch + ((uint32_t)s.repeat << 20);
+}
 
 struct dt_made {                                /* one batch */
     dt_size size;
     int64_t at;                                 /* its seats: gen->seat[at .. at + n) */
     int     n;
+    bool    is_short;
 };
 
 struct dt_gen {
     const struct dt_rules *rules;
     const dt_meta *m;
     int64_t epoch;                              /* the next one */
-    struct { struct dt_seat *v; int64_t n, cap; } queue[DT_N_ASPECT];
+    struct dt_waiting { struct dt_seat *v; int64_t n, cap; } *queue;
+    int64_t n_queue;
+    struct dt_seat *place;                      /* of every repeat of every picture; NULL: each is drawn once */
+    int64_t places;
     struct dt_seat *seat;                       /* of the epoch made last */
     struct dt_made *made;
     int64_t seats, seat_cap, n, made_cap;
 };
 
 /* Makes the batches of the next epoch.  last: those that are left waiting form short batches at the end. */
+void dt_gen_init(struct dt_gen *g, const struct dt_rules *r, const dt_meta *m);
 void dt_gen_epoch(struct dt_gen *g, bool last);
 void dt_gen_release(struct dt_gen *g);
 

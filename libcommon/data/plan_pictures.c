@@ -81,7 +81,7 @@ static void run(struct job *j)
         pthread_join(t[--n], NULL);
 }
 
-static void item_release(dt_meta_item *it)
+void dt_meta_item_release(dt_meta_item *it)
 {
     free(it->path);
     free(it->text);
@@ -99,7 +99,7 @@ static void keep_good(struct job *j)
             m->v[n++].h = j->size[i].h;
         } else {
             dt_strs_add(&m->skipped, j->wrong[i]);
-            item_release(&m->v[i]);
+            dt_meta_item_release(&m->v[i]);
         }
         free(j->wrong[i]);
     }
@@ -121,7 +121,7 @@ static void keep_some(dt_meta *m, int64_t want, uint64_t seed)
         if (in[i])
             m->v[n++] = m->v[i];
         else
-            item_release(&m->v[i]);
+            dt_meta_item_release(&m->v[i]);
     m->n = n;
     free(perm);
     free(in);
@@ -142,12 +142,32 @@ static int judge(const dt_meta *m, const char *where, double max_fraction, dt_er
     return 0;
 }
 
-int dt_pictures_read(dt_meta *m, const struct dt_data_settings *s, struct dt_plan_report *report, dt_err *err)
+static int read_meta(dt_meta *m, const struct dt_rules *r, const char *where, dt_err *err)
 {
-    const char *where = s->train_data_meta ? s->train_data_meta : s->train_data_dir;
+    const struct dt_data_settings *s = r->s;
+    if (r->sets)
+        return dt_datasets_read(r->sets, m, err);
     if (s->train_data_meta && s->train_data_dir && dt_is_dir(where))
         return dt_err_set(err, DT_EUSAGE, "--train_data_dir has no effect: '%s' is a folder", where);
-    int rc = dt_meta_read(m, where, s->train_data_meta ? s->train_data_dir : NULL, err);
+    if (s->folder_repeats && dt_meta_is_kohya(where))
+        return dt_meta_read_kohya(m, where, err);
+    return dt_meta_read(m, where, s->train_data_meta ? s->train_data_dir : NULL, err);
+}
+
+/* What was said about the data moves into the report. */
+static void take_notes(dt_meta *m, const struct dt_rules *r, struct dt_plan_report *report)
+{
+    report->notes = m->notes;
+    m->notes = (dt_strs){ 0 };
+    for (int64_t i = 0; r->sets && i < r->sets->notes.n; i++)
+        dt_strs_add(&report->notes, r->sets->notes.v[i]);
+}
+
+int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report *report, dt_err *err)
+{
+    const struct dt_data_settings *s = r->s;
+    const char *where = s->dataset_config ? s->dataset_config : s->train_data_meta ? s->train_data_meta : s->train_data_dir;
+    int rc = read_meta(m, r, where, err);
     report->entries = m->entries;
     if (rc < 0)
         return rc;
@@ -162,6 +182,7 @@ int dt_pictures_read(dt_meta *m, const struct dt_data_settings *s, struct dt_pla
         rc = judge(m, where, s->max_skipped_fraction, err);
         keep_some(m, s->max_train_samples, s->seed);
     }
+    take_notes(m, r, report);
     report->size_differs = j.differs;
     report->items = m->n;
     for (int64_t i = 0; i < m->n; i++)

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "data/plan.h"
+#include "tensor/strmap.h"
 
 #define MAX_LINE_BYTES (64 << 20)
 #define MAX_ITEMS INT32_MAX
@@ -24,6 +25,8 @@ struct dt_batches {
     bool    held, ended;
     off_t   first;              /* where the batches begin, -1 on a pipe */
     int64_t first_line;         /* number of the line before it */
+    dt_strmap *texts;           /* captions drawn for a place, each once; NULL: none so far */
+    dt_strs drawn;              /* they themselves */
     int64_t last, seen;         /* index of the batch before; batches since the first, -1 after a seek */
 };
 
@@ -175,22 +178,39 @@ static int by_id(const void *key, const void *item)
     return a < b ? -1 : a > b;
 }
 
+/* The reader's own copy of a caption. */
+static const char *intern(dt_batches *b, const char *text)
+{
+    if (!b->texts)
+        b->texts = dt_strmap_new();
+    int64_t at = dt_strmap_get(b->texts, text);
+    if (at >= 0)
+        return b->drawn.v[at];
+    dt_strs_add(&b->drawn, text);
+    const char *own = b->drawn.v[b->drawn.n - 1];
+    dt_strmap_add(b->texts, own, b->drawn.n - 1);
+    return own;
+}
+
 static int read_slot(dt_batches *b, dt_batch_item *s, const dt_batch *batch, const cJSON *o, const char *what,
                      dt_err *err)
 {
     int64_t id;
     int resize[2] = { 0 }, crop[2] = { 0 }, rc;
+    const char *text = NULL;
     if ((rc = dt_json_int(&id, o, "item", 0, MAX_ITEMS, what, err)) < 0 ||
         (rc = pair(resize, o, "resize", 1, MAX_RESIZE_PX, what, err)) < 0 ||
         (rc = pair(crop, o, "crop", 0, MAX_RESIZE_PX, what, err)) < 0 ||
         (rc = dt_json_bool_or(&s->flip, o, "flip", false, what, err)) < 0 ||
-        (rc = dt_json_bool_or(&s->drop, o, "drop", false, what, err)) < 0)
+        (rc = dt_json_bool_or(&s->drop, o, "drop", false, what, err)) < 0 ||
+        (rc = dt_json_str_or(&text, o, "text", NULL, what, err)) < 0)
         return rc;
     s->item = bsearch(&id, b->item, b->info.items, sizeof *b->item, by_id);
     if (!s->item)
         return dt_err_set(err, DT_EDATA, "%s: item %lld is not in the plan", what, (long long)id);
     if (crop[0] > resize[0] - batch->w || crop[1] > resize[1] - batch->h)
         return dt_err_set(err, DT_EDATA, "%s: 'crop' of item %lld reaches outside 'resize'", what, (long long)id);
+    s->text = s->drop ? "" : text ? intern(b, text) : s->item->text;
     s->resize_w = resize[0];
     s->resize_h = resize[1];
     s->crop_x = crop[0];
@@ -319,6 +339,8 @@ void dt_batches_close(dt_batches **pb)
         fclose(b->f);
     for (int64_t i = 0; b->doc && i < b->info.items; i++)
         cJSON_Delete(b->doc[i]);
+    dt_strmap_free(&b->texts);
+    dt_strs_release(&b->drawn);
     free(b->doc);
     free(b->item);
     free(b->slot);

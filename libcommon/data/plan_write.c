@@ -1,5 +1,6 @@
 /* plan_write.c - writes dt-plan(5).  The epochs are made twice: once to count, so that the header can say how
  * long the plan is and which pictures it uses, once to write. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
@@ -48,7 +49,7 @@ static void count_batch(struct plan *p, const struct dt_gen *g, const struct dt_
     t->samples += b->n;
     p->report->batches++;
     p->report->samples += b->n;
-    p->report->short_batches += b->n < p->rules.s->train_batch_size;
+    p->report->short_batches += b->is_short;
     p->mine += in_shard(p, index);
     for (int i = 0; i < b->n; i++) {
         set_bit(t->met, g->seat[b->at + i].item);
@@ -57,17 +58,44 @@ static void count_batch(struct plan *p, const struct dt_gen *g, const struct dt_
     }
 }
 
+static dt_fit fit_of(const struct dt_rules *r, const dt_meta_item *it, const dt_subset *sub, dt_size size)
+{
+    if (sub)
+        return dt_dataset_fit(r->sets, &r->sets->set[sub->set], it->w, it->h, size);
+    return r->fix.w ? dt_fit_stretch(size) : dt_fit_cover(it->w, it->h, size);
+}
+
+/* A caption of this place's own. */
+static void write_drawn(struct plan *p, const dt_subset *sub, const dt_meta_item *it, uint32_t when)
+{
+    dt_rng r = dt_rng_make(p->rules.s->seed, DT_RNG_CAPTION_TAGS, when, it->id);
+    char *text = dt_subset_caption(sub, it->text, &r);
+    cJSON *s = cJSON_CreateString(text);
+    char *quoted = dt_json_line(s);
+    fprintf(p->out, ",\"text\":%s", quoted);
+    free(quoted);
+    cJSON_Delete(s);
+    free(text);
+}
+
 static void write_seat(struct plan *p, const struct dt_made *b, struct dt_seat seat)
 {
     const struct dt_data_settings *s = p->rules.s;
     const dt_meta_item *it = &p->m.v[seat.item];
-    dt_fit f = p->rules.fix.w ? dt_fit_stretch(b->size) : dt_fit_cover(it->w, it->h, b->size);
-    dt_rng flip = dt_rng_make(s->seed, DT_RNG_FLIP, seat.epoch, it->id);
-    dt_rng drop = dt_rng_make(s->seed, DT_RNG_CAPTION_DROP, seat.epoch, it->id);
+    const dt_subset *sub = dt_rules_subset(&p->rules, it);
+    dt_fit f = fit_of(&p->rules, it, sub, b->size);
+    uint32_t when = dt_seat_when(seat);
+    dt_rng flip = dt_rng_make(s->seed, DT_RNG_FLIP, when, it->id);
+    dt_rng drop = dt_rng_make(s->seed, DT_RNG_CAPTION_DROP, when, it->id);
+    bool flipped = (sub ? sub->flip : s->random_flip) && dt_rng_uniform(&flip) < 0.5;
+    bool dropped = dt_rng_uniform(&drop) < (sub ? sub->drop : s->caption_dropout) ||
+                   (sub && sub->drop_every && (seat.epoch + 1) % sub->drop_every == 0);
 
-    fprintf(p->out, "{\"item\":%lld,\"resize\":[%d,%d],\"crop\":[%d,%d]%s%s}", (long long)it->id, f.w, f.h, f.x, f.y,
-            s->random_flip && dt_rng_uniform(&flip) < 0.5 ? ",\"flip\":true" : "",
-            dt_rng_uniform(&drop) < s->caption_dropout ? ",\"drop\":true" : "");
+    fprintf(p->out, "{\"item\":%lld,\"resize\":[%d,%d],\"crop\":[%d,%d]%s%s", (long long)it->id, f.w, f.h, f.x, f.y,
+            flipped ? ",\"flip\":true" : "", dropped ? ",\"drop\":true" : "");
+    if (sub && !dropped && dt_subset_draws(sub))
+        write_drawn(p, sub, it, when);
+    putc('}', p->out);
 }
 
 static void write_batch(struct plan *p, const struct dt_gen *g, const struct dt_made *b, int64_t index)
@@ -76,7 +104,7 @@ static void write_batch(struct plan *p, const struct dt_gen *g, const struct dt_
         return;
     fprintf(p->out, "{\"batch\":%lld,\"epoch\":%lld,\"size\":[%d,%d]%s,\"items\":[", (long long)index,
             (long long)g->epoch - 1, b->size.w, b->size.h,
-            b->n < p->rules.s->train_batch_size ? ",\"short\":true" : "");
+            b->is_short ? ",\"short\":true" : "");
     for (int i = 0; i < b->n; i++) {
         if (i)
             putc(',', p->out);
@@ -95,9 +123,10 @@ static int all_epochs(struct plan *p, void (*each)(struct plan *, const struct d
                       dt_err *err)
 {
     const struct dt_data_settings *s = p->rules.s;
-    struct dt_gen g = { .rules = &p->rules, .m = &p->m };
+    struct dt_gen g;
     int64_t index = 0;
     int rc = 0;
+    dt_gen_init(&g, &p->rules, &p->m);
 
     while (rc == 0 && (p->limit ? index < p->limit : g.epoch < s->num_train_epochs)) {
         dt_gen_epoch(&g, !p->limit && g.epoch == s->num_train_epochs - 1);
@@ -123,9 +152,25 @@ static cJSON *two(double a, double b)
     return cJSON_CreateDoubleArray((double[]){ a, b }, 2);
 }
 
+/* A dataset_config's settings in the words of the options: its largest batch, its first size. */
+static struct dt_data_settings in_words(const struct dt_rules *r)
+{
+    struct dt_data_settings s = *r->s;
+    for (int i = 0; r->sets && i < r->sets->n_set; i++) {
+        const dt_dataset *d = &r->sets->set[i];
+        if (!i) {
+            s.image_sample_size = (int64_t)(sqrt((double)d->reso.w * d->reso.h) + 0.5);
+            s.enable_bucket = d->bucket;
+            s.train_batch_size = 0;
+        }
+        s.train_batch_size = d->batch > s.train_batch_size ? d->batch : s.train_batch_size;
+    }
+    return s;
+}
+
 static void write_header(struct plan *p)
 {
-    const struct dt_data_settings *s = p->rules.s;
+    const struct dt_data_settings words = in_words(&p->rules), *s = &words;
     const struct dt_plan_report *r = p->report;
     cJSON *o = cJSON_CreateObject(), *set = cJSON_CreateObject();
     const struct { const char *key; double v; } head[] = {
@@ -137,6 +182,8 @@ static void write_header(struct plan *p)
         cJSON_AddNumberToObject(o, head[i].key, head[i].v);
     if (p->rules.shards > 1)
         cJSON_AddItemToObject(o, "shard", two(p->rules.shard, p->rules.shards));
+    if (s->dataset_config)
+        cJSON_AddStringToObject(set, "dataset_config", s->dataset_config);
     cJSON_AddNumberToObject(set, "image_sample_size", s->image_sample_size);
     cJSON_AddBoolToObject(set, "enable_bucket", s->enable_bucket);
     cJSON_AddBoolToObject(set, "random_ratio_crop", s->random_ratio_crop);
@@ -144,8 +191,10 @@ static void write_header(struct plan *p)
     if (p->rules.fix.w)
         cJSON_AddItemToObject(set, "fix_sample_size", two(p->rules.fix.h, p->rules.fix.w));
     cJSON_AddNumberToObject(set, "multiple", s->multiple);
-    cJSON_AddBoolToObject(set, "random_flip", s->random_flip);
-    cJSON_AddNumberToObject(set, "caption_dropout", s->caption_dropout);
+    if (!s->dataset_config) {
+        cJSON_AddBoolToObject(set, "random_flip", s->random_flip);
+        cJSON_AddNumberToObject(set, "caption_dropout", s->caption_dropout);
+    }
     cJSON_AddNumberToObject(set, "max_train_samples", s->max_train_samples);
     cJSON_AddItemToObject(o, "settings", set);
     write_object(p, o);
@@ -229,8 +278,13 @@ int dt_plan_make(FILE *out, const struct dt_data_settings *s, struct dt_plan_rep
     int rc;
 
     *report = (struct dt_plan_report){ 0 };
-    if ((rc = dt_rules_init(&p.rules, s, err)) < 0 || (rc = dt_pictures_read(&p.m, s, report, err)) < 0)
+    if ((rc = dt_rules_init(&p.rules, s, err)) < 0 || (rc = dt_pictures_read(&p.m, &p.rules, report, err)) < 0)
         goto out;
+    dt_rules_assign(&p.rules, &p.m, report);
+    if (!p.m.n) {
+        rc = dt_err_set(err, DT_EDATA, "%s: its rules leave out every picture", s->dataset_config);
+        goto out;
+    }
     p.limit = s->max_train_steps * s->gradient_accumulation_steps * s->world_size;
     p.used = dt_alloc(p.m.n / 8 + 1);
     if ((rc = all_epochs(&p, count_batch, err)) < 0)
@@ -248,6 +302,7 @@ out:
         free(p.tally[i].met);
     free(p.tally);
     free(p.used);
+    dt_rules_release(&p.rules);
     dt_meta_release(&p.m);
     return rc;
 }
@@ -255,6 +310,7 @@ out:
 void dt_plan_report_release(struct dt_plan_report *r)
 {
     dt_strs_release(&r->skipped);
+    dt_strs_release(&r->notes);
     free(r->bucket);
     *r = (struct dt_plan_report){ 0 };
 }

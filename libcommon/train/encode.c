@@ -113,7 +113,7 @@ static int collect(dt_enc *e, dt_err *err)
     while ((rc = dt_batches_next(e->plan, &b, err)) == 1)
         for (int i = 0; i < b.n; i++) {
             want_picture(e, &b, &b.item[i]);
-            want_caption(e, b.item[i].drop ? "" : b.item[i].item->text);
+            want_caption(e, b.item[i].text);
         }
     e->text_place = dt_alloc((size_t)(e->texts + 1) * sizeof(*e->text_place));
     e->text_len = dt_alloc((size_t)(e->texts + 1) * sizeof(*e->text_len));

@@ -51,7 +51,7 @@ static int load_rgb(const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt
 static int fill_sample(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
 {
     int rc = 0;
-    *s = (dt_sample){ .item = it->item->id, .caption = it->drop ? "" : it->item->text };
+    *s = (dt_sample){ .item = it->item->id, .caption = it->text };
     if (l->p.want & DT_WANT_LATENTS) {
         dt_cached_image c;
         if ((rc = dt_cache_image(l->p.cache, it, (int)m->w_px, (int)m->h_px, &c, err)) < 0)
@@ -256,7 +256,7 @@ static int64_t rows_of(const dt_text_rows *r, const dt_batch *b, dt_strmap *know
 {
     int64_t longest = 0;
     for (int i = 0; i < b->n; i++) {
-        const char *caption = b->item[i].drop ? "" : b->item[i].item->text;
+        const char *caption = b->item[i].text;
         int64_t T = dt_strmap_get(known, caption);
         if (T < 0 && (T = r->len(r->ctx, caption, err)) < 0)
             return T;

@@ -17,6 +17,8 @@ extern char **environ;
 
 static void report_plan(dt_job *j, const struct dt_plan_report *r)
 {
+    for (int64_t i = 0; i < r->notes.n; i++)
+        dt_job_say(j, "%s", r->notes.v[i]);
     for (int64_t i = 0; i < r->skipped.n; i++)
         dt_job_warn(j, "skipped %s", r->skipped.v[i]);
     j->skipped |= r->skipped.n > 0;

@@ -269,6 +269,7 @@ static const struct idle {
     bool (*is)(const dt_train_opts *o);
     const char *why;
 } idle[] = {
+    { "dataset_config", planned, PLANNED }, { "folder_repeats", planned, PLANNED },
     { "train_data_dir", planned, PLANNED }, { "train_data_meta", planned, PLANNED }, { "max_train_samples", planned, PLANNED },
     { "caption_dropout", planned, PLANNED }, { "random_flip", planned, PLANNED }, { "train_batch_size", planned, PLANNED },
     { "num_train_epochs", planned, PLANNED }, { "seed", planned, PLANNED }, { "trust_sizes", reads_no_pictures, PLANNED },
@@ -307,8 +308,8 @@ static int check_inputs(const dt_train_opts *o, dt_err *err)
 {
     if (!o->model)
         return dt_err_set(err, DT_EUSAGE, "--pretrained_model_name_or_path is missing");
-    if (!planned(o) && !o->data.train_data_dir && !o->data.train_data_meta)
-        return dt_err_set(err, DT_EUSAGE, "--train_data_dir is missing (or --plan and --latents)");
+    if (!planned(o) && !o->data.train_data_dir && !o->data.train_data_meta && !o->data.dataset_config)
+        return dt_err_set(err, DT_EUSAGE, "--train_data_dir is missing (or --dataset_config, or --plan and --latents)");
     if (o->plan || !o->latents || !strcmp(o->latents, "-"))
         return 0;
     char *plan = dt_path_join(o->latents, "plan.ndjson");
@@ -322,6 +323,8 @@ int dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err)
     int rc = check_inputs(o, err);
     if (rc == 0)
         rc = refuse_idle(o, argc, argv, err);
+    if (rc == 0 && o->data.dataset_config)
+        rc = dt_data_config_alone(dt_train_cli(o->method), argc, argv, err);
     if (rc < 0)
         return rc;
     if (o->use_peft_lora && o->lora_format >= 0 && o->lora_format != DT_LORA_PEFT)

@@ -145,6 +145,7 @@ static int held_data(dt_validator *v, dt_err *err)
     char *dir = dt_path_join(j->o->output_dir, "held-cache"), side[2][24], *fix[2] = { side[0], side[1] };
     s.train_data_dir = j->o->held.train_data_dir;
     s.train_data_meta = j->o->held.train_data_meta;
+    s.dataset_config = NULL;
     s.train_batch_size = j->info.train_batch_size;
     s.seed = j->info.seed;
     s.num_train_epochs = s.gradient_accumulation_steps = s.world_size = 1;

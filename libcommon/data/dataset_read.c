@@ -1,0 +1,256 @@
+/* dataset_read.c - the pictures and captions of a dataset_config.  See dataset.h.
+ *
+ * Captions: kohya's scripts take the first line of a caption file, else class_tokens, between prefix and suffix; of a
+ * metadata_file, "caption" and "tags".  musubi-tuner takes the whole file. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "base/json.h"
+#include "data/dataset.h"
+
+#define MAX_META_BYTES (1ll << 30)
+
+/* As those programs do, from the working folder; otherwise from the folder of the file that names it.  Caller frees. */
+static char *locate(const char *named_in, const char *path)
+{
+    char *dir = dt_sprintf("%.*s", (int)(dt_path_base(named_in) - named_in), named_in), *there = dt_path_join(dir, path);
+    bool here = dt_exists(path) || !dt_exists(there);
+    free(dir);
+    if (!here)
+        return there;
+    free(there);
+    return dt_strdup(path);
+}
+
+/* --- metadata_file: { "a.png": {"caption": "...", "tags": "..."}, ... } --- */
+
+/* A key is a path, or a name in image_dir with or without its extension.  Caller frees; NULL: no such picture. */
+static char *picture_of(const char *dir, const char *key)
+{
+    static const char *const ext[] = { "", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".PNG", ".JPG", ".JPEG", ".WEBP", ".BMP" };
+    if (dt_exists(key) && !dt_is_dir(key))
+        return dt_strdup(key);
+    for (size_t i = 0; dir && i < sizeof ext / sizeof *ext; i++) {
+        char *name = dt_sprintf("%s%s", key, ext[i]), *path = dt_path_join(dir, name);
+        free(name);
+        if (dt_exists(path) && !dt_is_dir(path))
+            return path;
+        free(path);
+    }
+    return NULL;
+}
+
+static char *caption_of(const cJSON *o)
+{
+    const char *c = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
+    const char *t = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "tags"));
+    char *text = c && t && *t ? dt_sprintf("%s, %s", c, t) : dt_strdup(c ? c : t ? t : "");
+    text[strcspn(text, "\r\n")] = 0;
+    return text;
+}
+
+static int read_metadata(const dt_datasets *d, int i, const char *dir, dt_meta *m, dt_err *err)
+{
+    const dt_subset *s = &d->sub[i];
+    char *path = locate(d->path, s->meta);
+    cJSON *doc = NULL, *o;
+    int rc = dt_json_read(&doc, path, MAX_META_BYTES, err);
+    if (rc == 0 && !cJSON_IsObject(doc))
+        rc = dt_err_set(err, DT_EDATA, "%s: must be an object of pictures", path);
+    if (rc == 0)
+        cJSON_ArrayForEach(o, doc) {
+            char *file = picture_of(dir, o->string), *text = caption_of(o);
+            if (file) {
+                dt_meta_add(m, file, text, file, s->repeats, i);
+            } else {
+                char *line = dt_sprintf("%s: '%s': no such picture", path, o->string);
+                dt_strs_add(&m->skipped, line);
+                m->entries++;
+                free(line);
+            }
+            free(file);
+            free(text);
+        }
+    cJSON_Delete(doc);
+    free(path);
+    return rc;
+}
+
+/* --- image_jsonl_file: {"image_path": "...", "caption": "..."} a line --- */
+
+static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_subset *s, int i, dt_meta *m)
+{
+    const char *path = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "image_path"));
+    const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
+    const char *why = cJSON_GetObjectItemCaseSensitive(o, "control_path") ? "control pictures are not offered"
+                    : cJSON_GetObjectItemCaseSensitive(o, "image_path_0") ? "layered pictures are not offered"
+                    : !path || !*path ? "'image_path' must be a string" : !text ? "'caption' must be a string" : NULL;
+    char *at = dt_sprintf("%s: line %lld", jsonl, (long long)line);
+    if (why) {
+        char *said = dt_sprintf("%s: %s", at, why);
+        dt_strs_add(&m->skipped, said);
+        m->entries++;
+        free(said);
+    } else {
+        char *file = locate(jsonl, path);
+        dt_meta_add(m, file, text, at, s->repeats, i);
+        free(file);
+    }
+    free(at);
+}
+
+static int read_jsonl(const dt_datasets *d, int i, dt_meta *m, dt_err *err)
+{
+    char *path = locate(d->path, d->sub[i].jsonl), *text = NULL, *save = NULL;
+    size_t bytes = 0;
+    int64_t line = 0;
+    int rc = dt_file_read(&text, &bytes, path, MAX_META_BYTES, err);
+    for (char *p = rc == 0 ? text : NULL; p && rc == 0; p = save) {
+        char *nl = strchr(p, '\n');
+        save = nl ? nl + 1 : NULL;
+        size_t n = nl ? (size_t)(nl - p) : strlen(p);
+        line++;
+        if (strspn(p, " \t\r") >= n)
+            continue;
+        cJSON *o = cJSON_ParseWithLength(p, n);
+        if (cJSON_IsObject(o))
+            add_line(path, line, o, &d->sub[i], i, m);
+        else
+            rc = dt_err_set(err, DT_EDATA, "%s: line %lld is not a JSON object", path, (long long)line);
+        cJSON_Delete(o);
+    }
+    free(text);
+    free(path);
+    return rc;
+}
+
+/* --- captions --- */
+
+/* prefix + " " + caption + " " + suffix; tags joined by secondary_separator are one tag only while they are drawn. */
+static void finish_captions(const dt_subset *s, dt_meta *m, int64_t first)
+{
+    for (int64_t i = first; i < m->n && (s->prefix || s->suffix || s->second_sep); i++) {
+        char *text = dt_sprintf("%s%s%s%s%s", s->prefix ? s->prefix : "", s->prefix && *s->prefix ? " " : "", m->v[i].text,
+                                s->suffix && *s->suffix ? " " : "", s->suffix ? s->suffix : "");
+        free(m->v[i].text);
+        m->v[i].text = text;
+        if (!dt_subset_draws(s)) {
+            m->v[i].text = dt_subset_caption(s, text, NULL);
+            free(text);
+        }
+    }
+}
+
+bool dt_subset_draws(const dt_subset *s)
+{
+    return s->shuffle || s->tag_drop > 0;
+}
+
+/* Adds the trimmed parts of text; a caption without separator marks keeps its empty tags, as there. */
+static void split_tags(dt_strs *out, const char *text, size_t bytes, const char *sep, bool keep_empty)
+{
+    for (const char *p = text, *end = text + bytes, *next; p <= end; p = next) {
+        const char *q = memmem(p, (size_t)(end - p), sep, strlen(sep));
+        const char *stop = q ? q : end;
+        next = q ? q + strlen(sep) : end + 1;
+        while (p < stop && strchr(" \t\r\n", *p))
+            p++;
+        while (stop > p && strchr(" \t\r\n", stop[-1]))
+            stop--;
+        char *tag = dt_sprintf("%.*s", (int)(stop - p), p);
+        if (*tag || keep_empty)
+            dt_strs_add(out, tag);
+        free(tag);
+    }
+}
+
+/* fixed ||| drawn ||| fixed, or the first keep_tokens tags fixed. */
+static void sort_out(const dt_subset *s, const char *text, dt_strs *head, dt_strs *flex, dt_strs *tail)
+{
+    size_t n = s->keep_sep ? strlen(s->keep_sep) : 0;
+    const char *a = n ? strstr(text, s->keep_sep) : NULL;
+    if (!a) {
+        dt_strs all = { 0 };
+        split_tags(&all, text, strlen(text), s->sep, true);
+        for (int64_t i = 0; i < all.n; i++)
+            dt_strs_add(i < s->keep ? head : flex, all.v[i]);
+        dt_strs_release(&all);
+        return;
+    }
+    const char *b = strstr(a + n, s->keep_sep);
+    split_tags(head, text, (size_t)(a - text), s->sep, false);
+    split_tags(flex, a + n, b ? (size_t)(b - a) - n : strlen(a + n), s->sep, false);
+    if (b)
+        split_tags(tail, b + n, strlen(b + n), s->sep, false);
+}
+
+static void join(char **text, const char *tag)
+{
+    char *old = *text;
+    *text = old ? dt_sprintf("%s, %s", old, tag) : dt_strdup(tag);
+    free(old);
+}
+
+static char *replaced(char *text, const char *from, const char *to)     /* takes text */
+{
+    for (char *at = *from ? strstr(text, from) : NULL; at; ) {
+        size_t done = (size_t)(at - text) + strlen(to);
+        char *more = dt_sprintf("%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+        free(text);
+        text = more;
+        at = strstr(text + done, from);
+    }
+    return text;
+}
+
+char *dt_subset_caption(const dt_subset *s, const char *text, dt_rng *r)
+{
+    dt_strs head = { 0 }, flex = { 0 }, tail = { 0 };
+    char *out = NULL;
+    if (!dt_subset_draws(s)) {
+        out = dt_strdup(text);
+    } else {
+        sort_out(s, text, &head, &flex, &tail);
+        int64_t *perm = dt_alloc((size_t)(flex.n + 1) * sizeof *perm);
+        for (int64_t i = 0; i < flex.n; i++)
+            perm[i] = i;
+        if (s->shuffle && flex.n)
+            dt_rng_permute(perm, flex.n, r);
+        for (int64_t i = 0; i < head.n; i++)
+            join(&out, head.v[i]);
+        for (int64_t i = 0; i < flex.n; i++)
+            if (s->tag_drop <= 0 || dt_rng_uniform(r) >= s->tag_drop)
+                join(&out, flex.v[perm[i]]);
+        for (int64_t i = 0; i < tail.n; i++)
+            join(&out, tail.v[i]);
+        free(perm);
+    }
+    out = out ? out : dt_strdup("");
+    dt_strs_release(&head);
+    dt_strs_release(&flex);
+    dt_strs_release(&tail);
+    return s->second_sep ? replaced(out, s->second_sep, s->sep) : out;
+}
+
+/* --- the whole --- */
+
+int dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err)
+{
+    int rc = 0;
+    *m = (dt_meta){ 0 };
+    for (int i = 0; i < d->n_sub && rc == 0; i++) {
+        const dt_subset *s = &d->sub[i];
+        char *dir = s->dir ? locate(d->path, s->dir) : NULL;
+        int64_t first = m->n;
+        if (s->meta)
+            rc = read_metadata(d, i, dir, m, err);
+        else if (s->jsonl)
+            rc = read_jsonl(d, i, m, err);
+        else
+            rc = dt_meta_add_folder(m, dir, &(struct dt_meta_how){ .ext = s->ext, .caption = s->class_tokens, .flat = true,
+                                    .first_line = !d->musubi, .repeats = s->repeats, .sub = i }, err);
+        finish_captions(s, m, first);
+        free(dir);
+    }
+    return rc;
+}
