@@ -189,6 +189,7 @@ int main(int argc, char **argv)
 
     dt_argv0 = "dt-cache-latents";
     dt_signals_install();
+    dt_malloc_install();
     int rc = dt_cli_parse(&cli, &o, argc, argv, &operands, &err);
     if (rc > 0)
         return dt_finish(0);

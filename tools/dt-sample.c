@@ -97,6 +97,7 @@ int main(int argc, char **argv)
 
     dt_argv0 = "dt-sample";
     dt_signals_install();
+    dt_malloc_install();
     int rc = dt_cli_parse(&cli, &o, argc, argv, &files, &err);
     if (rc > 0)
         return dt_finish(0);

@@ -86,6 +86,7 @@ static int train(enum dt_method method, int argc, char **argv)
     if (rc == 0) {
         char *bin = bin_dir();
         dt_signals_install();
+    dt_malloc_install();
         dt_ui ui = { .say = say, .warn = warn, .table = table, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin };
         rc = dt_train_run(&o, &ui, &err);
         rc = rc == 1 ? 3 : rc;

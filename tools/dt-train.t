@@ -56,7 +56,8 @@ fails 2 'sides that the model cannot take' "dt-train lora ${L/size 32/size 33} -
 
 # --- memory plan ---
 check 'memory plan names every kind' \
-    "dt-train lora $L --output_dir o4 --gradient_checkpointing --plan | grep -cE '^  (process|weights|gradients|master weights|optimiser moments|ema|activations|batches|total) '" 9
+    "dt-train lora $L --output_dir o4 --use_ema --mixed_precision bf16 --plan |
+     grep -cE '^  (process|weights|gradients|master weights|optimiser moments|ema|activations|batches|pictures|total) '" 10
 check 'and encodes nothing' 'ls o4' plan.ndjson
 fails 5 'a budget that cannot be kept is refused with the smallest that can' \
     "dt-train lora $L --output_dir o4 --memory_budget 1M" 'smallest memory budget that would do is [0-9]+M'

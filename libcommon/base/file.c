@@ -253,6 +253,17 @@ int dt_map_open(dt_map *m, const char *path, dt_err *err)
     return rc;
 }
 
+void dt_map_forget(const dt_map *m, const void *p, size_t bytes)
+{
+    const uintptr_t around = 64 << 10;          /* Linux maps the neighbours of a page too, in windows of this */
+    uintptr_t from = (uintptr_t)p / around * around, to = ((uintptr_t)p + bytes + around - 1) / around * around;
+    uintptr_t first = (uintptr_t)m->data, end = first + m->bytes;
+    from = from > first ? from : first;
+    to = to < end ? to : end;
+    if (bytes && from < to)
+        madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 void dt_map_close(dt_map *m)
 {
     if (m->bytes)

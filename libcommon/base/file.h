@@ -30,6 +30,8 @@ typedef struct dt_map {             /* read-only, private mapping of a regular f
 } dt_map;
 int   dt_map_open(dt_map *m, const char *path, dt_err *err);
 void  dt_map_close(dt_map *m);
+/* The bytes at p take no memory of this process until they are read again, from the system's cache if it has them. */
+void  dt_map_forget(const dt_map *m, const void *p, size_t bytes);
 
 /* --- paths --- */
 bool  dt_exists(const char *path);

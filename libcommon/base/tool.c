@@ -1,6 +1,7 @@
 /* tool.c - words on stderr, exit codes and signals, for the mains in tools/. */
 #include "base/tool.h"
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -85,6 +86,13 @@ int dt_finish(int status)
     else
         fprintf(stderr, "%s: cannot write standard output\n", dt_argv0);
     return status ? status : -DT_EIO;
+}
+
+void dt_malloc_install(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 256 << 10);       /* setting it stops glibc from raising it */
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+    mallopt(M_ARENA_MAX, 1);
 }
 
 static int64_t now_ms(void)

@@ -37,6 +37,10 @@ void dt_cache_close(dt_cache **c);
 /* DT_EDATA: not in the cache ("run dt-cache-latents for this plan"), or damaged: an entry's hash is checked on its first use. */
 int  dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_cached_image *out, dt_err *err);
 int  dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, dt_err *err);
+/* An entry's bytes are not read again soon: they take no memory until they are. */
+void dt_cache_forget(const dt_cache *c, const void *data, int64_t bytes);
+/* Bytes of the largest entry of each kind, and of all that is mapped. */
+void dt_cache_sizes(const dt_cache *c, int64_t *image, int64_t *text, int64_t *all);
 /* Was the picture of this path unusable when the cache was made?  Batches leave it out. */
 bool dt_cache_skips(const dt_cache *c, const char *path);
 /* Hash of the encoder that made the entries ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"); NULL if

@@ -228,6 +228,30 @@ int dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, d
     return rc;
 }
 
+void dt_cache_sizes(const dt_cache *c, int64_t *image, int64_t *text, int64_t *all)
+{
+    *image = *text = *all = 0;
+    for (int64_t i = 0; i < c->n_shard; i++)
+        *all += (int64_t)c->shard[i].map.bytes;
+    for (int64_t i = 0; i < c->n_index; i++)
+        for (int64_t k = 0; k < c->index[i].n; k++) {
+            const dt_cache_rec *r = &c->index[i].rec[k];
+            int64_t *most = r->kind == DT_CACHE_TEXT ? text : image;
+            if (r->kind != DT_CACHE_SKIP && r->bytes > *most)
+                *most = r->bytes;
+        }
+}
+
+void dt_cache_forget(const dt_cache *c, const void *data, int64_t bytes)
+{
+    const uint8_t *p = data;
+    for (int64_t i = 0; i < c->n_shard; i++) {
+        const dt_map *m = &c->shard[i].map;
+        if (p >= m->data && p < m->data + m->bytes)
+            dt_map_forget(m, p, (size_t)bytes);
+    }
+}
+
 bool dt_cache_skips(const dt_cache *c, const char *path) { return dt_strmap_get(c->paths, path) == DT_CACHE_SKIP; }
 
 const char *dt_cache_encoder(const dt_cache *c, const char *part)

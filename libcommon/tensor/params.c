@@ -132,6 +132,7 @@ void dt_param_bring(const dt_param *q, void *dst, dt_dtype t)
 #pragma omp parallel for schedule(static)
         for (int64_t j = 0; j < n; j += PART)
             dt_convert(at + j * to, t, (const char *)e->data + j * from, e->dtype, n - j < PART ? n - j : PART);
+        dt_st_forget(q->file, e->data, e->bytes);
         at += n * to;
     }
 }
@@ -364,15 +365,17 @@ static void add_tasks(struct tasks *t, dt_param *q, const dt_st_entry *piece, in
     }
 }
 
-static void keep_pieces(dt_param *q, const dt_st_entry *piece, int k)
+static void keep_pieces(dt_param *q, const dt_st *st, const dt_st_entry *piece, int k)
 {
     free(q->piece);
     q->piece = dt_alloc((size_t)k * sizeof(*piece));
     q->pieces = k;
+    q->file = st;
     memcpy(q->piece, piece, (size_t)k * sizeof(*piece));
 }
 
-static void load_cpu(const struct tasks *t)
+/* What was read is forgotten at once: file and copy are not in memory together. */
+static void load_cpu(const dt_st *st, const struct tasks *t)
 {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < t->n; i++) {
@@ -383,11 +386,12 @@ static void load_cpu(const struct tasks *t)
             dt_convert(q->master + k->at, DT_F32, k->src, k->type, k->n);
         if (q->ema)
             dt_convert(q->ema + k->at, DT_F32, k->src, k->type, k->n);
+        dt_st_forget(st, k->src, (size_t)k->n * dt_dtype_size(k->type));
     }
 }
 
 /* Through host memory: threads convert a stage full, then it is uploaded.  `role` picks the copy. */
-static int load_stage(dt_params *p, const struct tasks *t, int role, dt_err *err)
+static int load_stage(dt_params *p, const dt_st *st, const struct tasks *t, int role, dt_err *err)
 {
     size_t size = role ? 4 : dt_dtype_size(p->dtype), slot = TASK * size;
     int64_t per = STAGE / (int64_t)slot;
@@ -400,6 +404,7 @@ static int load_stage(dt_params *p, const struct tasks *t, int role, dt_err *err
         for (int64_t i = 0; i < n; i++) {
             const struct task *k = &t->v[first + i];
             dt_convert(stage + (size_t)i * slot, role ? DT_F32 : p->dtype, k->src, k->type, k->n);
+            dt_st_forget(st, k->src, (size_t)k->n * dt_dtype_size(k->type));
         }
         for (int64_t i = 0; i < n; i++) {
             const struct task *k = &t->v[first + i];
@@ -429,19 +434,19 @@ int dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx
         if (k < 0 || (rc = check_pieces(p->v[i], piece, k, err)) < 0)
             goto out;
         if (p->v[i]->mapped)
-            keep_pieces(p->v[i], piece, k);
+            keep_pieces(p->v[i], st, piece, k);
         else
             add_tasks(&t, p->v[i], piece, k);
     }
     if (p->dev->kind == DT_CPU) {
-        load_cpu(&t);
+        load_cpu(st, &t);
         goto out;
     }
-    rc = load_stage(p, &t, 0, err);
+    rc = load_stage(p, st, &t, 0, err);
     if (rc == 0 && p->master && (void *)p->master != p->w_train)
-        rc = load_stage(p, &t, 1, err);
+        rc = load_stage(p, st, &t, 1, err);
     if (rc == 0 && p->ema)
-        rc = load_stage(p, &t, 2, err);
+        rc = load_stage(p, st, &t, 2, err);
 out:
     free(t.v);
     return rc;

@@ -42,6 +42,7 @@ typedef struct dt_param {
     void    *w;
     dt_st_entry *piece;             /* mapped: its rows in the file, `pieces` of them, one after the other; owned */
     int      pieces;
+    const dt_st *file;              /* the pieces are in */
     float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for) */
 } dt_param;
 

@@ -392,6 +392,16 @@ int dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *err)
     return 0;
 }
 
+void dt_st_forget(const dt_st *st, const void *data, size_t bytes)
+{
+    const uint8_t *p = data;
+    for (int64_t i = 0; i < st->nshard; i++) {
+        const dt_map *m = &st->shard[i].map;
+        if (p >= m->data && p < m->data + m->bytes)
+            dt_map_forget(m, p, bytes);
+    }
+}
+
 const char *dt_st_path(const dt_st *st) { return st->shard[0].path; }
 
 const char *dt_st_meta(const dt_st *st, const char *key)

@@ -370,6 +370,19 @@ static void draw_chart(chart *c)
     draw_legend(c);
 }
 
+int dt_chart_bytes(const struct dt_chart_params *p, int64_t *bytes, dt_err *err)
+{
+    dt_canvas *c = NULL;
+    int rc = dt_canvas_new(&c, 1, 1, DT_PAPER, err);
+    if (rc < 0)
+        return rc;
+    dt_draw_text(c, 0, 0, p->title, dt_text(.size_px = 20, .bold = true));
+    dt_draw_text(c, 0, 0, p->x_label, dt_text(.rgb = DT_MUTED));
+    dt_canvas_free(&c);
+    *bytes = 4 * (int64_t)p->w_px * p->h_px;
+    return 0;
+}
+
 int dt_chart_save(const char *file, const dt_series *s, int n, const struct dt_chart_params *p, dt_err *err)
 {
     chart c = { .p = p, .s = s, .n = n };

@@ -29,6 +29,8 @@ struct dt_chart_params {
 #define dt_chart_params(...) (&(struct dt_chart_params){ \
     .x_label = "step", .y_label = "loss", .smooth = -1, .w_px = 1200, .h_px = 600, __VA_ARGS__ })
 
+/* Bytes that saving a chart takes, the series aside.  Text is set for that, so the fonts are in memory from then on. */
+int dt_chart_bytes(const struct dt_chart_params *p, int64_t *bytes, dt_err *err);
 int dt_chart_save(const char *file, const dt_series *s, int n, const struct dt_chart_params *p, dt_err *err);
 
 /* Exponential running mean whose first values are not pulled towards zero: out_i = sum_j b^(i-j) y_j / sum_j b^(i-j)

@@ -91,12 +91,22 @@ static void paint(cairo_t *cr, cairo_surface_t *s, double x, double y, double sc
 }
 
 /* A run may keep hundreds of tiles: larger ones than the sheet shows are reduced before they are stored. */
+static bool reduce(int *w, int *h, int max_px)
+{
+    double scale = (double)max_px / (*w > *h ? *w : *h);
+    if (scale >= 1)
+        return false;
+    *w = (int)fmax(1, round(*w * scale));
+    *h = (int)fmax(1, round(*h * scale));
+    return true;
+}
+
 static cairo_surface_t *reduced(cairo_surface_t *s, int w, int h, int max_px)
 {
     double scale = (double)max_px / (w > h ? w : h);
-    if (scale >= 1 || cairo_surface_status(s) != CAIRO_STATUS_SUCCESS)
+    int rw = w, rh = h;
+    if (cairo_surface_status(s) != CAIRO_STATUS_SUCCESS || !reduce(&rw, &rh, max_px))
         return s;
-    int rw = (int)fmax(1, round(w * scale)), rh = (int)fmax(1, round(h * scale));
     cairo_surface_t *small = cairo_image_surface_create(CAIRO_FORMAT_RGB24, rw, rh);
     cairo_t *cr = cairo_create(small);
     paint(cr, s, 0, 0, scale);
@@ -164,15 +174,9 @@ static void largest(const dt_strs *titles, dt_canvas *c, const struct dt_text t,
     }
 }
 
-/* c: any canvas, to measure text with. */
-static sheet arrange(const dt_grid *g, dt_canvas *c)
+/* w x h: the largest tile, px.  c: any canvas, to measure text with. */
+static sheet arrange(const dt_grid *g, int w, int h, dt_canvas *c)
 {
-    int w = 1, h = 1;
-    for (int64_t i = 0; i < g->n; i++) {
-        int tw = cairo_image_surface_get_width(g->tile[i].px), th = cairo_image_surface_get_height(g->tile[i].px);
-        w = tw > w ? tw : w;
-        h = th > h ? th : h;
-    }
     int larger = w > h ? w : h;
     sheet s = { .scale = larger > 128 ? 1 : fmin(4, floor(256.0 / larger)) };
     if (larger > 42 && larger <= 85)
@@ -256,13 +260,34 @@ static void draw_tiles(const dt_grid *g, const sheet *s, cairo_t *cr)
     }
 }
 
+int dt_grid_bytes(const dt_grid *g, int w_px, int h_px, int64_t *bytes, dt_err *err)
+{
+    dt_canvas *c = NULL;
+    int64_t whole = 4 * (int64_t)w_px * h_px, tiles = g->rows.n * g->cols.n;
+    int rc = dt_canvas_new(&c, 1, 1, DT_SHADE, err);
+    if (rc < 0)
+        return rc;
+    bool less = reduce(&w_px, &h_px, g->max_tile_px);
+    sheet s = arrange(g, w_px, h_px, c);
+    draw_titles(g, &s, c);
+    dt_canvas_free(&c);
+    *bytes = 4 * (tiles * w_px * h_px + (int64_t)s.w * (int64_t)s.h) + (less ? whole : 0);
+    return 0;
+}
+
 int dt_grid_save(const dt_grid *g, const char *path, dt_err *err)
 {
     dt_canvas *c = NULL;
     int rc = dt_canvas_new(&c, 1, 1, DT_SHADE, err);
     if (rc < 0)
         return rc;
-    sheet s = arrange(g, c);
+    int w = 1, h = 1;
+    for (int64_t i = 0; i < g->n; i++) {
+        int tw = cairo_image_surface_get_width(g->tile[i].px), th = cairo_image_surface_get_height(g->tile[i].px);
+        w = tw > w ? tw : w;
+        h = th > h ? th : h;
+    }
+    sheet s = arrange(g, w, h, c);
     dt_canvas_free(&c);
     if ((rc = dt_canvas_new(&c, (int)s.w, (int)s.h, DT_SHADE, err)) < 0)
         return rc;

@@ -178,10 +178,22 @@ static int next(void *ctx, dt_micro **b, dt_err *err)
     return rc;
 }
 
-static void release(dt_micro *m)
+/* What came from the cache is in memory only while a batch that wants it is. */
+static void release(const dt_cache *c, dt_micro *m)
 {
-    for (int i = 0; m->s && i < m->n; i++)
-        free(m->s[i].rgb);
+    for (int i = 0; m->s && i < m->n; i++) {
+        const dt_sample *s = &m->s[i];
+        int64_t z = s->C * s->h * s->w * (int64_t)dt_dtype_size(s->lat_dtype), el = (int64_t)dt_dtype_size(s->txt_dtype);
+        free(s->rgb);
+        if (s->mean) {
+            dt_cache_forget(c, s->mean, z);
+            dt_cache_forget(c, s->logvar, z);
+        }
+        if (s->states) {
+            dt_cache_forget(c, s->states, s->T * s->D * el);
+            dt_cache_forget(c, s->pooled, s->P * el);
+        }
+    }
     free(m->s);
     m->s = NULL;
 }
@@ -191,13 +203,36 @@ static void done(void *ctx, dt_micro *b)
     dt_loader *l = ctx;
     struct slot *s = (struct slot *)((char *)b - offsetof(struct slot, micro));
     pthread_mutex_lock(&l->lock);
-    release(b);
+    release(l->p.cache, b);
     s->state = FREE;
     pthread_cond_broadcast(&l->moved);
     pthread_mutex_unlock(&l->lock);
 }
 
 dt_source dt_loader_source(dt_loader *l) { return (dt_source){ .ctx = l, .next = next, .done = done }; }
+
+/* --- memory --- */
+
+static int64_t slots(const struct dt_loader_params *p)
+{
+    int want = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
+    return want ? 2 * want + 1 : 1;
+}
+
+int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, int64_t h, int64_t source_w, int64_t source_h)
+{
+    enum { WINDOW = 64 << 10 };     /* pages of a mapped file come in such */
+    int64_t each = 0, image, text, all, bytes = 0;
+    if (p->want & (DT_WANT_LATENTS | DT_WANT_STATES) && p->cache) {
+        dt_cache_sizes(p->cache, &image, &text, &all);
+        each += p->want & DT_WANT_LATENTS ? image + WINDOW : 0;
+        each += p->want & DT_WANT_STATES ? text + WINDOW : 0;
+        bytes = slots(p) * n * each < all ? slots(p) * n * each : all;
+    }
+    if (p->want & DT_WANT_RGB)      /* and what a thread works on: the decoded file, and it in the new width */
+        bytes += slots(p) * n * w * h * 3 + (p->threads ? p->threads : 1) * (source_w + w) * source_h * 3;
+    return bytes;
+}
 
 /* --- life --- */
 
@@ -209,7 +244,7 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->moved, NULL);
     int want = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
-    l->nslot = want ? 2 * want + 1 : 1;
+    l->nslot = slots(p);
     l->slot = dt_alloc((size_t)l->nslot * sizeof(*l->slot));
     int rc = dt_batches_open(&l->plan, p->plan, err);
     if (rc == 0 && p->first)
@@ -238,7 +273,7 @@ void dt_loader_close(dt_loader **pl)
     for (int i = 0; i < l->nthread; i++)
         pthread_join(l->thread[i], NULL);
     for (int64_t i = 0; i < l->nslot; i++) {
-        release(&l->slot[i].micro);
+        release(l->p.cache, &l->slot[i].micro);
         free(l->slot[i].item);
     }
     dt_batches_close(&l->plan);

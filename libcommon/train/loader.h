@@ -28,6 +28,8 @@ struct dt_loader_params {
 int  dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *err);
 void dt_loader_close(dt_loader **l);
 dt_source dt_loader_source(dt_loader *l);
+/* Bytes that a loader holds when all its batches are n pictures of w x h px, the largest picture file being source_w x source_h px. */
+int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, int64_t h, int64_t source_w, int64_t source_h);
 /* Every distinct (batch size, width, height, T) of the plan once what the cache (may be NULL) skips is left out, and how many
  * batches there are; *shape is [n][4], caller frees. */
 int  dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *rows, int64_t (**shape)[4], int *n,

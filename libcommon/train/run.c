@@ -33,31 +33,6 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...)
     va_end(ap);
 }
 
-int64_t dt_job_resident(void)
-{
-    long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "r");
-    if (f && fscanf(f, "%*s %ld", &pages) != 1)
-        pages = 0;
-    if (f)
-        fclose(f);
-    return (int64_t)pages * sysconf(_SC_PAGESIZE);
-}
-
-/* Most bytes that were ever resident; 0 if the system does not say. */
-static int64_t peak_bytes(void)
-{
-    char line[256];
-    long long kib = 0;
-    FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof(line), f))
-        if (sscanf(line, "VmHWM: %lld kB", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return (int64_t)kib * 1024;
-}
-
 /* --- steps and schedule --- */
 
 static void set_schedule(dt_job *j)
@@ -148,18 +123,23 @@ static int close_watchers(dt_job *j, int rc, dt_err *err)
     return rc;
 }
 
+struct dt_chart_params dt_job_chart(const dt_job *j)
+{
+    return *dt_chart_params(.title = j->o->method == DT_METHOD_VAE ? "Autoencoder" : "Flow matching");
+}
+
 static int draw_loss(const dt_job *j, dt_err *err)
 {
     char *in = dt_path_join(j->o->output_dir, "metrics.ndjson"), *out = dt_path_join(j->o->output_dir, "loss.png");
     double *x = NULL, *y = NULL;
     int64_t n = 0, m = 0;
     const double *hx = NULL, *hy = NULL;
+    const struct dt_chart_params look = dt_job_chart(j);
     int rc = dt_metrics_read(&x, &y, &n, in, "loss", err);
     if (rc == 0 && n) {
         dt_validator_held(j->val, &hx, &hy, &m);
         dt_series s[2] = { { "training loss", DT_SERIES_NOISY, x, y, n }, { "held-out loss", DT_SERIES_POINTS, hx, hy, m } };
-        const char *title = j->o->method == DT_METHOD_VAE ? "Autoencoder" : "Flow matching";
-        rc = dt_chart_save(out, s, m ? 2 : 1, dt_chart_params(.title = title), err);
+        rc = dt_chart_save(out, s, m ? 2 : 1, &look, err);
     }
     free(x);
     free(y);
@@ -189,12 +169,40 @@ static int set_up(dt_job *j, dt_err *err)
     return rc == 0 ? dt_job_memory(j, err) : rc;
 }
 
+struct dt_loader_params dt_job_loader(const dt_job *j)
+{
+    const dt_train_opts *o = j->o;
+    return (struct dt_loader_params){
+        .plan = j->plan, .cache = j->cache,
+        .want = o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
+        .threads = (int)o->data.dataloader_num_workers, .rows = dt_job_text_rows(j, j->cache),
+    };
+}
+
+static int open_loader(dt_job *j, dt_err *err)
+{
+    struct dt_loader_params p = dt_job_loader(j);
+    p.first = j->t.state.batch;
+    return dt_loader_open(&j->loader, &p, err);
+}
+
+static void free_arena(dt_job *j)
+{
+    if (j->arena)
+        j->dev->free(j->dev, j->arena);
+    j->arena = NULL;
+}
+
 static int train(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
     char settings[33];
     dt_train_opts_hash(o, settings);
-    int rc = dt_job_weights(j, err);
+    int rc = j->val ? dt_validator_encode(j->val, err) : 0;
+    if (rc == 0)
+        rc = dt_job_weights(j, err);
+    if (rc == 0 && !(j->arena = j->dev->alloc(j->dev, j->arena_bytes)))
+        rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB on %s", (double)j->arena_bytes / 1048576.0, j->dev->name);
     if (rc == 0)
         rc = dt_session_alloc(j->session, j->arena, err);
     if (rc == 0 && j->val)
@@ -206,10 +214,7 @@ static int train(dt_job *j, dt_err *err)
     if (rc == 0)
         rc = open_watchers(j, err);
     if (rc == 0)
-        rc = dt_loader_open(&j->loader, &(struct dt_loader_params){
-            .plan = j->plan, .cache = j->cache,
-            .want = o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
-            .threads = (int)o->data.dataloader_num_workers, .rows = dt_job_text_rows(j, j->cache), .first = j->t.state.batch }, err);
+        rc = open_loader(j, err);
     if (rc < 0)
         return rc;
     char *dump = o->dump_dir ? dt_strdup(o->dump_dir) : dt_path_join(o->output_dir, "dump");
@@ -232,13 +237,19 @@ static int train(dt_job *j, dt_err *err)
     rc = dt_train(&j->t, err);
     rc = close_watchers(j, rc, err);
     free(dump);
-    if (rc == 0 && peak_bytes())
-        dt_job_say(j, "peak memory %.1f MiB, planned %.1f MiB", (double)peak_bytes() / 1048576.0, (double)j->planned_bytes / 1048576.0);
     if (rc == 0 && o->fit_scaling)
         rc = dt_job_fit_scaling(j, err);
     if (rc == 0)
         rc = dt_job_save_extra(j, o->output_dir, err);
-    return rc == 0 ? draw_loss(j, err) : rc;
+    if (rc == 0) {
+        free_arena(j);
+        rc = draw_loss(j, err);
+    }
+    char *peak = rc == 0 ? dt_mem_report(&j->memory) : NULL;
+    if (peak)
+        dt_job_say(j, "%s", peak);
+    free(peak);
+    return rc;
 }
 
 static void release(dt_job *j)
@@ -250,8 +261,7 @@ static void release(dt_job *j)
         dt_vae_task_release(&j->task);
     else
         dt_flux_task_release(&j->task);
-    if (j->arena)
-        j->dev->free(j->dev, j->arena);
+    free_arena(j);
     dt_lora_free(&j->lora);
     dt_flux_pipe_close(&j->pipe);
     dt_cache_close(&j->cache);

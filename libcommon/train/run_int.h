@@ -2,7 +2,9 @@
 #ifndef DT_TRAIN_RUN_INT_H
 #define DT_TRAIN_RUN_INT_H
 #include "models/flux_run.h"
+#include "train/chart.h"
 #include "train/lora.h"
+#include "train/memory.h"
 #include "train/run.h"
 #include "train/task_flux.h"
 #include "train/task_vae.h"
@@ -29,7 +31,8 @@ typedef struct dt_job {
     dt_task       task;
     dt_session   *session;
     void         *arena;
-    int64_t       arena_bytes, planned_bytes;
+    int64_t       arena_bytes, staged_bytes;        /* staged: what the task holds on the host */
+    dt_mem_plan   memory;
     bool          checkpoint;       /* recompute, as asked or as the memory budget wants */
 
     /* watching */
@@ -41,7 +44,7 @@ typedef struct dt_job {
 void dt_job_say(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-int64_t dt_job_resident(void);      /* bytes of this process in memory now */
+struct dt_loader_params dt_job_loader(const dt_job *j);     /* from the first batch */
 
 /* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, the shapes of batches */
 int dt_job_data(dt_job *j, dt_err *err);
@@ -57,12 +60,15 @@ int dt_job_save_extra(void *job, const char *dir, dt_err *err);
 int dt_job_fit_scaling(dt_job *j, dt_err *err);         /* of the vae, over the plan's first pictures */
 /* run_memory.c: the sessions of all shapes, the memory plan, the budget */
 int dt_job_memory(dt_job *j, dt_err *err);
+struct dt_chart_params dt_job_chart(const dt_job *j);    /* of the loss */
 
 /* validate.c: samples of fixed prompts from fixed noise, and a held-out loss */
 typedef struct dt_validator dt_validator;
 int  dt_validator_new(dt_validator **out, dt_job *j, dt_err *err);
 int64_t dt_validator_bytes(const dt_validator *v);      /* arena */
-int64_t dt_validator_weights(const dt_validator *v);    /* bytes of weights kept only for it */
+/* Adds what it takes to the memory plan: to the moment of training, and one for encoding its prompts. */
+void dt_validator_memory(const dt_validator *v, dt_mem_plan *p, dt_mem_moment *training);
+int  dt_validator_encode(dt_validator *v, dt_err *err); /* its prompts, before the weights that train are loaded */
 int  dt_validator_ready(dt_validator *v, void *arena, dt_err *err);
 int  dt_validator_run(void *job, int64_t step, dt_err *err);
 int  dt_validator_held(const dt_validator *v, const double **step, const double **loss, int64_t *n);

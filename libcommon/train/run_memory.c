@@ -1,49 +1,13 @@
-/* run_memory.c - the memory plan: every byte a run will need, before it needs the first.
+/* run_memory.c - the memory plan of a training run.  See memory.h.
  *
- *   process      what is resident when everything is planned and nothing allocated: program, libraries, primitives
- *   weights      working copies, frozen and trained;  gradients, master, moments, ema: trained parameters only
- *   activations  the arena of the largest bucket, inputs and workspaces included; validation runs in the same arena
- *   batches      host copies of micro-batches: prepared ahead, and staged for the device
+ *   captions     those of the samples are encoded; the encoders go before the model comes
+ *   training     and validation, in the same arena
+ *   loss.png     the arena is gone
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "train/run_int.h"
-
-struct kinds { int64_t process, weights, grads, master, moments, ema, activations, batches; };
-
-static int64_t total(const struct kinds *k)
-{
-    return k->process + k->weights + k->grads + k->master + k->moments + k->ema + k->activations + k->batches;
-}
-
-static void add_params(struct kinds *k, const dt_params *p, dt_dtype t, unsigned flags)
-{
-    dt_params_bytes b = dt_params_size(p, t, flags);
-    k->weights += b.weights;
-    k->grads += b.grads;
-    k->master += b.master;
-    k->moments += b.moments;
-    k->ema += b.ema;
-}
-
-/* Pictures or latents of the largest micro-batch, as the loader and the task hold them. */
-static int64_t batch_bytes(const dt_job *j)
-{
-    const dt_train_opts *o = j->o;
-    int64_t most = 0, f = dt_vae_factor(&j->pipe->vae), ahead = 2 * o->data.dataloader_num_workers + 1;
-    for (int i = 0; i < j->nshape; i++) {
-        int64_t n = j->shape[i][0], px = j->shape[i][1] * j->shape[i][2], bytes;
-        int64_t z = px / (f * f) * j->pipe->vae.latent_channels, T = j->shape[i][3] ? j->shape[i][3] : j->pipe->t5_len;
-        if (o->method == DT_METHOD_VAE)
-            bytes = n * (px * 3 * (4 + ahead) + z * 4);
-        else
-            bytes = n * (z * 3 + T * j->pipe->dit.joint_dim) * 4 + 2 * z * 4;
-        if (bytes > most)
-            most = bytes;
-    }
-    return most;
-}
 
 static int plan_shapes(dt_job *j, dt_err *err)
 {
@@ -52,35 +16,79 @@ static int plan_shapes(dt_job *j, dt_err *err)
     for (int i = 0; i < j->nshape; i++) {
         dt_shape_key key = j->task.shape(j->task.ctx, (int)j->shape[i][0], j->shape[i][1], j->shape[i][2], j->shape[i][3]);
         int rc = dt_session_add(j->session, &key, err);
+        if (rc == 0 && (j->staged_bytes = j->task.reserve(j->task.ctx, &key, err)) < 0)
+            rc = (int)j->staged_bytes;
         if (rc < 0)
             return rc;
     }
     return 0;
 }
 
-static struct kinds count(const dt_job *j)
+/* The process as it is with the plan open, and the largest picture of that. */
+static int rehearse(const dt_job *j, int64_t *process, int64_t source[2], dt_err *err)
+{
+    dt_batches *b = NULL;
+    int rc = dt_batches_open(&b, j->plan, err);
+    if (rc < 0)
+        return rc;
+    for (int64_t i = 0; i < dt_batches_items(b); i++) {
+        const dt_plan_item *it = dt_batches_item(b, i);
+        if ((int64_t)it->w * it->h > source[0] * source[1]) {
+            source[0] = it->w;
+            source[1] = it->h;
+        }
+    }
+    *process = dt_mem_resident();
+    dt_batches_close(&b);
+    return 0;
+}
+
+static int64_t batch_bytes(const dt_job *j, const int64_t source[2])
+{
+    struct dt_loader_params p = dt_job_loader(j);
+    int64_t most = 0;
+    for (int i = 0; i < j->nshape; i++) {
+        int64_t bytes = dt_loader_bytes(&p, j->shape[i][0], j->shape[i][1], j->shape[i][2], source[0], source[1]);
+        most = bytes > most ? bytes : most;
+    }
+    return most + j->staged_bytes;
+}
+
+static int count(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    struct kinds k = { .process = dt_job_resident(), .batches = batch_bytes(j) };
+    dt_mem_plan *p = &j->memory;
     unsigned flags = o->use_ema ? DT_PARAMS_EMA : 0;
+    int64_t process = 0, source[2] = { 0, 0 }, chart = 0;
+    const struct dt_chart_params look = dt_job_chart(j);
+    int rc = dt_chart_bytes(&look, &chart, err);
+    if (rc == 0)
+        rc = rehearse(j, &process, source, err);
+    if (rc < 0)
+        return rc;
+    *p = (dt_mem_plan){ 0 };
+    dt_mem_moment *m = dt_mem_add(p, "training", process);
     for (int i = 0; i < j->optim.nset; i++)
-        add_params(&k, j->optim.set[i], j->act, flags);
+        dt_mem_add_params(m, dt_params_size(j->optim.set[i], j->act, flags));
     if (j->lora)
-        add_params(&k, j->pipe->part[DT_FLUX_DIT], j->act, flags);
-    k.activations = dt_session_bytes(j->session);
-    if (j->val) {
-        k.weights += dt_validator_weights(j->val);
-        if (dt_validator_bytes(j->val) > k.activations)
-            k.activations = dt_validator_bytes(j->val);
-    }
-    return k;
+        dt_mem_add_params(m, dt_params_size(j->pipe->part[DT_FLUX_DIT], j->act, flags));
+    m->kind[DT_MEM_ACTIVATIONS] = dt_session_bytes(j->session);
+    m->kind[DT_MEM_BATCHES] = batch_bytes(j, source);
+    if (j->val)
+        dt_validator_memory(j->val, p, m);
+    dt_mem_moment *last = &p->at[p->n++];           /* the arena is gone when the chart of the loss is drawn */
+    *last = *m;
+    last->name = "loss.png";
+    last->kind[DT_MEM_ACTIVATIONS] = last->kind[DT_MEM_BATCHES] = 0;
+    last->kind[DT_MEM_PICTURES] = chart;
+    return 0;
 }
 
 static double mib(int64_t bytes) { return (double)bytes / 1048576.0; }
 
-static void print(const dt_job *j, const struct kinds *k)
+static void print(const dt_job *j)
 {
-    char *text = NULL;
+    char *text = NULL, *line = dt_mem_line(&j->memory);
     size_t bytes = 0;
     FILE *f = open_memstream(&text, &bytes);
     if (!f)
@@ -98,22 +106,16 @@ static void print(const dt_job *j, const struct kinds *k)
         fprintf(f, "%-24s %8.1f MiB %8.1f MiB %8.1f MiB %10.4f %10d\n", name, mib(s->activations), mib(s->workspace),
                 mib(s->inputs + s->consts), s->flops * (double)j->o->data.gradient_accumulation_steps * 1e-12, s->nodes);
     }
-    fprintf(f, "\n%-24s %12s\n", "peak by kind", "");
-    const struct { const char *name; int64_t bytes; } row[] = {
-        { "process", k->process }, { "weights", k->weights }, { "gradients", k->grads }, { "master weights", k->master },
-        { "optimiser moments", k->moments }, { "ema", k->ema }, { "activations", k->activations }, { "batches", k->batches },
-        { "total", total(k) },
-    };
-    for (size_t i = 0; i < sizeof(row) / sizeof(row[0]); i++)
-        fprintf(f, "  %-22s %8.1f MiB\n", row[i].name, mib(row[i].bytes));
+    fputc('\n', f);
+    dt_mem_table(f, &j->memory);
     if (j->checkpoint && !j->o->gradient_checkpointing)
         fprintf(f, "gradient checkpointing is on: without it the budget of %.1f MiB would not do\n", mib(j->o->memory_budget));
     fclose(f);
     if (j->o->memory_plan && j->ui->table)
         j->ui->table(j->ui->ctx, text);
     else
-        dt_job_say(j, "memory plan: %.1f MiB peak (weights %.1f, gradients and optimiser %.1f, activations %.1f)", mib(total(k)),
-                   mib(k->weights), mib(k->grads + k->master + k->moments + k->ema), mib(k->activations));
+        dt_job_say(j, "%s", line);
+    free(line);
     free(text);
 }
 
@@ -132,24 +134,14 @@ int dt_job_memory(dt_job *j, dt_err *err)
 {
     int64_t budget = j->o->memory_budget;
     int rc = plan_shapes(j, err);
+    if (rc == 0)
+        rc = count(j, err);
+    if (rc == 0 && budget && dt_mem_total(dt_mem_largest(&j->memory)) > budget && !j->checkpoint &&
+        (rc = retry_with_checkpointing(j, err)) == 0)
+        rc = count(j, err);
     if (rc < 0)
         return rc;
-    struct kinds k = count(j);
-    if (budget && total(&k) > budget && !j->checkpoint) {
-        if ((rc = retry_with_checkpointing(j, err)) < 0)
-            return rc;
-        k = count(j);
-    }
-    j->planned_bytes = total(&k);
-    print(j, &k);
-    if (budget && total(&k) > budget)
-        return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM",
-                          mib(total(&k)) + 1, mib(budget));
-    if (total(&k) > j->dev->mem_bytes && j->dev->mem_bytes > 0)
-        return dt_err_set(err, DT_ENOMEM, "this run needs %.1f MiB, %s has %.1f MiB", mib(total(&k)), j->dev->name, mib(j->dev->mem_bytes));
-    if (j->o->memory_plan)
-        return 0;
-    j->arena_bytes = k.activations;
-    j->arena = j->dev->alloc(j->dev, j->arena_bytes);
-    return j->arena ? 0 : dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB on %s", mib(j->arena_bytes), j->dev->name);
+    print(j);
+    j->arena_bytes = j->memory.at[0].kind[DT_MEM_ACTIVATIONS];
+    return dt_mem_accept(&j->memory, budget, j->dev, err);
 }

@@ -49,6 +49,8 @@ typedef struct dt_task {
     void        *ctx;
     dt_build_fn  build;             /* (ctx, shape) */
     dt_shape_key (*shape)(void *ctx, int n, int64_t w_px, int64_t h_px, int64_t T);     /* as in dt_micro */
+    /* Allocates the host memory that feed needs for a shape; returns what it has by now, bytes. */
+    int64_t (*reserve)(void *ctx, const dt_shape_key *shape, dt_err *err);
     /* Writes every input but loss_scale.  Host work happens here: noise, posterior sample, timesteps. */
     int  (*feed)(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err);
 } dt_task;

@@ -16,14 +16,15 @@
 #include <string.h>
 #include "train/task_flux.h"
 
+enum { B_LATENTS, B_NOISE, B_MIX, B_SCALAR, B_TXT, B_POOLED, B_IDS, B_LEN, B_EPS, B_MASK, NBUF };
+
 struct flux_task {
     struct dt_flux_task_params p;
     double  *sigma;                 /* noise table of `tokens` image tokens, index 0 noisiest */
     int64_t  tokens;
-    void    *buf[9];                /* host staging, grown to the largest batch */
-    size_t   cap[9];
+    void    *buf[NBUF];             /* host staging, grown to the largest batch */
+    size_t   cap[NBUF];
 };
-enum { B_LATENTS, B_NOISE, B_MIX, B_SCALAR, B_TXT, B_POOLED, B_IDS, B_EPS, B_MASK };
 
 /* --- graph --- */
 
@@ -90,16 +91,45 @@ static dt_shape_key shape(void *ctx, int n, int64_t w_px, int64_t h_px, int64_t 
 
 /* --- feeding --- */
 
-static void *stage(struct flux_task *t, int k, size_t bytes, dt_err *err)
+/* Bytes of each buffer for a micro-batch of n. */
+static void sizes(const struct flux_task *t, const dt_shape_key *key, size_t bytes[NBUF])
 {
-    if (bytes > t->cap[k]) {
-        free(t->buf[k]);
-        t->buf[k] = dt_try_alloc(bytes);
-        t->cap[k] = t->buf[k] ? bytes : 0;
-        if (!t->buf[k])
-            dt_err_set(err, DT_ENOMEM, "no memory for a batch of %zu bytes", bytes);
+    const dt_flux_pipe *p = t->p.pipe;
+    int64_t f = dt_vae_factor(&p->vae), w = key->v[1] / f, h = key->v[2] / f;
+    size_t n = (size_t)key->v[0], T = (size_t)key->v[3], z = (size_t)(w * h * p->vae.latent_channels) * sizeof(float);
+    size_t el = dt_dtype_size(t->p.act), S = (size_t)(h / 2 * (w / 2));
+    memset(bytes, 0, NBUF * sizeof(*bytes));
+    bytes[B_LATENTS] = bytes[B_NOISE] = n * z;
+    bytes[B_MIX] = t->p.input_perturbation > 0 ? n * z : 0;
+    bytes[B_EPS] = 2 * z;
+    bytes[B_SCALAR] = 3 * n * sizeof(float);
+    bytes[B_LEN] = n * sizeof(int64_t);
+    bytes[B_MASK] = p->text_padding == DT_PAD_NONE ? n * (T + S) : 0;
+    if (t->p.train_text) {
+        bytes[B_IDS] = (n * ((size_t)p->clip_len + T + 1) + (size_t)p->t5_len) * sizeof(int32_t);
+    } else {
+        bytes[B_TXT] = n * T * (size_t)p->dit.joint_dim * el;
+        bytes[B_POOLED] = n * (size_t)p->dit.pooled_dim * el;
     }
-    return t->buf[k];
+}
+
+static int64_t reserve(void *ctx, const dt_shape_key *key, dt_err *err)
+{
+    struct flux_task *t = ctx;
+    size_t bytes[NBUF];
+    int64_t sum = 0;
+    sizes(t, key, bytes);
+    for (int k = 0; k < NBUF; k++) {
+        if (bytes[k] > t->cap[k]) {
+            free(t->buf[k]);
+            t->buf[k] = dt_try_alloc(bytes[k]);
+            t->cap[k] = t->buf[k] ? bytes[k] : 0;
+            if (!t->buf[k])
+                return dt_err_set(err, DT_ENOMEM, "no memory for a batch of %zu bytes", bytes[k]);
+        }
+        sum += (int64_t)t->cap[k];
+    }
+    return sum;
 }
 
 static void noise_table(struct flux_task *t, int64_t tokens)
@@ -116,16 +146,13 @@ static void noise_table(struct flux_task *t, int64_t tokens)
 static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
 {
     const dt_vae_config *vae = &t->p.pipe->vae;
-    int64_t one = b->s[0].C * b->s[0].h * b->s[0].w, cells = b->s[0].h * b->s[0].w;
-    size_t bytes = (size_t)(one * b->n) * sizeof(float);
-    float *x0 = stage(t, B_LATENTS, bytes, err), *noise = stage(t, B_NOISE, bytes, err), *mix = stage(t, B_MIX, bytes, err);
-    float *eps = stage(t, B_EPS, 2 * (size_t)one * sizeof(float), err), *logvar = eps ? eps + one : NULL;
-    if (!x0 || !noise || !mix || !eps)
-        return DT_ENOMEM;
+    const dt_tensor *in = dt_find(g, "latents");
+    int64_t cells = in->dims.d[2] * in->dims.d[3], one = in->dims.d[1] * cells;
+    float *x0 = t->buf[B_LATENTS], *noise = t->buf[B_NOISE], *mix = t->buf[B_MIX], *eps = t->buf[B_EPS], *logvar = eps + one;
     uint32_t when = (uint32_t)b->index;
     for (int i = 0; i < b->n; i++) {
         const dt_sample *s = &b->s[i];
-        float *x = x0 + i * one, *n = noise + i * one, *m = mix + i * one;
+        float *x = x0 + i * one, *n = noise + i * one;
         if (s->C * s->h * s->w != one || s->C != vae->latent_channels)
             return dt_err_set(err, DT_EDATA, "cached latents of item %lld are [%lld, %lld, %lld], not what this model takes",
                               (long long)s->item, (long long)s->C, (long long)s->h, (long long)s->w);
@@ -144,6 +171,7 @@ static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_m
         for (int64_t k = 0; k < one; k++)
             x[k] = (x[k] + expf(0.5f * logvar[k]) * eps[k] - (float)vae->shift) * (float)vae->scaling;
         if (t->p.input_perturbation > 0) {
+            float *m = mix + i * one;
             dt_rng_fill_normal(m, one, at->seed, DT_RNG_PERTURB, when, (uint32_t)i);
             for (int64_t k = 0; k < one; k++)
                 m[k] = n[k] + (float)t->p.input_perturbation * m[k];
@@ -156,13 +184,10 @@ static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_m
     return 0;
 }
 
-static int feed_times(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
+static void feed_times(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at)
 {
     const dt_timesteps *ts = &t->p.timesteps;
-    float *sigma = stage(t, B_SCALAR, 3 * (size_t)b->n * sizeof(float), err);
-    if (!sigma)
-        return DT_ENOMEM;
-    float *weight = sigma + b->n, *guidance = weight + b->n;
+    float *sigma = t->buf[B_SCALAR], *weight = sigma + b->n, *guidance = weight + b->n;
     noise_table(t, b->s[0].h / 2 * (b->s[0].w / 2));
     for (int i = 0; i < b->n; i++) {
         int64_t slot = at->micro * b->n + i, nslot = at->nmicro * b->n;
@@ -176,24 +201,20 @@ static int feed_times(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_mic
     dt_plan_write(p, dt_find(g, "loss_weight"), weight);
     if (t->p.pipe->dit.guidance)
         dt_plan_write(p, dt_find(g, "guidance"), guidance);
-    return 0;
 }
 
 /* Which of its T text rows each of n captions has: columns [0, T) of the input `name` [n, cols]; the others are attended. */
-static int feed_mask(struct flux_task *t, dt_graph *g, dt_plan *p, const char *name, const int64_t *len, int64_t T, dt_err *err)
+static void feed_mask(struct flux_task *t, dt_graph *g, dt_plan *p, const char *name, const int64_t *len, int64_t T)
 {
     const dt_tensor *mask = dt_find(g, name);
     if (!mask)
-        return 0;
+        return;
     int64_t n = mask->dims.d[0], cols = mask->dims.d[1];
-    uint8_t *m = stage(t, B_MASK, (size_t)(n * cols), err);
-    if (!m)
-        return DT_ENOMEM;
+    uint8_t *m = t->buf[B_MASK];
     memset(m, 1, (size_t)(n * cols));
     for (int64_t i = 0; i < n; i++)
         memset(m + i * cols + len[i], 0, (size_t)(T - len[i]));
     dt_plan_write(p, mask, m);
-    return 0;
 }
 
 static int feed_states(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, dt_err *err)
@@ -202,10 +223,8 @@ static int feed_states(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_mi
     bool masked = dt_find(g, "text_mask") != NULL;
     int64_t T = in->dims.d[1], D = in->dims.d[2], P = t->p.pipe->dit.pooled_dim;
     size_t el = dt_dtype_size(t->p.act), row = (size_t)D * el;
-    int64_t *len = stage(t, B_IDS, (size_t)b->n * sizeof(*len), err);
-    char *txt = stage(t, B_TXT, (size_t)(b->n * T * D) * el, err), *pooled = stage(t, B_POOLED, (size_t)(b->n * P) * el, err);
-    if (!txt || !pooled || !len)
-        return DT_ENOMEM;
+    int64_t *len = t->buf[B_LEN];
+    char *txt = t->buf[B_TXT], *pooled = t->buf[B_POOLED];
     for (int i = 0; i < b->n; i++) {
         const dt_sample *s = &b->s[i];
         if ((masked ? s->T > T : s->T != T) || s->D != D || s->P != P)
@@ -218,7 +237,8 @@ static int feed_states(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_mi
     }
     dt_plan_write(p, in, txt);
     dt_plan_write(p, dt_find(g, "pooled"), pooled);
-    return feed_mask(t, g, p, "text_mask", len, T, err);
+    feed_mask(t, g, p, "text_mask", len, T);
+    return 0;
 }
 
 static int feed_ids(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, dt_err *err)
@@ -226,11 +246,8 @@ static int feed_ids(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro
     const dt_flux_pipe *pipe = t->p.pipe;
     const dt_tensor *in = dt_find(g, "t5_ids");
     int64_t n = b->n, nc = pipe->clip_len, T = in->dims.d[1];
-    int64_t *len = stage(t, B_TXT, (size_t)n * sizeof(*len), err);
-    int32_t *clip = stage(t, B_IDS, (size_t)(n * (nc + T + 1) + pipe->t5_len) * sizeof(*clip), err);
-    if (!clip || !len)
-        return DT_ENOMEM;
-    int32_t *t5 = clip + n * nc, *eos = t5 + n * T, *one = eos + n;
+    int64_t *len = t->buf[B_LEN];
+    int32_t *clip = t->buf[B_IDS], *t5 = clip + n * nc, *eos = t5 + n * T, *one = eos + n;
     for (int64_t i = 0; i < n; i++) {
         len[i] = dt_flux_tokenize(pipe, b->s[i].caption, clip + i * nc, eos + i, one, err);
         if (len[i] < 0)
@@ -243,16 +260,19 @@ static int feed_ids(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro
     dt_plan_write(p, dt_find(g, "clip_ids"), clip);
     dt_plan_write(p, dt_find(g, "clip_eos"), eos);
     dt_plan_write(p, in, t5);
-    int rc = feed_mask(t, g, p, "t5_mask", len, T, err);
-    return rc == 0 ? feed_mask(t, g, p, "text_mask", len, T, err) : rc;
+    feed_mask(t, g, p, "t5_mask", len, T);
+    feed_mask(t, g, p, "text_mask", len, T);
+    return 0;
 }
 
 static int feed(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
 {
     struct flux_task *t = ctx;
-    int rc = feed_latents(t, g, p, b, at, err);
+    const dt_tensor *text = dt_find(g, t->p.train_text ? "t5_ids" : "text_states");
+    int64_t bytes = reserve(t, &(dt_shape_key){ { b->n, b->w_px, b->h_px, text->dims.d[1] } }, err);
+    int rc = bytes < 0 ? (int)bytes : feed_latents(t, g, p, b, at, err);
     if (rc == 0)
-        rc = feed_times(t, g, p, b, at, err);
+        feed_times(t, g, p, b, at);
     if (rc == 0)
         rc = t->p.train_text ? feed_ids(t, g, p, b, err) : feed_states(t, g, p, b, err);
     return rc;
@@ -266,7 +286,7 @@ int dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *
     t->p = *p;
     t->sigma = dt_alloc((size_t)p->timesteps.steps * sizeof(*t->sigma));
     t->tokens = -1;
-    *out = (dt_task){ .name = "flux", .ctx = t, .build = build, .shape = shape, .feed = feed };
+    *out = (dt_task){ .name = "flux", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed };
     return 0;
 }
 
@@ -275,7 +295,7 @@ void dt_flux_task_release(dt_task *task)
     struct flux_task *t = task->ctx;
     if (!t)
         return;
-    for (size_t i = 0; i < sizeof(t->buf) / sizeof(t->buf[0]); i++)
+    for (int i = 0; i < NBUF; i++)
         free(t->buf[i]);
     free(t->sigma);
     free(t);

@@ -52,31 +52,40 @@ static int grow(float **buf, size_t *cap, size_t n, dt_err *err)
     return *buf ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a batch of %zu numbers", n);
 }
 
+static int64_t reserve(void *ctx, const dt_shape_key *key, dt_err *err)
+{
+    struct vae_task *t = ctx;
+    int64_t f = dt_vae_factor(t->p.config), n = key->v[0], px = key->v[1] * key->v[2] * 3;
+    int64_t z = key->v[1] / f * (key->v[2] / f) * t->p.config->latent_channels;
+    int rc = grow(&t->x, &t->cap_x, (size_t)(px * n), err);
+    if (rc == 0)
+        rc = grow(&t->eps, &t->cap_eps, (size_t)(z * n), err);
+    return rc < 0 ? rc : (int64_t)((t->cap_x + t->cap_eps) * sizeof(float));
+}
+
 static int feed(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
 {
     struct vae_task *t = ctx;
     int64_t f = dt_vae_factor(t->p.config), px = b->w_px * b->h_px * 3;
     int64_t z = b->w_px / f * (b->h_px / f) * t->p.config->latent_channels;
-    int rc = grow(&t->x, &t->cap_x, (size_t)(px * b->n), err);
-    if (rc == 0)
-        rc = grow(&t->eps, &t->cap_eps, (size_t)(z * b->n), err);
-    for (int i = 0; i < b->n && rc == 0; i++) {
+    int64_t bytes = reserve(t, &(dt_shape_key){ { b->n, b->w_px, b->h_px } }, err);
+    if (bytes < 0)
+        return (int)bytes;
+    for (int i = 0; i < b->n; i++) {
         for (int64_t k = 0; k < px; k++)
             t->x[i * px + k] = (float)b->s[i].rgb[k] / 127.5f - 1.0f;
         dt_rng_fill_normal(t->eps + i * z, z, at->seed, DT_RNG_POSTERIOR, (uint32_t)b->index, (uint32_t)i);
     }
-    if (rc == 0) {
-        dt_plan_write(p, dt_find(g, "pictures"), t->x);
-        dt_plan_write(p, dt_find(g, "eps"), t->eps);
-    }
-    return rc;
+    dt_plan_write(p, dt_find(g, "pictures"), t->x);
+    dt_plan_write(p, dt_find(g, "eps"), t->eps);
+    return 0;
 }
 
 int dt_vae_task_new(dt_task *out, const struct dt_vae_task_params *p)
 {
     struct vae_task *t = dt_alloc(sizeof(*t));
     t->p = *p;
-    *out = (dt_task){ .name = "vae", .ctx = t, .build = build, .shape = shape, .feed = feed };
+    *out = (dt_task){ .name = "vae", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed };
     return 0;
 }
 

@@ -25,8 +25,9 @@ enum { QUANTILES = 4, MAX_COLS = 16, EMA_CHUNK = 1 << 18 };
 struct dt_validator {
     dt_job      *j;
     /* samples */
-    int64_t      side_px, nprompt;
+    int64_t      side_px, nprompt, picture_bytes;
     dt_flux_run *run;               /* NULL without prompts */
+    dt_flux_run *text;              /* frozen encoders, until the prompts are encoded */
     int64_t     *T;                 /* [nprompt] rows of states */
     float       *states, *pooled;   /* [nprompt][t5_len, joint_dim], [nprompt][pooled_dim]; [1] when the encoders are trained */
     float       *latents;           /* [C, h, w] */
@@ -37,6 +38,7 @@ struct dt_validator {
     dt_cache    *cache;
     dt_task      task;
     dt_session  *held;
+    int64_t      held_read;         /* bytes on the host for a batch */
     char        *log_path;
     dt_metrics  *log;
     double      *step, *loss;       /* as in the log */
@@ -82,27 +84,64 @@ static int plan_prompts(const dt_validator *v, dt_flux_run *run, dt_err *err)
 }
 
 /* Frozen encoders are needed for this only, and are gone before the model that trains is loaded. */
-static int encode_prompts(dt_validator *v, dt_err *err)
+int dt_validator_encode(dt_validator *v, dt_err *err)
 {
     dt_job *j = v->j;
     dt_flux_pipe *p = j->pipe;
-    dt_flux_run *run = new_run(j);
-    if (j->o->low_vram) {
-        dt_params_map(p->part[DT_FLUX_CLIP]);
-        dt_params_map(p->part[DT_FLUX_T5]);
-    }
-    int rc = plan_prompts(v, run, err);
-    if (rc == 0)
-        rc = dt_flux_pipe_load(p, DT_FLUX_CLIP, j->dev, j->act, DT_PARAMS_NO_OPTIM, err);
+    if (!v->text)
+        return 0;
+    int rc = dt_flux_pipe_load(p, DT_FLUX_CLIP, j->dev, j->act, DT_PARAMS_NO_OPTIM, err);
     if (rc == 0)
         rc = dt_flux_pipe_load(p, DT_FLUX_T5, j->dev, j->act, DT_PARAMS_NO_OPTIM, err);
     if (rc == 0)
-        rc = dt_flux_run_alloc(run, NULL, err);
+        rc = dt_flux_run_alloc(v->text, NULL, err);
     for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
-        rc = dt_flux_run_text(run, j->o->validation_prompts.v[i], v->states + i * states_len(p), v->pooled + i * p->dit.pooled_dim, err);
-    dt_flux_run_free(&run);
+        rc = dt_flux_run_text(v->text, j->o->validation_prompts.v[i], v->states + i * states_len(p), v->pooled + i * p->dit.pooled_dim,
+                              err);
+    dt_flux_run_free(&v->text);
     dt_flux_pipe_unload(p, DT_FLUX_CLIP);
     dt_flux_pipe_unload(p, DT_FLUX_T5);
+    return rc;
+}
+
+static int plan_encoders(dt_validator *v, dt_err *err)
+{
+    v->text = new_run(v->j);
+    if (v->j->o->low_vram) {
+        dt_params_map(v->j->pipe->part[DT_FLUX_CLIP]);
+        dt_params_map(v->j->pipe->part[DT_FLUX_T5]);
+    }
+    return plan_prompts(v, v->text, err);
+}
+
+/* With a row for each prompt. */
+static dt_grid *new_sheet(const dt_validator *v)
+{
+    const dt_train_opts *o = v->j->o;
+    char *sub = dt_sprintf("seed %" PRId64 ", %" PRId64 " steps, guidance %g, %" PRId64 " px", v->j->info.seed,
+                           o->validation_inference_steps, o->guidance, v->side_px);
+    dt_grid *g = dt_grid_new(dt_grid_params(.title = "Samples during training", .subtitle = sub));
+    for (int64_t i = 0; i < v->nprompt; i++)
+        dt_grid_add_row(g, o->validation_prompts.v[i]);
+    free(sub);
+    return g;
+}
+
+/* Text states and one picture all the time; now and then its PNG file, twice for TensorBoard, or the sheet. */
+static int picture_bytes(dt_validator *v, dt_err *err)
+{
+    const dt_job *j = v->j;
+    const dt_flux_pipe *p = j->pipe;
+    int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->side_px * v->side_px, sheet = 0;
+    int64_t cols = j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2;
+    dt_grid *g = new_sheet(v);
+    for (int64_t i = 0; i < cols && i < MAX_COLS; i++)
+        dt_grid_add_col(g, "base");
+    int rc = dt_grid_bytes(g, (int)v->side_px, (int)v->side_px, &sheet, err);
+    dt_grid_free(&g);
+    int64_t png = 3 * px * (j->o->report_to == 0 ? 2 : 1);
+    sheet += 3 * px;
+    v->picture_bytes = (n * (states_len(p) + p->dit.pooled_dim) + latents_len(v)) * (int64_t)sizeof(float) + 3 * px + (sheet > png ? sheet : png);
     return rc;
 }
 
@@ -126,14 +165,13 @@ static int new_samples(dt_validator *v, dt_err *err)
     for (int64_t i = 0; i < v->nprompt; i++)
         if ((v->T[i] = dt_flux_text_len(p, j->o->validation_prompts.v[i], err)) < 0)
             return (int)v->T[i];
-    if (!j->o->train_text_encoder && !j->o->memory_plan && (rc = encode_prompts(v, err)) < 0)
-        return rc;
     v->run = new_run(j);
-    if (j->o->train_text_encoder)
-        rc = plan_prompts(v, v->run, err);
+    rc = j->o->train_text_encoder ? plan_prompts(v, v->run, err) : plan_encoders(v, err);
     for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
         rc = dt_flux_run_plan_sample(v->run, v->side_px, v->side_px, v->T[i], err);
-    return rc == 0 ? dt_flux_run_plan_decode(v->run, v->side_px, v->side_px, err) : rc;
+    if (rc == 0)
+        rc = dt_flux_run_plan_decode(v->run, v->side_px, v->side_px, err);
+    return rc == 0 ? picture_bytes(v, err) : rc;
 }
 
 /* --- held-out pictures: of the sizes that the plan asks for, each once --- */
@@ -171,11 +209,19 @@ static int held_data(dt_validator *v, dt_err *err)
     return rc;
 }
 
+static struct dt_loader_params held_loader(const dt_validator *v)
+{
+    return (struct dt_loader_params){
+        .plan = v->plan, .cache = v->cache, .rows = dt_job_text_rows(v->j, v->cache),
+        .want = v->j->o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
+    };
+}
+
 static int new_held(dt_validator *v, dt_err *err)
 {
     dt_job *j = v->j;
     const dt_train_opts *o = j->o;
-    int64_t (*shape)[4] = NULL, batches = 0;
+    int64_t (*shape)[4] = NULL, batches = 0, staged = 0;
     int n = 0;
     v->plan = dt_path_join(o->output_dir, "held-plan.ndjson");
     v->log_path = dt_path_join(o->output_dir, "validation.ndjson");
@@ -187,14 +233,19 @@ static int new_held(dt_validator *v, dt_err *err)
     if (rc < 0)
         return rc;
     v->held = dt_session_new(j->dev, v->task.build, v->task.ctx);
-    dt_text_rows rows = dt_job_text_rows(j, v->cache);
-    rc = dt_plan_shapes(v->plan, v->cache, &rows, &shape, &n, &batches, err);
+    const struct dt_loader_params loader = held_loader(v);
+    rc = dt_plan_shapes(v->plan, v->cache, &loader.rows, &shape, &n, &batches, err);
     if (rc == 0 && !batches)
         rc = dt_err_set(err, DT_EDATA, "%s: no held-out picture is left", v->plan);
     for (int i = 0; i < n && rc == 0; i++) {
         dt_shape_key key = v->task.shape(v->task.ctx, (int)shape[i][0], shape[i][1], shape[i][2], shape[i][3]);
         rc = dt_session_add(v->held, &key, err);
+        if (rc == 0 && (staged = v->task.reserve(v->task.ctx, &key, err)) < 0)
+            rc = (int)staged;
+        int64_t read = dt_loader_bytes(&loader, shape[i][0], shape[i][1], shape[i][2], 0, 0);
+        v->held_read = read > v->held_read ? read : v->held_read;
     }
+    v->held_read += staged;
     free(shape);
     return rc;
 }
@@ -220,6 +271,7 @@ void dt_validator_free(dt_validator **pv)
     if (!v)
         return;
     dt_flux_run_free(&v->run);
+    dt_flux_run_free(&v->text);
     dt_session_free(&v->held);
     dt_flux_task_release(&v->task);
     dt_cache_close(&v->cache);
@@ -244,9 +296,27 @@ int64_t dt_validator_bytes(const dt_validator *v)
     return a > b ? a : b;
 }
 
-int64_t dt_validator_weights(const dt_validator *v)
+/* --- memory --- */
+
+void dt_validator_memory(const dt_validator *v, dt_mem_plan *plan, dt_mem_moment *training)
 {
-    return v->run ? dt_params_size(v->j->pipe->part[DT_FLUX_VAE], v->j->act, DT_PARAMS_NO_OPTIM).weights : 0;
+    const dt_job *j = v->j;
+    dt_params *const *part = j->pipe->part;
+    int64_t *k = training->kind, arena = dt_validator_bytes(v);
+    if (arena > k[DT_MEM_ACTIVATIONS])
+        k[DT_MEM_ACTIVATIONS] = arena;
+    k[DT_MEM_BATCHES] += v->held_read;
+    if (!v->run)
+        return;
+    dt_mem_add_params(training, dt_params_size(part[DT_FLUX_VAE], j->act, DT_PARAMS_NO_OPTIM));
+    k[DT_MEM_PICTURES] = v->picture_bytes;
+    if (!v->text)
+        return;
+    dt_mem_moment *m = dt_mem_add(plan, "captions", k[DT_MEM_PROCESS]);
+    dt_mem_add_params(m, dt_params_size(part[DT_FLUX_CLIP], j->act, DT_PARAMS_NO_OPTIM));
+    dt_mem_add_params(m, dt_params_size(part[DT_FLUX_T5], j->act, DT_PARAMS_NO_OPTIM));
+    m->kind[DT_MEM_ACTIVATIONS] = dt_flux_run_bytes(v->text);
+    m->kind[DT_MEM_PICTURES] = v->nprompt * (states_len(j->pipe) + j->pipe->dit.pooled_dim) * (int64_t)sizeof(float);
 }
 
 /* What an earlier process of this run found. */
@@ -357,21 +427,15 @@ static int put_column(const dt_validator *v, dt_grid *g, int64_t step, dt_err *e
 /* Rows are prompts, columns are steps: the first, the last, and some evenly between. */
 static int draw_sheet(const dt_validator *v, dt_err *err)
 {
-    const dt_train_opts *o = v->j->o;
     int64_t n, *steps = sampled_steps(v, &n), cols = n < MAX_COLS ? n : MAX_COLS;
-    char *path = dt_path_join(o->output_dir, "samples.png");
-    char *sub = dt_sprintf("seed %" PRId64 ", %" PRId64 " steps, guidance %g, %" PRId64 " px", v->j->info.seed,
-                           o->validation_inference_steps, o->guidance, v->side_px);
-    dt_grid *g = dt_grid_new(dt_grid_params(.title = "Samples during training", .subtitle = sub));
+    char *path = dt_path_join(v->j->o->output_dir, "samples.png");
+    dt_grid *g = new_sheet(v);
     int rc = 0;
-    for (int64_t i = 0; i < v->nprompt; i++)
-        dt_grid_add_row(g, o->validation_prompts.v[i]);
     for (int64_t k = 0; k < cols && rc == 0; k++)
         rc = put_column(v, g, steps[cols > 1 ? k * (n - 1) / (cols - 1) : 0], err);
     if (rc == 0)
         rc = dt_grid_save(g, path, err);
     dt_grid_free(&g);
-    free(sub);
     free(path);
     free(steps);
     return rc;
@@ -457,9 +521,8 @@ static int held_loss(dt_validator *v, double *mean, dt_err *err)
     dt_micro *b = NULL;
     double sum = 0;
     int64_t n = 0;
-    int rc = dt_loader_open(&l, &(struct dt_loader_params){ .plan = v->plan, .cache = v->cache,
-        .rows = dt_job_text_rows(v->j, v->cache),
-        .want = v->j->o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES }, err);
+    const struct dt_loader_params p = held_loader(v);
+    int rc = dt_loader_open(&l, &p, err);
     if (rc < 0)
         return rc;
     dt_source source = dt_loader_source(l);

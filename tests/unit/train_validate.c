@@ -41,7 +41,12 @@ static void open_job(dt_job *j, dt_train_opts *o)
     if (dt_validator_new(&j->val, j, &err) < 0)
         fail_msg("%s", err.msg);
     assert_int_equal(dt_flux_pipe_load(j->pipe, DT_FLUX_DIT, j->dev, DT_F32, DT_PARAMS_EMA, NULL), 0);
-    assert_true(dt_validator_bytes(j->val) > 0 && dt_validator_weights(j->val) > 0);
+    dt_mem_plan plan = { 0 };
+    dt_validator_memory(j->val, &plan, dt_mem_add(&plan, "training", 1));
+    assert_int_equal(plan.n, 2);
+    assert_true(plan.at[0].kind[DT_MEM_WEIGHTS] > 0 && plan.at[0].kind[DT_MEM_PICTURES] > 0 && plan.at[1].kind[DT_MEM_WEIGHTS] > 0);
+    assert_int_equal(plan.at[0].kind[DT_MEM_ACTIVATIONS], dt_validator_bytes(j->val));
+    assert_int_equal(dt_validator_encode(j->val, NULL), 0);
     j->arena = j->dev->alloc(j->dev, dt_validator_bytes(j->val));
     assert_int_equal(dt_validator_ready(j->val, j->arena, NULL), 0);
 }

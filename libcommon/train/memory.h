@@ -1,0 +1,51 @@
+/* memory.h - the memory plan: every byte that a program will need, before it needs the first; and what it did need.
+ *
+ * A program goes through moments (captions are encoded, then it trains): what one needs is gone before the next begins, or counted
+ * in both.  The peak is that of the largest moment. */
+#ifndef DT_TRAIN_MEMORY_H
+#define DT_TRAIN_MEMORY_H
+#include <stdio.h>
+#include "graph/device.h"
+#include "tensor/params.h"
+
+enum dt_mem_kind {
+    DT_MEM_PROCESS,                 /* resident when everything is planned and nothing allocated: program, libraries, primitives */
+    DT_MEM_WEIGHTS,                 /* working copies, frozen and trained */
+    DT_MEM_GRADS, DT_MEM_MASTER, DT_MEM_MOMENTS, DT_MEM_EMA,    /* of what trains */
+    DT_MEM_ACTIVATIONS,             /* the arena: inputs, activations, workspaces of the largest shape */
+    DT_MEM_BATCHES,                 /* host copies of batches: read ahead, and staged for the device */
+    DT_MEM_PICTURES,                /* text states and pictures of samples, sheets and charts while they are drawn */
+    DT_MEM_NKIND
+};
+
+typedef struct dt_mem_moment {
+    const char *name;               /* borrowed */
+    int64_t     kind[DT_MEM_NKIND]; /* bytes */
+} dt_mem_moment;
+
+enum { DT_MEM_MOST = 4 };
+typedef struct dt_mem_plan {
+    dt_mem_moment at[DT_MEM_MOST];
+    int n;
+} dt_mem_plan;
+
+/* A new moment in which the process takes `process` bytes. */
+dt_mem_moment *dt_mem_add(dt_mem_plan *p, const char *name, int64_t process);
+void    dt_mem_add_params(dt_mem_moment *m, dt_params_bytes b);
+const dt_mem_moment *dt_mem_largest(const dt_mem_plan *p);
+int64_t dt_mem_total(const dt_mem_moment *m);
+
+/* A column for each moment, a row for each kind that any of them needs, and a last row "total". */
+void    dt_mem_table(FILE *f, const dt_mem_plan *p);
+/* "memory plan: 1.0 MiB peak (…)"; caller frees. */
+char   *dt_mem_line(const dt_mem_plan *p);
+/* DT_ENOMEM: more than the budget (0: none; the message has the smallest that would do), or than the device has. */
+int     dt_mem_accept(const dt_mem_plan *p, int64_t budget, const dt_device *dev, dt_err *err);
+
+/* Bytes of this process in memory, now and at most until now; 0 if the system does not say. */
+int64_t dt_mem_resident(void);
+int64_t dt_mem_peak(void);
+/* "peak memory 1.0 MiB, planned 1.0 MiB"; caller frees; NULL if the system does not say. */
+char   *dt_mem_report(const dt_mem_plan *p);
+
+#endif
