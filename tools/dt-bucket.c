@@ -6,6 +6,7 @@
 #include "base/progress.h"
 #include "base/tool.h"
 #include "data/data_opts.h"
+#include "data/meta.h"
 
 struct opts {
     struct dt_data_settings data;
@@ -72,8 +73,32 @@ static bool is_config(const char *path)
     return !strcasecmp(dt_path_ext(path), ".toml");
 }
 
-static int take_operand(struct opts *o, const dt_strs *operands, dt_err *err)
+/* The tars that a shell made of shard-{00..12}.tar: one name again.  NULL: they are not all tars. */
+static char *joined(const dt_strs *v)
 {
+    char *list = NULL;
+    for (int64_t i = 0; i < v->n; i++) {
+        char *old = list;
+        if (!dt_is_tar(v->v[i]) || strpbrk(v->v[i], "{},")) {
+            free(list);
+            return NULL;
+        }
+        list = dt_sprintf("%s%s%.*s", old ? old : "{", old ? "," : "", (int)strlen(v->v[i]) - 4, v->v[i]);
+        free(old);
+    }
+    char *name = dt_sprintf("%s}.tar", list);
+    free(list);
+    return name;
+}
+
+static int take_operand(struct opts *o, dt_strs *operands, dt_err *err)
+{
+    char *tars = operands->n > 1 ? joined(operands) : NULL;
+    if (tars) {
+        dt_strs_release(operands);
+        dt_strs_add(operands, tars);
+        free(tars);
+    }
     if (operands->n > 1)
         return dt_err_set(err, DT_EUSAGE, "one DATA at a time, not also '%s'", operands->v[1]);
     if (operands->n && (o->data.train_data_meta || o->data.dataset_config))

@@ -88,6 +88,28 @@ fails 2 'an option that it says itself' 'dt-bucket --train_batch_size 2 c.toml' 
 fails 4 'a key that cannot be honoured' "sed '2s/.*/color_aug = true/' c.toml >d.toml; dt-bucket d.toml" "d.toml: general: 'color_aug': latents are cached"
 fails 4 'a key that nobody knows' "sed '2s/.*/shufle_caption = true/' c.toml >d.toml; dt-bucket d.toml" "unknown key 'shufle_caption' .did you mean 'shuffle_caption'"
 
+# webdataset
+mkdir wds
+for k in 1 2 3; do cp good/$k.png wds/00$k.png; echo "caption $k" >wds/00$k.txt; done
+cp "$I/exif6.jpg" wds/004.jpg; echo '{"caption": "from json"}' >wds/004.json; echo 3 >wds/004.cls; echo none >wds/005.txt
+long=$(printf 'long%.0s' 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32)
+cp good/1.png wds/$long.png; echo 'long' >wds/$long.txt
+(cd wds && tar --format=gnu -cf ../s-00.tar 00* && tar --format=pax -cf ../s-01.tar long*)
+check 'a tar: pictures and captions by key' "dt-bucket -q $P --verify_images s-00.tar | grep -o '\"text\":[^,]*,\"size\":[^]]*\\]'" \
+    '"text":"caption 1","size":[20,12]
+"text":"caption 2","size":[20,12]
+"text":"caption 3","size":[20,12]
+"text":"from json","size":[12,20]'
+check 'what is in it besides is said' "dt-bucket $P s-00.tar 2>&1 >p | grep -o '4 pictures; 1 members.* not used'" \
+    '4 pictures; 1 members of other kinds and 1 samples without a picture are not used'
+check 'the plan says where a picture is' "o=\$(grep -o '\"tar\":{\"file\":\"s-00.tar\",\"offset\":[0-9]*,\"bytes\":132}' p | head -n 1 | grep -o '[0-9]*,\"bytes' | tr -dc 0-9)
+    tail -c +\$((o + 1)) s-00.tar | head -c 132 | cmp - good/1.png"
+check 'several, by braces, long names too' "dt-bucket -q $P --verify_images 's-{00..01}.tar' | grep -c '\"tar\":'" 5
+check 'or one by one, or a folder of them' "dt-bucket -q $P s-00.tar s-01.tar >p; mkdir t; mv s-0?.tar t; dt-bucket -q $P t >q; grep -c '\"tar\":' p q" 'p:5
+q:5'
+fails 3 'a tar cut short: what is whole is used' "head -c 6000 t/s-00.tar >t/cut.tar; dt-bucket $P t >p" 'skipped t/cut.tar: '
+fails 4 'a compressed tar' "gzip -c t/s-00.tar >gz.tar; dt-bucket $P gz.tar" 'gz.tar: '
+
 fails 4 'all pictures bad' "dt-bucket $P bad >p" 'bad: none of its 1 pictures can be used; the first: bad/a.jpg'
 check 'then nothing is written' 'wc -c <p' 0
 fails 4 'too many bad' "dt-bucket $P --max_skipped_fraction 0.1 mixed" '2 of 6 pictures cannot be used, more than --max_skipped_fraction 0.1'

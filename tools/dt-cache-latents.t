@@ -36,6 +36,11 @@ check 'bf16 halves it' "$C -q -o c3 --cache_dtype bf16 p && [ \$(cat c3/shard-*.
 check 'a stream: plan, entries, index' "$C -q -o - p >s && tar tf s | sed -n '1p;\$p' | tr '\n' ' '" 'plan.ndjson index.ndjson '
 check 'a stream is reproducible' "$C -q -o - p | cmp - s"
 
+(cd pics && tar --format=pax -cf ../pics.tar *)
+dt-bucket -q --image_sample_size 32 --train_batch_size 4 --num_train_epochs 2 -o pt pics.tar
+check 'pictures in a tar: the entries of the same pictures in files are found' "cp -r c ct; $C -o ct pt 2>&1 | grep -c ' 0 encoded, 4[01] there already'" 2
+fails 3 'a picture changed in the tar' "cp -r c ct2; (printf '\\000%.0s' 1 2 3 4 5 6 7 8 | dd of=pics.tar bs=1 seek=\$((\$(grep -m1 -o '\"offset\":[0-9]*' pt | tr -dc 0-9) + 16)) conv=notrunc 2>/dev/null); $C -o ct2 pt" 'skipped pics.tar/'
+
 # Killed at any moment, the next run finishes; together they make each entry once.
 for s in 0.05 0.1 0.2 0.3; do
     timeout -s KILL $s $C -q -o k --max_shard_size 64K p </dev/null >/dev/null 2>&1 || :

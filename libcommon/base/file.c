@@ -228,6 +228,37 @@ int dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes,
     return rc;
 }
 
+int dt_file_read_part(char **data, const char *path, int64_t off, int64_t n, dt_err *err)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), rc = 0;
+    char *p = NULL;
+    *data = NULL;
+    if (fd < 0)
+        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || off < 0 || n < 0 || off > st.st_size - n)
+        rc = dt_err_set(err, DT_EDATA, "'%s' has no bytes %lld to %lld", path, (long long)off, (long long)(off + n));
+    else if (!(p = dt_try_alloc((size_t)n + 1)))
+        rc = dt_err_set(err, DT_ENOMEM, "no memory for %lld bytes of '%s'", (long long)n, path);
+    for (int64_t done = 0; rc == 0 && done < n; ) {
+        ssize_t got = pread(fd, p + done, (size_t)(n - done), off + done);
+        if (got > 0)
+            done += got;
+        else if (got == 0)
+            rc = dt_err_set(err, DT_EDATA, "'%s' shrank while it was read", path);
+        else if (errno != EINTR)
+            rc = dt_err_sys(err, DT_EDATA, "cannot read '%s'", path);
+    }
+    close(fd);
+    if (rc < 0) {
+        free(p);
+        return rc;
+    }
+    p[n] = '\0';
+    *data = p;
+    return 0;
+}
+
 int dt_map_open(dt_map *m, const char *path, dt_err *err)
 {
     struct stat st;

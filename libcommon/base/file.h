@@ -24,6 +24,9 @@ int   dt_fsync_dir(const char *dir, dt_err *err);
  * FIFOs and files that grow or shrink meanwhile are read to their end, never past max_bytes. */
 int   dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err);
 
+/* Bytes [off, off + n) of a regular file; fewer there: DT_EDATA. */
+int   dt_file_read_part(char **data, const char *path, int64_t off, int64_t n, dt_err *err);
+
 typedef struct dt_map {             /* read-only, private mapping of a regular file */
     const uint8_t *data;
     size_t         bytes;

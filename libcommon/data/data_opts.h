@@ -12,8 +12,8 @@
 #define DT_DATA_OPTS(T, m) \
     DT_OPT_GROUP("Data"), \
     { "train_data_dir", 0, "DIR", DT_OPT_STR, offsetof(T, m.train_data_dir), .help = \
-      "put before relative paths of the metadata; alone: a folder of pictures with captions in .txt files " \
-      "(the metadata file's own folder)" }, \
+      "put before relative paths of the metadata; alone: a folder of pictures with captions in .txt files, or webdataset " \
+      "tars such as 'shard-{0000..0012}.tar' (the metadata file's own folder)" }, \
     { "train_data_meta", 0, "FILE", DT_OPT_STR, offsetof(T, m.train_data_meta), .help = \
       "metadata: .json list, .jsonl or .csv with file_path, text and optionally type, width, height; or a folder" }, \
     { "dataset_config", 0, "FILE", DT_OPT_STR, offsetof(T, m.dataset_config), .help = \

@@ -41,6 +41,10 @@ int  dt_image_probe(dt_image_info *info, const char *path, const struct dt_image
 int  dt_image_probe_mem(dt_image_info *info, const void *data, size_t bytes, const char *name,
                         const struct dt_image_limits *lim, dt_err *err);
 
+/* The same for a picture that is [off, off + bytes) of a file; `name` stands in messages. */
+int  dt_image_probe_part(dt_image_info *info, const char *path, int64_t off, int64_t bytes, const char *name,
+                         const struct dt_image_limits *lim, dt_err *err);
+
 /* Decodes.  *out is overwritten (not released first) and set only on success; DT_ENOMEM if it does
  * not fit.  dt_image_decode is for callers that hash the file's bytes as well. */
 int  dt_image_decode(dt_image *out, const void *data, size_t bytes, const char *name,

@@ -16,7 +16,7 @@
 struct src {
     const uint8_t *mem;         /* whole file, or NULL: then fd */
     int      fd;
-    int64_t  bytes;
+    int64_t  base, bytes;       /* of fd: the picture is [base, base + bytes) */
     int64_t  at, have;          /* window [at, at + have) is in buf */
     uint8_t  buf[WINDOW];
 };
@@ -32,7 +32,7 @@ static const uint8_t *peek(struct src *s, int64_t off, int n)
         ssize_t got = 0;
         s->at = off;
         s->have = 0;
-        while (s->have < n && (got = pread(s->fd, s->buf + s->have, WINDOW - s->have, off + s->have)) > 0)
+        while (s->have < n && (got = pread(s->fd, s->buf + s->have, WINDOW - s->have, s->base + off + s->have)) > 0)
             s->have += got;
         if (s->have < n)
             return NULL;
@@ -290,6 +290,20 @@ int dt_image_probe(dt_image_info *info, const char *path, const struct dt_image_
         return fd;
     struct src s = { .fd = fd, .bytes = bytes };
     int rc = probe(&s, info, path, lim, err);
+    close(fd);
+    return rc;
+}
+
+int dt_image_probe_part(dt_image_info *info, const char *path, int64_t off, int64_t bytes, const char *name,
+                        const struct dt_image_limits *lim, dt_err *err)
+{
+    int64_t all = 0;
+    int fd = dt_image_open_fd(path, &all, err);
+    if (fd < 0)
+        return fd;
+    struct src s = { .fd = fd, .base = off, .bytes = bytes };
+    int rc = off < 0 || bytes < 0 || off > all - bytes ? dt_err_set(err, DT_EDATA, "%s: reaches beyond the end of %s", name, path)
+                                                       : probe(&s, info, name, lim, err);
     close(fd);
     return rc;
 }

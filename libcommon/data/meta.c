@@ -104,7 +104,8 @@ static dt_meta_item *new_item(dt_meta *m, const char *root, const char *path, co
 {
     dt_grow(&m->v, &m->cap, m->n + 1, sizeof *m->v);
     dt_meta_item *it = &m->v[m->n++];
-    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text), .repeats = 1, .sub = -1 };
+    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text), .repeats = 1, .sub = -1,
+                          .tar = -1 };
     return it;
 }
 
@@ -358,6 +359,9 @@ static int walk_folder(struct walk *w, const char *dir, dt_err *err)
             }
         } else if (is_picture(path)) {
             add_picture(w->m, path, w->how);
+        } else if (dt_is_tar(path) && !w->how->flat && dt_meta_add_tar(w->m, path, w->how, &bad) < 0) {
+            dt_strs_add(&w->m->skipped, bad.msg);
+            w->m->entries++;
         }
         free(path);
         free(e[i]);
@@ -476,6 +480,7 @@ void dt_meta_release(dt_meta *m)
     }
     free(m->v);
     dt_strs_release(&m->skipped);
+    dt_strs_release(&m->tars);
     dt_strs_release(&m->notes);
     *m = (dt_meta){ 0 };
 }

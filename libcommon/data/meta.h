@@ -1,5 +1,5 @@
 /* meta.h - what a data set says about its pictures: a .json list, .jsonl lines, a .csv table, or a folder of
- * pictures with captions in .txt or .caption files of the same name.  (TOML files of other trainers: dataset.h.)
+ * pictures with captions in .txt or .caption files of the same name, webdataset tars.  (TOML files of other trainers: dataset.h.)
  *
  * Fields: file_path (required), text, type ("image"), width, height (numbers or strings); others are kept. */
 #ifndef DT_DATA_META_H
@@ -18,6 +18,8 @@ typedef struct dt_meta_item {
     cJSON  *extra;      /* object of the other fields, or NULL */
     int64_t repeats;    /* how often an epoch draws it: 1, or as a kohya folder or dataset_config says */
     int     sub;        /* the subset of a dataset_config that it is from, otherwise -1 */
+    int     tar;        /* of m->tars: its bytes are [off, off + bytes) of that file; -1: path is the file */
+    int64_t off, bytes;
     int     queue;      /* of the plan: pictures of one queue can share a batch */
 } dt_meta_item;
 
@@ -26,6 +28,7 @@ typedef struct dt_meta {
     int64_t n, cap;
     int64_t entries;    /* those that could not be used included */
     dt_strs skipped;    /* "FILE: entry 3: 'file_path' must be a string" */
+    dt_strs tars;       /* files that pictures are in */
     dt_strs notes;      /* what was read in a way that should be known: "10_cat dog: ..." */
 } dt_meta;
 
@@ -46,6 +49,11 @@ struct dt_meta_how {
     int         sub;
 };
 int  dt_meta_add_folder(dt_meta *m, const char *dir, const struct dt_meta_how *how, dt_err *err);
+
+/* A webdataset tar; and all that a name such as "shards/{0000..0012}.tar" stands for. */
+int  dt_meta_add_tar(dt_meta *m, const char *path, const struct dt_meta_how *how, dt_err *err);
+int  dt_meta_read_tars(dt_meta *m, const char *name, dt_err *err);
+bool dt_is_tar(const char *path);
 
 /* One more picture; `path` is taken as it is.  Counts as an entry.  Not UTF-8: skipped and listed as `what`'s. */
 void dt_meta_add(dt_meta *m, const char *path, const char *text, const char *what, int64_t repeats, int sub);

@@ -78,7 +78,12 @@ typedef struct dt_plan_item {
     const char *path, *text;        /* as given; text is "" when there is no caption */
     int         w, h;               /* px, upright */
     const cJSON *extra;             /* other fields of the entry, or NULL */
+    const char *tar;                /* the file that it is a part of, [off, off + bytes); NULL: path is its own */
+    int64_t     off, bytes;
 } dt_plan_item;
+
+/* The picture's file as it is; caller frees. */
+int  dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err *err);
 
 typedef struct dt_batch_item {
     const dt_plan_item *item;

@@ -19,21 +19,41 @@ struct job {
     int64_t  no_memory;         /* 1 + the picture that there was no memory for: no fault of the picture's */
 };
 
+static int probe(const struct job *j, const dt_meta_item *it, dt_image_info *info, dt_err *err)
+{
+    if (it->tar < 0)
+        return dt_image_probe(info, it->path, NULL, err);
+    return dt_image_probe_part(info, j->m->tars.v[it->tar], it->off, it->bytes, it->path, NULL, err);
+}
+
+static int decode(const struct job *j, const dt_meta_item *it, dt_err *err)
+{
+    const dt_plan_item whole = { .path = it->path, .tar = it->tar < 0 ? NULL : j->m->tars.v[it->tar], .off = it->off,
+                                 .bytes = it->bytes };
+    char *data = NULL;
+    size_t bytes = 0;
+    dt_image im = { 0 };
+    int rc = dt_plan_item_read(&data, &bytes, &whole, err);
+    if (rc == 0)
+        rc = dt_image_decode(&im, data, bytes, it->path, NULL, err);
+    dt_image_release(&im);
+    free(data);
+    return rc;
+}
+
 static void look(struct job *j, int64_t i)
 {
     const dt_meta_item *it = &j->m->v[i];
     dt_image_info info;
-    dt_image im = { 0 };
     dt_err err = { 0 };
 
     if (j->s->trust_sizes && it->w && !j->s->verify_images) {
         j->size[i] = (dt_size){ it->w, it->h };
         return;
     }
-    int rc = dt_image_probe(&info, it->path, NULL, &err);
+    int rc = probe(j, it, &info, &err);
     if (rc == 0 && j->s->verify_images)
-        rc = dt_image_read(&im, it->path, NULL, &err);
-    dt_image_release(&im);
+        rc = decode(j, it, &err);
     if (rc < 0)
         j->wrong[i] = dt_strdup(err.msg);
     if (rc == DT_ENOMEM)
@@ -147,8 +167,10 @@ static int read_meta(dt_meta *m, const struct dt_rules *r, const char *where, dt
     const struct dt_data_settings *s = r->s;
     if (r->sets)
         return dt_datasets_read(r->sets, m, err);
-    if (s->train_data_meta && s->train_data_dir && dt_is_dir(where))
-        return dt_err_set(err, DT_EUSAGE, "--train_data_dir has no effect: '%s' is a folder", where);
+    if (s->train_data_meta && s->train_data_dir && (dt_is_dir(where) || dt_is_tar(where)))
+        return dt_err_set(err, DT_EUSAGE, "--train_data_dir has no effect: '%s' is a %s", where, dt_is_dir(where) ? "folder" : "tar");
+    if (dt_is_tar(where) && !dt_is_dir(where))
+        return dt_meta_read_tars(m, where, err);
     if (s->folder_repeats && dt_meta_is_kohya(where))
         return dt_meta_read_kohya(m, where, err);
     return dt_meta_read(m, where, s->train_data_meta ? s->train_data_dir : NULL, err);

@@ -8,6 +8,7 @@
 
 #define MAX_LINE_BYTES (64 << 20)
 #define MAX_ITEMS INT32_MAX
+#define MAX_FILE_BYTES (2ll << 30)
 #define MAX_BATCH_ITEMS 65536
 #define MAX_SIDE_PX 65536
 #define MAX_RESIZE_PX (1 << 30)
@@ -133,6 +134,31 @@ static int read_header(dt_batches *b, dt_err *err)
     return rc;
 }
 
+/* "tar": {"file": ..., "offset": ..., "bytes": ...} */
+static int read_place(dt_plan_item *it, const cJSON *o, const char *what, dt_err *err)
+{
+    const cJSON *t = cJSON_GetObjectItemCaseSensitive(o, "tar");
+    int rc = 0;
+    it->tar = NULL;
+    it->off = it->bytes = 0;
+    if (!t || cJSON_IsNull(t))
+        return 0;
+    if ((rc = dt_json_str_or(&it->tar, t, "file", NULL, what, err)) < 0 ||
+        (rc = dt_json_int(&it->off, t, "offset", 0, 1ll << 53, what, err)) < 0 ||
+        (rc = dt_json_int(&it->bytes, t, "bytes", 0, MAX_FILE_BYTES, what, err)) < 0)
+        return rc;
+    return it->tar ? 0 : dt_err_set(err, DT_EDATA, "%s: 'tar' has no 'file'", what);
+}
+
+int dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err *err)
+{
+    if (!it->tar)
+        return dt_file_read(data, bytes, it->path, MAX_FILE_BYTES, err);
+    int rc = dt_file_read_part(data, it->tar, it->off, it->bytes, err);
+    *bytes = rc < 0 ? 0 : (size_t)it->bytes;
+    return rc < 0 ? dt_err_prefix(err, "%s", it->path) : 0;
+}
+
 static int read_item(dt_batches *b, int64_t k, dt_err *err)
 {
     char what[512];
@@ -146,7 +172,8 @@ static int read_item(dt_batches *b, int64_t k, dt_err *err)
         (rc = dt_json_int(&it->id, b->doc[k], "item", k ? it[-1].id + 1 : 0, MAX_ITEMS, what, err)) < 0 ||
         (rc = dt_json_str_or(&it->path, b->doc[k], "path", NULL, what, err)) < 0 ||
         (rc = dt_json_str_or(&it->text, b->doc[k], "text", "", what, err)) < 0 ||
-        (rc = pair(wh, b->doc[k], "size", 1, MAX_SIDE_PX, what, err)) < 0)
+        (rc = pair(wh, b->doc[k], "size", 1, MAX_SIDE_PX, what, err)) < 0 ||
+        (rc = read_place(it, b->doc[k], what, err)) < 0)
         return rc;
     if (!it->path)
         return dt_err_set(err, DT_EDATA, "%s: 'path' is missing", what);

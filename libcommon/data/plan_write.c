@@ -211,6 +211,12 @@ static void write_items(struct plan *p)
         cJSON_AddStringToObject(o, "path", it->path);
         cJSON_AddStringToObject(o, "text", it->text);
         cJSON_AddItemToObject(o, "size", two(it->w, it->h));
+        if (it->tar >= 0) {
+            cJSON *t = cJSON_AddObjectToObject(o, "tar");
+            cJSON_AddStringToObject(t, "file", p->m.tars.v[it->tar]);
+            cJSON_AddNumberToObject(t, "offset", (double)it->off);
+            cJSON_AddNumberToObject(t, "bytes", (double)it->bytes);
+        }
         if (it->extra)
             cJSON_AddItemReferenceToObject(o, "extra", it->extra);
         write_object(p, o);

@@ -290,12 +290,14 @@ static int check_skipped(const dt_enc *e, dt_err *err)
                       e->r->skipped.v[0]);
 }
 
+static bool readable(const dt_plan_item *it) { return access(it->tar ? it->tar : it->path, R_OK) == 0; }
+
 /* Nobody should wait for T5 only to learn that this is the wrong folder. */
 static int check_present(const dt_enc *e, dt_err *err)
 {
     int64_t missing = 0, first = -1;
     for (int64_t i = 0; i < e->n; i++)
-        if (dt_strmap_get(e->paths, e->want[i].item->path) == i && access(e->want[i].item->path, R_OK) < 0) {
+        if (dt_strmap_get(e->paths, e->want[i].item->path) == i && !readable(e->want[i].item)) {
             missing++;
             first = first < 0 ? i : first;
         }

@@ -38,7 +38,12 @@ struct dt_loader {
 static int load_rgb(const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
 {
     dt_image in = { 0 }, out = { 0 };
-    int rc = dt_image_read(&in, it->item->path, NULL, err);
+    char *data = NULL;
+    size_t bytes = 0;
+    int rc = dt_plan_item_read(&data, &bytes, it->item, err);
+    if (rc == 0)
+        rc = dt_image_decode(&in, data, bytes, it->item->path, NULL, err);
+    free(data);
     if (rc == 0)
         rc = dt_image_resize(&out, &in, it->resize_w, it->resize_h, it->crop_x, it->crop_y, (int)m->w_px, (int)m->h_px, err);
     if (rc == 0 && it->flip)

@@ -8,7 +8,6 @@
 #include "train/pictures.h"
 
 enum { MAX_THREADS = 64, SLOTS_PER_THREAD = 3 };
-#define MAX_FILE_BYTES ((size_t)2 << 30)
 
 struct slot {
     bool ready;
@@ -48,7 +47,7 @@ void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_
     size_t bytes = 0;
     got->err = (dt_err){ 0 };
     got->im = (dt_image){ 0 };
-    got->rc = dt_file_read(&data, &bytes, want->item->path, MAX_FILE_BYTES, &got->err);
+    got->rc = dt_plan_item_read(&data, &bytes, want->item, &got->err);
     if (got->rc == 0)
         got->source = dt_hash_bytes(data, bytes);
     if (got->rc == 0 && !hash_only)
