@@ -119,6 +119,7 @@ int  dt_batches_open(dt_batches **b, const char *path, dt_err *err);
 int  dt_batches_open_file(dt_batches **b, FILE *f, const char *name, dt_err *err);
 const dt_plan_info *dt_batches_info(const dt_batches *b);
 int64_t dt_batches_items(const dt_batches *b);
+const dt_plan_item *dt_batches_item(const dt_batches *b, int64_t i);    /* i-th of the file; borrowed until close */
 /* 1 and the next batch; 0 at the end.  A plan without its footer is DT_EDATA: it was cut off. */
 int  dt_batches_next(dt_batches *b, dt_batch *batch, dt_err *err);
 /* Goes on at the first batch with index >= k.  Forwards works on a pipe, backwards needs a file. */

@@ -378,3 +378,8 @@ void dt_batches_close(dt_batches **pb)
 
 const dt_plan_info *dt_batches_info(const dt_batches *b) { return &b->info; }
 int64_t dt_batches_items(const dt_batches *b) { return b->info.items; }
+
+const dt_plan_item *dt_batches_item(const dt_batches *b, int64_t i)
+{
+    return i >= 0 && i < b->info.items ? &b->item[i] : NULL;
+}
