@@ -112,7 +112,7 @@ fails 2 'a cache of the other padding' "dt-train lora $P --output_dir no --plan 
 fails 2 'and the other way' "dt-train lora $P --text_padding none --output_dir no --plan a/plan.ndjson --latents a/cache" \
     "'a/cache' was made with --text_padding max, this run has --text_padding none"
 fails 2 'more text states than this run takes' \
-    "dt-train lora $P --text_padding none --max_sequence_length 2 --output_dir no --plan a/plan.ndjson --latents n/cache" 'text states, --max_sequence_length is 2'
+    "dt-train lora $P --text_padding none --max_sequence_length 2 --output_dir no --plan a/plan.ndjson --latents n/cache" 'made with --max_sequence_length 512, this run has 2'
 fails 2 'resume with the other padding' "dt-train lora $L --output_dir n --resume_from_checkpoint latest" 'settings'
 fails 2 'resume with other settings' "dt-train lora ${L/rank 4/rank 8} --output_dir a --resume_from_checkpoint latest" 'settings'
 fails 4 'a changed checkpoint is noticed' \

@@ -2,8 +2,11 @@
 #include "base/hash.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 #include "base/mem.h"
@@ -88,4 +91,34 @@ int dt_hash_file(dt_hash *out, const char *path, dt_err *err)
     free(buf);
     close(fd);
     return rc;
+}
+
+/* Times of files move with the kernel's tick, or by seconds where the file system keeps no nanoseconds. */
+static int64_t blur_ns(const struct timespec *t) { return t->tv_nsec ? 50000000 : 2000000000; }
+
+static int64_t age_ns(const struct timespec *t)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (now.tv_sec - t->tv_sec) * 1000000000ll + now.tv_nsec - t->tv_nsec;
+}
+
+dt_hash dt_hash_stat(const char *path)
+{
+    struct stat st;
+    char line[160];
+    for (int tries = 0;; tries++) {
+        if (stat(path, &st) < 0)
+            return (dt_hash){ "" };
+        int64_t age = age_ns(&st.st_ctim), left = blur_ns(&st.st_ctim) - age;
+        if (left <= 0)
+            break;
+        if (age < 0 || tries == 8)
+            return (dt_hash){ "" };
+        nanosleep(&(struct timespec){ .tv_sec = left / 1000000000, .tv_nsec = left % 1000000000 }, NULL);
+    }
+    int n = snprintf(line, sizeof line, "%lld %lld.%09ld %lld.%09ld %llu %llu", (long long)st.st_size,
+                     (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (long long)st.st_ctim.tv_sec, st.st_ctim.tv_nsec,
+                     (unsigned long long)st.st_ino, (unsigned long long)st.st_dev);
+    return dt_hash_bytes(line, (size_t)n);
 }

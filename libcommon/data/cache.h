@@ -9,7 +9,7 @@
  * Keys.  XXH3-128 of everything the content depends on: source bytes (or caption), transform, encoder config and weights, encoder
  * code version, storage dtype, T and padding.  What is there under its key is right by construction; what changed has another key.
  * Requests.  What a plan can say without opening the source: an item with its transform, or a caption.  Where indexes disagree
- * about a request the newest is right; entries of other encoders than those of the newest index are not seen. */
+ * about a request the newest is right; entries of another recipe (encoders, precision, ...) than the newest's are not seen. */
 #ifndef DT_DATA_CACHE_H
 #define DT_DATA_CACHE_H
 #include <stdio.h>

@@ -83,6 +83,21 @@ const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *
     return NULL;
 }
 
+bool dt_cache_recipe_fits(const dt_cache_recipe *a, const dt_cache_recipe *b, bool text)
+{
+    int n = 0;
+    for (int i = 0; i < b->n; i++)
+        n += b->part[i].text == text;
+    for (int i = 0; i < a->n; i++) {
+        const dt_cache_part *p = &a->part[i], *q = dt_cache_recipe_part(b, p->name);
+        if (p->text == text && (n--, !q || q->text != text || strcmp(p->hash.hex, q->hash.hex)))
+            return false;
+    }
+    if (n || a->code != b->code || a->dtype != b->dtype || a->compute != b->compute)
+        return false;
+    return text ? a->text_len == b->text_len && a->text_padding == b->text_padding : a->tile_px == b->tile_px;
+}
+
 bool dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b)
 {
     if (a->code != b->code || a->dtype != b->dtype || a->compute != b->compute || a->tile_px != b->tile_px ||
@@ -185,6 +200,8 @@ static void write_rec(const dt_cache_rec *r, FILE *f)
         if (v[6])
             cJSON_AddTrueToObject(o, "flip");
         cJSON_AddStringToObject(o, "source", r->source.hex);
+        if (*r->stat.hex)
+            cJSON_AddStringToObject(o, "stat", r->stat.hex);
     } else {
         cJSON_AddStringToObject(o, "text", r->req);
     }
@@ -344,6 +361,7 @@ static int read_rec(dt_cache_index *x, const cJSON *o, const char *what, dt_err 
     free(req);
     if ((rc = get_hash(&r->key, o, "key", what, err)) < 0 || (rc = get_hash(&r->sum, o, "sum", what, err)) < 0 ||
         (image && (rc = get_hash(&r->source, o, "source", what, err)) < 0) ||
+        (image && cJSON_HasObjectItem(o, "stat") && (rc = get_hash(&r->stat, o, "stat", what, err)) < 0) ||
         (rc = get_ints(at, 3, o, "at", what, err)) < 0)
         return rc;
     r->file = at[0], r->off = at[1], r->bytes = at[2];

@@ -26,22 +26,12 @@ struct dt_cache {
 
 /* --- opening --- */
 
-static bool same_encoders(const dt_cache_recipe *a, const dt_cache_recipe *b, bool text)
-{
-    for (int i = 0; i < a->n; i++) {
-        const dt_cache_part *p = &a->part[i], *q = dt_cache_recipe_part(b, p->name);
-        if (p->text == text && (!q || strcmp(p->hash.hex, q->hash.hex)))
-            return false;
-    }
-    return !text || (a->text_len == b->text_len && a->text_padding == b->text_padding);
-}
-
 /* The recipe that entries must have: the first seen, which is the newest. */
 static bool fits(const dt_cache_recipe **want, const dt_cache_recipe *r, bool text)
 {
     if (!*want)
         *want = r;
-    return same_encoders(*want, r, text);
+    return dt_cache_recipe_fits(*want, r, text);
 }
 
 static void learn(dt_cache *c, int64_t i)
@@ -251,6 +241,16 @@ void dt_cache_forget(const dt_cache *c, const void *data, int64_t bytes)
             dt_map_forget(m, p, (size_t)bytes);
     }
 }
+
+const dt_cache_rec *dt_cache_image_rec(const dt_cache *c, const dt_batch_item *it, int w, int h)
+{
+    char *req = dt_cache_request(it, w, h);
+    int64_t at = dt_strmap_get(c->images, req);
+    free(req);
+    return at < 0 ? NULL : &c->index[at >> 32].rec[at & 0xffffffff];
+}
+
+const dt_cache_recipe *dt_cache_recipe_of(const dt_cache *c, bool text) { return text ? c->text : c->image; }
 
 bool dt_cache_skips(const dt_cache *c, const char *path) { return dt_strmap_get(c->paths, path) == DT_CACHE_SKIP; }
 

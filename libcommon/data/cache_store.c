@@ -421,7 +421,8 @@ static bool says_all(const dt_cache_store *s, const dt_cache_index *x)
         same = q && (r->kind == DT_CACHE_TEXT || dt_strmap_get(paths, path) == (int64_t)r->kind) &&
                (r->kind == DT_CACHE_SKIP
                     ? !strcmp(q->why, r->why)
-                    : !strcmp(q->key.hex, r->key.hex) && q->off == r->off && !strcmp(file, x->files.v[r->file]));
+                    : !strcmp(q->key.hex, r->key.hex) && !strcmp(q->stat.hex, r->stat.hex) && q->off == r->off &&
+                          !strcmp(file, x->files.v[r->file]));
     }
     for (int i = 0; i < 3; i++)
         dt_strmap_free(&map[i]);

@@ -16,7 +16,7 @@ typedef struct dt_cache_part {
     char    name[40];               /* "vae", "text_encoder", ... */
     bool    text;                   /* captions depend on it; otherwise pictures do */
     dt_hash hash;                   /* of config and weights */
-    dt_hash stat;                   /* of names, sizes, times and inodes of the files: while it stays, so does hash */
+    dt_hash stat;                   /* of the files' names and dt_hash_stat(): while it stays, so does hash */
 } dt_cache_part;
 
 /* What all entries of a run have in common: the part of their keys that is not in the request. */
@@ -39,6 +39,7 @@ typedef struct dt_cache_rec {
     char   *why;                    /* skip: what is wrong with the file.  Owned */
     dt_hash key, sum;               /* of the entry: its content address, and the hash of its bytes */
     dt_hash source;                 /* image: of the file's bytes */
+    dt_hash stat;                   /* image: dt_hash_stat() of the file before it was read; "" if unknown */
     int64_t file, off, bytes;       /* index of a shard, and where its member's data is */
 } dt_cache_rec;
 
@@ -62,6 +63,8 @@ void        dt_cache_request_size(const char *req, int *w, int *h);
 dt_hash dt_cache_image_key(const dt_cache_recipe *r, const char *req, const dt_hash *source);
 dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption, int64_t T);        /* T states */
 const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *name);      /* NULL if absent */
+/* Has an entry of recipe a, for pictures or captions, the key that it would have under b?  (Same request and source.) */
+bool    dt_cache_recipe_fits(const dt_cache_recipe *a, const dt_cache_recipe *b, bool text);
 bool    dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b);
 
 /* Adds an empty record; borrowed until the next. */
@@ -73,6 +76,11 @@ void dt_cache_index_release(dt_cache_index *x);
 /* Indexes of a folder, newest first; caller releases each and frees *x.  `broken` NULL: an index that cannot be read
  * is an error; otherwise it is left out and its message added there. */
 int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *broken, dt_err *err);
+
+/* What a reader of the cache goes by: the recipe of all pictures or captions that it sees, NULL if there are none; and the record
+ * of a picture, NULL if there is none. */
+const dt_cache_recipe *dt_cache_recipe_of(const dt_cache *c, bool text);
+const dt_cache_rec    *dt_cache_image_rec(const dt_cache *c, const dt_batch_item *it, int w, int h);
 
 /* --- stores --- */
 typedef struct dt_cache_store dt_cache_store;       /* opaque; one thread at a time */

@@ -82,6 +82,7 @@ typedef struct dt_plan_item {
     int64_t     off, bytes;
 } dt_plan_item;
 
+static inline const char *dt_plan_item_file(const dt_plan_item *it) { return it->tar ? it->tar : it->path; }
 /* The picture's file as it is; caller frees. */
 int  dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err *err);
 

@@ -1,5 +1,4 @@
 /* encode.c - fills a cache with what a plan asks for.  See encode.h. */
-#include <dirent.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,9 +8,6 @@
 #include "base/file.h"
 #include "tensor/safetensors.h"
 #include "train/encode_int.h"
-
-/* Version of what the encoders compute.  Raise it when entries made before would differ by more than rounding. */
-#define CODE_VERSION 1
 
 void dt_encode_report_release(struct dt_encode_report *r)
 {
@@ -128,46 +124,10 @@ static int collect(dt_enc *e, dt_err *err)
 
 /* --- the recipe --- */
 
-static void add_stat(dt_hasher *h, const char *path)
-{
-    struct stat st;
-    char line[160];
-    if (stat(path, &st) < 0)
-        return;
-    snprintf(line, sizeof(line), "%lld %lld.%09ld %llu %llu", (long long)st.st_size, (long long)st.st_mtim.tv_sec,
-             st.st_mtim.tv_nsec, (unsigned long long)st.st_ino, (unsigned long long)st.st_dev);
-    dt_hasher_str(h, path);
-    dt_hasher_str(h, line);
-}
-
-/* Files of a folder in the order of their names; `contents`: what is in them, otherwise what stat says. */
-static int add_folder(dt_hasher *h, const char *dir, bool contents, dt_err *err)
-{
-    struct dirent **entry;
-    int n = scandir(dir, &entry, NULL, alphasort);
-    int rc = n < 0 ? dt_err_sys(err, DT_EDATA, "cannot open folder '%s'", dir) : 0;
-    for (int i = 0; i < n; i++) {
-        char *path = dt_path_join(dir, entry[i]->d_name);
-        dt_hash one;
-        if (rc == 0 && entry[i]->d_name[0] != '.' && !dt_is_dir(path)) {
-            if (contents && (rc = dt_hash_file(&one, path, err)) == 0) {
-                dt_hasher_str(h, entry[i]->d_name);
-                dt_hasher_str(h, one.hex);
-            } else if (!contents) {
-                add_stat(h, path);
-            }
-        }
-        free(path);
-        free(entry[i]);
-    }
-    if (n >= 0)
-        free(entry);
-    return rc;
-}
-
 /* The hash that an earlier run computed for files with this stat. */
-static bool remembered(const dt_enc *e, dt_cache_part *part)
+static bool remembered(void *ctx, dt_cache_part *part)
 {
+    const dt_enc *e = ctx;
     const dt_cache_index *x;
     for (int64_t i = 0; e->store && (x = dt_cache_store_index(e->store, i)); i++) {
         const dt_cache_part *q = dt_cache_recipe_part(&x->recipe, part->name);
@@ -179,48 +139,15 @@ static bool remembered(const dt_enc *e, dt_cache_part *part)
     return false;
 }
 
-/* k < 0: a tokenizer, all of whose files count. */
-static int add_part(dt_enc *e, const char *name, int k, bool text, dt_err *err)
-{
-    const dt_flux_pipe *pipe = e->p->pipe;
-    dt_cache_part *part = &e->recipe.part[e->recipe.n++];
-    char *dir = dt_path_join(pipe->dir, name);
-    const char *w = k < 0 ? NULL : pipe->weights[k];
-    snprintf(part->name, sizeof(part->name), "%s", name);
-    part->text = text;
-    dt_hasher *h = dt_hasher_new();
-    int rc = add_folder(h, dir, false, err);
-    if (rc == 0 && w && dt_is_dir(w))
-        rc = add_folder(h, w, false, err);
-    else if (rc == 0 && w)
-        add_stat(h, w);
-    part->stat = dt_hasher_end(&h);
-    if (rc == 0 && !remembered(e, part)) {
-        if (k >= 0) {
-            rc = dt_flux_pipe_hash(pipe, (enum dt_flux_part)k, &part->hash, err);
-        } else {
-            h = dt_hasher_new();
-            rc = add_folder(h, dir, true, err);
-            part->hash = dt_hasher_end(&h);
-        }
-    }
-    free(dir);
-    return rc;
-}
-
 static int make_recipe(dt_enc *e, dt_err *err)
 {
-    static const struct { const char *name; int k; bool text; } part[] = {
-        { "vae", DT_FLUX_VAE, false }, { "text_encoder", DT_FLUX_CLIP, true }, { "text_encoder_2", DT_FLUX_T5, true },
-        { "tokenizer", -1, true }, { "tokenizer_2", -1, true },
-    };
+    dt_cache_recipe *r = &e->recipe;
     int rc = dt_flux_pipe_tokenizers(e->p->pipe, err);
-    e->recipe = (dt_cache_recipe){ .code = CODE_VERSION, .dtype = e->p->store, .compute = e->p->compute,
-                                   .tile_px = e->p->tile_px, .text_len = e->p->pipe->t5_len,
-                                   .text_padding = e->p->pipe->text_padding };
-    for (size_t i = 0; i < sizeof(part) / sizeof(*part) && rc == 0; i++)
-        if (!part[i].text || !e->p->pictures_only)
-            rc = add_part(e, part[i].name, part[i].k, part[i].text, err);
+    *r = (dt_cache_recipe){ .code = DT_ENC_CODE, .dtype = e->p->store, .compute = e->p->compute, .tile_px = e->p->tile_px,
+                            .text_len = e->p->pipe->t5_len, .text_padding = e->p->pipe->text_padding };
+    for (const struct dt_enc_part_kind *k = dt_enc_parts; k->name && rc == 0; k++)
+        if (!k->text || !e->p->pictures_only)
+            rc = dt_enc_part(&r->part[r->n++], e->p->pipe, k, remembered, e, err);
     return rc;
 }
 
@@ -290,7 +217,7 @@ static int check_skipped(const dt_enc *e, dt_err *err)
                       e->r->skipped.v[0]);
 }
 
-static bool readable(const dt_plan_item *it) { return access(it->tar ? it->tar : it->path, R_OK) == 0; }
+static bool readable(const dt_plan_item *it) { return access(dt_plan_item_file(it), R_OK) == 0; }
 
 /* Nobody should wait for T5 only to learn that this is the wrong folder. */
 static int check_present(const dt_enc *e, dt_err *err)
@@ -412,6 +339,7 @@ static void fill_index(dt_enc *e, dt_cache_index *x)
         if (e->image[i].place >= 0) {
             dt_cache_rec *rec = dt_cache_index_add(x, DT_CACHE_IMAGE, e->want[i].req);
             rec->source = e->image[i].source;
+            rec->stat = e->image[i].stat;
             dt_cache_store_fill(e->store, rec, e->image[i].place);
         }
     for (int64_t i = 0; i < e->texts; i++)

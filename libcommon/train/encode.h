@@ -3,6 +3,7 @@
 #ifndef DT_TRAIN_ENCODE_H
 #define DT_TRAIN_ENCODE_H
 #include <stdio.h>
+#include "data/cache.h"
 #include "graph/device.h"
 #include "models/flux_pipe.h"
 
@@ -46,5 +47,23 @@ int dt_encode_run(const struct dt_encode_params *p, struct dt_encode_report *r, 
 /* Says on `out` for a picture of the plan and its caption whether their entries would be reused, and if not, which part
  * of their keys is another.  Encodes nothing.  DT_EDATA: not in the plan. */
 int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *out, dt_err *err);
+
+/* --- before training on a cache that was there --- */
+
+struct dt_check_params {
+    const dt_cache *cache;
+    const char     *dir;            /* of the cache, for messages */
+    const char     *plan;           /* path */
+    const dt_flux_pipe *pipe;       /* opened, not loaded, with its tokenizers */
+    bool            texts;          /* states of captions are used, too */
+    int             threads;        /* that read pictures */
+    const volatile int *stop;
+    void          (*say)(void *ctx, const char *line);
+    void           *ctx;
+};
+
+/* DT_EDATA or DT_EUSAGE if the cache has not all that the plan asks for, or if a picture, an encoder, a tokenizer or the limit
+ * or padding of captions is not what it was made with. */
+int dt_encode_check(const struct dt_check_params *p, dt_err *err);
 
 #endif

@@ -36,6 +36,7 @@ static bool found(dt_enc *e, const dt_got_picture *got)
     dt_hash key = dt_cache_image_key(&e->recipe, e->want[got->i].req, &got->source);
     struct dt_enc_image *im = &e->image[got->i];
     im->source = got->source;
+    im->stat = got->stat;
     im->place = dt_cache_store_find(e->store, &key);
     return im->place >= 0;
 }

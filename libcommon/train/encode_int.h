@@ -11,7 +11,7 @@
 /* A picture of the plan at one size. */
 struct dt_enc_image {
     int64_t place;                  /* in the store; -1: none (skipped, or not reached) */
-    dt_hash source;
+    dt_hash source, stat;           /* of its file */
     bool    skip;
 };
 
@@ -40,6 +40,19 @@ void dt_enc_skip(dt_enc *e, int64_t i, const char *why);
 /* Packs two named arrays, given as fp32, in the storage dtype and puts them at `place`. */
 int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2],
                dt_err *err);
+
+/* encode_recipe.c: what entries depend on */
+enum { DT_ENC_CODE = 1 };           /* rises when entries made before would differ from new ones by more than rounding */
+struct dt_enc_part_kind {
+    const char *name;               /* folder of the model */
+    int  k;                         /* enum dt_flux_part; < 0: a tokenizer, all of whose files count */
+    bool text;
+};
+extern const struct dt_enc_part_kind dt_enc_parts[];    /* ends with a NULL name */
+/* Fills a part from the files of `pipe`.  They are read only if known(ctx, part), given its name and stat, does not fill in
+ * the hash. */
+int  dt_enc_part(dt_cache_part *part, const dt_flux_pipe *pipe, const struct dt_enc_part_kind *kind,
+                 bool (*known)(void *ctx, dt_cache_part *part), void *ctx, dt_err *err);
 
 int  dt_enc_images(dt_enc *e, dt_err *err);
 int  dt_enc_texts(dt_enc *e, dt_err *err);

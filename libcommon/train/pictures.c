@@ -47,6 +47,7 @@ void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_
     size_t bytes = 0;
     got->err = (dt_err){ 0 };
     got->im = (dt_image){ 0 };
+    got->stat = dt_hash_stat(dt_plan_item_file(want->item));
     got->rc = dt_plan_item_read(&data, &bytes, want->item, &got->err);
     if (got->rc == 0)
         got->source = dt_hash_bytes(data, bytes);

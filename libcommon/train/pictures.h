@@ -18,6 +18,7 @@ typedef struct dt_got_picture {
     int64_t  i;                     /* of the list */
     int      rc;                    /* DT_EDATA: the file cannot be used; err says why */
     dt_err   err;
+    dt_hash  stat;                  /* dt_hash_stat(), from before the file was read */
     dt_hash  source;                /* of the file's bytes */
     dt_image im;                    /* w x h; empty if the file was only hashed */
 } dt_got_picture;

@@ -159,6 +159,8 @@ static int set_up(dt_job *j, dt_err *err)
     if (rc == 0)
         rc = dt_job_model(j, err);
     if (rc == 0)
+        rc = dt_job_check_cache(j, err);
+    if (rc == 0)
         rc = dt_job_shapes(j, err);
     if (rc == 0)
         set_schedule(j);

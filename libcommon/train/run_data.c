@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "train/encode.h"
 #include "train/run_int.h"
 
 extern char **environ;
@@ -129,19 +130,20 @@ static int receive_stream(dt_job *j, const char *dir, dt_err *err)
     return rc;
 }
 
+static char *cache_dir(const dt_train_opts *o)
+{
+    return o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
+}
+
 static int open_cache(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
+    char *dir = cache_dir(o);
     int rc = 0;
     if (!o->latents)
         rc = dt_job_make_cache(j, j->plan, dir, err);
     if (rc == 0)
         rc = dt_cache_open(&j->cache, dir, err);
-    int padding = rc == 0 ? dt_cache_text_padding(j->cache) : -1;
-    if (padding >= 0 && padding != o->text_padding && !o->train_text_encoder)
-        rc = dt_err_set(err, DT_EUSAGE, "the cache in '%s' was made with --text_padding %s, this run has --text_padding %s", dir,
-                        dt_padding_names[padding], dt_padding_names[o->text_padding]);
     free(dir);
     return rc;
 }
@@ -156,6 +158,22 @@ static int read_info(dt_job *j, dt_err *err)
             j->o->data.gradient_accumulation_steps = j->info.gradient_accumulation_steps;
         dt_batches_close(&b);
     }
+    return rc;
+}
+
+static void say(void *job, const char *line) { dt_job_say(job, "%s", line); }
+
+int dt_job_check_cache(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    if (!j->cache || !o->latents)
+        return 0;                   /* made just now */
+    int64_t threads = o->data.dataloader_num_workers ? o->data.dataloader_num_workers : j->dev->threads;
+    char *dir = cache_dir(o);
+    int rc = dt_encode_check(&(struct dt_check_params){ .cache = j->cache, .dir = dir, .plan = j->plan, .pipe = j->pipe,
+                             .texts = !o->train_text_encoder, .threads = (int)threads, .stop = j->ui->stop, .say = say, .ctx = j },
+                             err);
+    free(dir);
     return rc;
 }
 

@@ -46,8 +46,10 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(pr
 
 struct dt_loader_params dt_job_loader(const dt_job *j);     /* from the first batch */
 
-/* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, the shapes of batches */
+/* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, whether a cache that was given fits
+ * it and its pictures, and the shapes of batches */
 int dt_job_data(dt_job *j, dt_err *err);
+int dt_job_check_cache(dt_job *j, dt_err *err);
 int dt_job_shapes(dt_job *j, dt_err *err);
 dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache);  /* of batches with captions of `cache` (may be NULL) */
 int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err);
