@@ -10,6 +10,7 @@ enum job { TEXT_CLIP, TEXT_T5, ENCODE, DECODE, SAMPLE, NJOB };
 struct dt_flux_run {
     struct dt_flux_run_params p;
     dt_session *session[NJOB];
+    int64_t     host;               /* bytes */
     void       *arena;
     bool        owned;
 };
@@ -134,6 +135,12 @@ int dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err)
     return rc < 0 ? rc : add(r, TEXT_T5, 1, 0, 0, T, err);
 }
 
+static void need_host(dt_flux_run *r, int64_t floats)
+{
+    int64_t bytes = floats * (int64_t)sizeof(float);
+    r->host = bytes > r->host ? bytes : r->host;
+}
+
 /* A vae job of one picture, or of every distinct tile of it. */
 static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, dt_err *err)
 {
@@ -142,13 +149,20 @@ static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h,
     if (rc == 0 && r->p.tile_px % (4 * f))
         rc = dt_err_set(err, DT_EUSAGE, "tiles of %lld px: must be a multiple of %lld for '%s'", (long long)r->p.tile_px,
                         (long long)(4 * f), r->p.pipe->dir);
-    if (rc < 0 || !tiled(r, w, h))
-        return rc < 0 ? rc : add(r, j, n, w, h, 0, err);
-    dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
-    for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
-        dt_tile a = dt_tiles_at(&t, i);
-        rc = add(r, j, 1, a.w, a.h, 0, err);
+    int64_t rgb = 3 * w * h, moments = w / f * (h / f) * 2 * r->p.pipe->vae.latent_channels, out = j == DECODE ? rgb : moments;
+    int64_t floats = j == DECODE ? rgb : n * (rgb + moments);
+    if (rc == 0 && tiled(r, w, h)) {
+        dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
+        for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
+            dt_tile a = dt_tiles_at(&t, i);
+            floats += out * a.w * a.h / (w * h);            /* every tile is kept until they are joined, */
+            rc = add(r, j, 1, a.w, a.h, 0, err);
+        }
+        floats += (rgb + moments - out) * t.tile * t.tile / (w * h);        /* and one goes in */
+    } else if (rc == 0) {
+        rc = add(r, j, n, w, h, 0, err);
     }
+    need_host(r, floats);
     return rc;
 }
 
@@ -158,6 +172,8 @@ int dt_flux_run_plan_decode(dt_flux_run *r, int64_t w, int64_t h, dt_err *err) {
 int dt_flux_run_plan_sample(dt_flux_run *r, int64_t w, int64_t h, int64_t T, dt_err *err)
 {
     int rc = check_sides(r, w, h, 2 * dt_vae_factor(&r->p.pipe->vae), err);
+    int64_t f = dt_vae_factor(&r->p.pipe->vae);
+    need_host(r, w / f * (h / f) * r->p.pipe->vae.latent_channels);
     return rc < 0 ? rc : add(r, SAMPLE, 1, w, h, T, err);
 }
 
@@ -169,6 +185,8 @@ int64_t dt_flux_run_bytes(const dt_flux_run *r)
             most = dt_session_bytes(r->session[j]);
     return most;
 }
+
+int64_t dt_flux_run_host(const dt_flux_run *r) { return r->host; }
 
 double dt_flux_run_flops(const dt_flux_run *r)
 {

@@ -260,10 +260,10 @@ static void draw_tiles(const dt_grid *g, const sheet *s, cairo_t *cr)
     }
 }
 
-int dt_grid_bytes(const dt_grid *g, int w_px, int h_px, int64_t *bytes, dt_err *err)
+int dt_grid_bytes(const dt_grid *g, int w_px, int h_px, int64_t *tiles, int64_t *sheet_bytes, dt_err *err)
 {
     dt_canvas *c = NULL;
-    int64_t whole = 4 * (int64_t)w_px * h_px, tiles = g->rows.n * g->cols.n;
+    int64_t whole = 4 * (int64_t)w_px * h_px;
     int rc = dt_canvas_new(&c, 1, 1, DT_SHADE, err);
     if (rc < 0)
         return rc;
@@ -271,7 +271,8 @@ int dt_grid_bytes(const dt_grid *g, int w_px, int h_px, int64_t *bytes, dt_err *
     sheet s = arrange(g, w_px, h_px, c);
     draw_titles(g, &s, c);
     dt_canvas_free(&c);
-    *bytes = 4 * (tiles * w_px * h_px + (int64_t)s.w * (int64_t)s.h) + (less ? whole : 0);
+    *tiles = 4 * g->rows.n * g->cols.n * w_px * h_px + (less ? whole : 0);     /* one more while it is being reduced */
+    *sheet_bytes = 4 * (int64_t)s.w * (int64_t)s.h;
     return 0;
 }
 

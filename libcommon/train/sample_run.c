@@ -22,6 +22,7 @@ struct job {
     char          *lora_text;       /* for the PNGs: files, strengths, hashes */
     dt_hash        model;           /* of the transformer */
     dt_sampler    *s;
+    dt_mem_plan    memory;
     dt_st         *init;
     dt_st_entry    init_entry;
     float         *latents;         /* of the picture in progress */
@@ -187,22 +188,6 @@ static int settle(struct job *j, dt_err *err)
     return rc;
 }
 
-static void print_memory(const struct job *j)
-{
-    dt_sampler_bytes b = dt_sampler_memory(j->s);
-    int64_t first = b.encoders + b.encoders_arena, then = b.transformer + b.lora + b.vae + b.arena;
-    const struct { const char *what; int64_t bytes; } row[] = {
-        { "text encoders", b.encoders }, { "  activations", b.encoders_arena }, { "transformer", b.transformer },
-        { "lora", b.lora }, { "vae", b.vae }, { "  activations", b.arena }, { "text states", b.states },
-        { "most at once", (first > then ? first : then) + b.states },
-    };
-    for (size_t i = 0; i < sizeof(row) / sizeof(*row); i++) {
-        char line[64];
-        snprintf(line, sizeof(line), "%-16s%12.1f MiB\n", row[i].what, (double)row[i].bytes / 1048576);
-        j->ui->out(j->ui->ctx, line);
-    }
-}
-
 /* --- pictures --- */
 
 static bool on_step(void *ctx, int64_t step)
@@ -260,6 +245,15 @@ static int save_picture(const struct job *j, const dt_prompt *p, int64_t n, int6
     return rc;
 }
 
+static void take_latents(const struct job *j, float *to, int64_t at, int64_t n)
+{
+    const dt_st_entry *e = &j->init_entry;
+    size_t el = dt_dtype_size(e->dtype);
+    const char *from = (const char *)e->data + (size_t)at * el;
+    dt_convert(to, DT_F32, from, e->dtype, n);
+    dt_st_forget(j->init, from, (size_t)n * el);
+}
+
 static int picture(struct job *j, int64_t prompt, int64_t k, bool base, dt_err *err)
 {
     const dt_prompt *p = &j->prompts.v[prompt];
@@ -269,8 +263,7 @@ static int picture(struct job *j, int64_t prompt, int64_t k, bool base, dt_err *
                           .on_step = on_step, .ctx = j };
     dt_image im = { 0 };
     if (j->init)
-        dt_convert(q.latents, DT_F32, (const char *)j->init_entry.data + (size_t)(n * len) * dt_dtype_size(j->init_entry.dtype),
-                   j->init_entry.dtype, len);
+        take_latents(j, q.latents, n * len, len);
     else
         dt_rng_fill_normal(q.latents, len, (uint64_t)p->seed, DT_RNG_SAMPLE, 0, (uint32_t)(p->image + k));
     int rc = dt_image_alloc(&im, (int)p->w_px, (int)p->h_px, err);
@@ -297,7 +290,8 @@ static void add_columns(struct job *j)
         }
 }
 
-static int open_grid(struct job *j)
+/* Bytes of its tiles, at most w x h px, and of the sheet. */
+static int open_grid(struct job *j, int w, int h, int64_t *tiles, int64_t *sheet, dt_err *err)
 {
     char *sub = dt_sprintf("seed %lld, %lld steps", (long long)j->o.seed, (long long)j->o.steps);
     j->grid = dt_grid_new(dt_grid_params(.subtitle = sub));
@@ -305,27 +299,66 @@ static int open_grid(struct job *j)
         dt_grid_add_row(j->grid, j->prompts.v[i].text);
     add_columns(j);
     free(sub);
-    return 0;
+    return dt_grid_bytes(j->grid, w, h, tiles, sheet, err);
+}
+
+/* --- memory --- */
+
+/* The largest picture, or the largest sides of any for the sheet; latents of all pictures that are kept. */
+static void largest(const struct job *j, int64_t *px, int *w, int *h, int64_t *latents)
+{
+    *px = *latents = *w = *h = 0;
+    for (int64_t i = 0; i < j->prompts.n; i++) {
+        const dt_prompt *p = &j->prompts.v[i];
+        int64_t len = dt_sampler_latents(j->s, p->w_px, p->h_px);
+        *px = p->w_px * p->h_px > *px ? p->w_px * p->h_px : *px;
+        *w = (int)p->w_px > *w ? (int)p->w_px : *w;
+        *h = (int)p->h_px > *h ? (int)p->h_px : *h;
+        *latents = len > *latents ? len : *latents;
+    }
+}
+
+/* Moments: the prompts are encoded; pictures are made, and put into the sheet; the networks are gone when that is drawn. */
+static int plan_memory(struct job *j, dt_err *err)
+{
+    int w, h;
+    int64_t px, len, sheet = 0, tiles = 0;
+    largest(j, &px, &w, &h, &len);
+    int rc = j->o.grid ? open_grid(j, w, h, &tiles, &sheet, err) : 0;
+    if (rc < 0)
+        return rc;
+    int64_t kept = j->o.save_latents ? npictures(j) * len * (int64_t)sizeof(float) : 0;
+    dt_sampler_memory(j->s, &j->memory, dt_mem_resident());
+    j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
+    if (j->grid)
+        dt_mem_add(&j->memory, "sheet", j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
+    char *text = NULL, *line = dt_mem_line(&j->memory);
+    size_t bytes = 0;
+    FILE *f = j->o.memory_plan ? open_memstream(&text, &bytes) : NULL;
+    if (f) {
+        dt_mem_table(f, &j->memory);
+        fclose(f);
+        j->ui->out(j->ui->ctx, text);
+    } else {
+        say(j, "%s", line);
+    }
+    free(text);
+    free(line);
+    return dt_mem_accept(&j->memory, j->o.memory_budget, j->dev, err);
 }
 
 /* What pictures need beside the networks; folders are made before the long work begins. */
 static int prepare(struct job *j, dt_err *err)
 {
-    int64_t len = 0;
-    for (int64_t i = 0; i < j->prompts.n; i++) {
-        int64_t l = dt_sampler_latents(j->s, j->prompts.v[i].w_px, j->prompts.v[i].h_px);
-        len = l > len ? l : len;
-    }
+    int w, h;
+    int64_t px, len;
+    largest(j, &px, &w, &h, &len);
     j->latents = dt_try_alloc((size_t)len * sizeof(float));
     j->saved = j->o.save_latents ? dt_try_alloc((size_t)(npictures(j) * len) * sizeof(float)) : NULL;
     if (!j->latents || (j->o.save_latents && !j->saved))
         return dt_err_set(err, DT_ENOMEM, "no memory for the latents of %lld pictures", (long long)npictures(j));
     int rc = j->o.output && !j->one_file ? dt_mkdirs(j->o.output, err) : 0;
-    if (rc == 0 && j->o.output)
-        rc = dt_flux_pipe_hash(j->pipe, DT_FLUX_DIT, &j->model, err);
-    if (rc == 0 && j->o.grid)
-        rc = open_grid(j);
-    return rc;
+    return rc == 0 && j->o.output ? dt_flux_pipe_hash(j->pipe, DT_FLUX_DIT, &j->model, err) : rc;
 }
 
 static int make_pictures(struct job *j, dt_err *err)
@@ -346,8 +379,11 @@ static int make_pictures(struct job *j, dt_err *err)
     return rc;
 }
 
-static int write_rest(const struct job *j, dt_err *err)
+static int write_rest(struct job *j, dt_err *err)
 {
+    dt_sampler_free(&j->s);
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        dt_flux_pipe_unload(j->pipe, (enum dt_flux_part)k);
     int64_t f = dt_vae_factor(&j->pipe->vae);
     const dt_prompt *p = &j->prompts.v[0];
     const dt_st_entry e = { .name = "latents", .dtype = DT_F32, .data = j->saved,
@@ -370,6 +406,22 @@ static void release(struct job *j)
     free(j->saved);
 }
 
+static int run(struct job *j, dt_err *err)
+{
+    int rc = prepare(j, err);
+    if (rc == 0)
+        rc = dt_sampler_load(j->s, j->ui->stop, err);
+    if (rc == 0)
+        rc = make_pictures(j, err);
+    if (rc == 0)
+        rc = write_rest(j, err);
+    char *peak = rc == 0 ? dt_mem_report(&j->memory) : NULL;
+    if (peak)
+        say(j, "%s", peak);
+    free(peak);
+    return rc;
+}
+
 int dt_sample_run(const dt_sample_opts *o, const dt_strs *files, const dt_sample_ui *ui, dt_err *err)
 {
     struct job j = { .o = *o, .ui = ui };
@@ -385,17 +437,10 @@ int dt_sample_run(const dt_sample_opts *o, const dt_strs *files, const dt_sample
                                                                 .act = o->bf16 ? DT_BF16 : DT_F32, .tile_px = o->vae_tile }, err);
     if (rc == 0)
         rc = settle(&j, err);
-    if (rc == 0 && o->memory_plan) {
-        print_memory(&j);
-    } else if (rc == 0) {
-        rc = prepare(&j, err);
-        if (rc == 0)
-            rc = dt_sampler_load(j.s, ui->stop, err);
-        if (rc == 0)
-            rc = make_pictures(&j, err);
-        if (rc == 0)
-            rc = write_rest(&j, err);
-    }
+    if (rc == 0)
+        rc = plan_memory(&j, err);
+    if (rc == 0 && !o->memory_plan)
+        rc = run(&j, err);
     release(&j);
     return rc;
 }

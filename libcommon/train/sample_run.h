@@ -9,7 +9,7 @@ typedef struct dt_sample_opts {         /* names of the flags */
     const char *model, *transformer_path, *vae_path, *output, *grid, *init_latents, *save_latents, *device, *progress;
     dt_strs lora, prompt;               /* "FILE" or "FILE:STRENGTH"; texts */
     int64_t steps, width, height;       /* width, height: 0 = the model's own */
-    int64_t seed, num_images, vae_tile, max_sequence_length;
+    int64_t seed, num_images, vae_tile, max_sequence_length, memory_budget;
     double  guidance;
     bool    guidance_given;
     int     text_padding;               /* dt_padding */

@@ -9,7 +9,6 @@ struct dt_sampler {
     dt_flux_run *plain, *adapted;   /* transformer without and with the LoRA; plain has the vae as well.  NULL if not wanted */
     dt_strs      prompts;
     dt_strmap   *index;
-    int64_t      encoders, encoders_arena;
     int64_t     *at, cap;           /* [prompts + 1] rows of states before those of a prompt */
     float       *states, *pooled;   /* [at[prompts]][joint_dim], [prompts][pooled_dim] */
     void        *arena;
@@ -18,10 +17,7 @@ struct dt_sampler {
 /* Floats of the states of the first n prompts. */
 static int64_t states_len(const dt_sampler *s, int64_t n) { return n ? s->at[n] * s->p.pipe->dit.joint_dim : 0; }
 
-static int64_t weights(const dt_sampler *s, enum dt_flux_part k)
-{
-    return dt_params_size(s->p.pipe->part[k], s->p.act, DT_PARAMS_NO_OPTIM).weights;
-}
+static dt_params_bytes weights(const dt_sampler *s, const dt_params *p) { return dt_params_size(p, s->p.act, DT_PARAMS_NO_OPTIM); }
 
 static dt_flux_run *new_run(const dt_sampler *s)
 {
@@ -39,7 +35,6 @@ int dt_sampler_new(dt_sampler **out, const struct dt_sampler_params *p, dt_err *
     s->text = new_run(s);
     s->plain = new_run(s);
     s->adapted = p->lora ? new_run(s) : NULL;
-    s->encoders = weights(s, DT_FLUX_CLIP) + weights(s, DT_FLUX_T5);
     if (rc < 0)
         dt_sampler_free(out);
     return rc;
@@ -75,7 +70,6 @@ int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text, dt_err *err)
     int rc = dt_flux_run_plan_text(s->text, T, err);
     if (rc < 0)
         return rc;
-    s->encoders_arena = dt_flux_run_bytes(s->text);
     i = s->prompts.n;
     dt_grow(&s->at, &s->cap, i + 2, sizeof(*s->at));
     s->at[0] = 0;
@@ -105,15 +99,22 @@ static int64_t arena_bytes(const dt_sampler *s)
     return a > b ? a : b;
 }
 
-dt_sampler_bytes dt_sampler_memory(const dt_sampler *s)
+void dt_sampler_memory(const dt_sampler *s, dt_mem_plan *p, int64_t process)
 {
-    return (dt_sampler_bytes){
-        .encoders = s->encoders, .encoders_arena = s->encoders_arena,
-        .states = (states_len(s, s->prompts.n) + s->prompts.n * s->p.pipe->dit.pooled_dim) * (int64_t)sizeof(float),
-        .transformer = weights(s, DT_FLUX_DIT), .vae = weights(s, DT_FLUX_VAE),
-        .lora = s->p.lora ? dt_params_size(s->p.lora->params, s->p.act, DT_PARAMS_NO_OPTIM).weights : 0,
-        .arena = arena_bytes(s),
-    };
+    dt_params *const *part = s->p.pipe->part;
+    int64_t states = (states_len(s, s->prompts.n) + s->prompts.n * s->p.pipe->dit.pooled_dim) * (int64_t)sizeof(float);
+    dt_mem_moment *m = dt_mem_add(p, "captions", process);
+    dt_mem_add_params(m, weights(s, part[DT_FLUX_CLIP]));
+    dt_mem_add_params(m, weights(s, part[DT_FLUX_T5]));
+    m->kind[DT_MEM_ACTIVATIONS] = dt_flux_run_bytes(s->text);
+    m->kind[DT_MEM_PICTURES] = states;
+    m = dt_mem_add(p, "pictures", process);
+    dt_mem_add_params(m, weights(s, part[DT_FLUX_DIT]));
+    dt_mem_add_params(m, weights(s, part[DT_FLUX_VAE]));
+    if (s->p.lora)
+        dt_mem_add_params(m, weights(s, s->p.lora->params));
+    m->kind[DT_MEM_ACTIVATIONS] = arena_bytes(s);
+    m->kind[DT_MEM_PICTURES] = states + dt_flux_run_host(s->plain);
 }
 
 int64_t dt_sampler_latents(const dt_sampler *s, int64_t w_px, int64_t h_px)

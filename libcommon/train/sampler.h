@@ -7,6 +7,7 @@
 #define DT_TRAIN_SAMPLER_H
 #include "models/flux_run.h"
 #include "train/lora.h"
+#include "train/memory.h"
 
 typedef struct dt_sampler dt_sampler;       /* opaque; one thread at a time */
 
@@ -24,12 +25,8 @@ void    dt_sampler_free(dt_sampler **s);
 int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text, dt_err *err);    /* its number; the same text has the same */
 int     dt_sampler_add_size(dt_sampler *s, int64_t prompt, int64_t w_px, int64_t h_px, dt_err *err);    /* pictures of a prompt */
 
-typedef struct dt_sampler_bytes {
-    int64_t encoders, encoders_arena;   /* at work first; */
-    int64_t states;                     /* what they leave, on the host; */
-    int64_t transformer, lora, vae, arena;  /* at work then */
-} dt_sampler_bytes;
-dt_sampler_bytes dt_sampler_memory(const dt_sampler *s);
+/* Adds its moments to the memory plan, "captions" and "pictures"; `process` is what there is beside it. */
+void    dt_sampler_memory(const dt_sampler *s, dt_mem_plan *p, int64_t process);
 
 /* Encodes all prompts and loads what makes the pictures.  `stop` may be NULL. */
 int     dt_sampler_load(dt_sampler *s, const volatile int *stop, dt_err *err);

@@ -132,16 +132,18 @@ static int picture_bytes(dt_validator *v, dt_err *err)
 {
     const dt_job *j = v->j;
     const dt_flux_pipe *p = j->pipe;
-    int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->side_px * v->side_px, sheet = 0;
+    int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->side_px * v->side_px, sheet = 0, tiles = 0;
     int64_t cols = j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2;
     dt_grid *g = new_sheet(v);
     for (int64_t i = 0; i < cols && i < MAX_COLS; i++)
         dt_grid_add_col(g, "base");
-    int rc = dt_grid_bytes(g, (int)v->side_px, (int)v->side_px, &sheet, err);
+    int rc = dt_grid_bytes(g, (int)v->side_px, (int)v->side_px, &tiles, &sheet, err);
     dt_grid_free(&g);
     int64_t png = 3 * px * (j->o->report_to == 0 ? 2 : 1);
-    sheet += 3 * px;
-    v->picture_bytes = (n * (states_len(p) + p->dit.pooled_dim) + latents_len(v)) * (int64_t)sizeof(float) + 3 * px + (sheet > png ? sheet : png);
+    sheet += tiles + 3 * px;
+    int64_t host = dt_flux_run_host(v->run), now = sheet > png ? sheet : png;
+    v->picture_bytes = (n * (states_len(p) + p->dit.pooled_dim) + latents_len(v)) * (int64_t)sizeof(float) + 3 * px +
+                       (now > host ? now : host);
     return rc;
 }
 
