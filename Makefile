@@ -1,4 +1,4 @@
-# make [CUDA=1] [SAN=address,undefined] [ARCH=native|x86-64-v3] [TARGET]
+# make [CUDA=1] [SAN=address,undefined] [ARCH=native|x86-64-v3] [V=1: whole command lines] [TARGET]
 #
 # Targets that people type are at the end of this file; `make help` lists them.
 -include config.mk                      # site settings; the only place a path is guessed
@@ -16,6 +16,8 @@ PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libjpeg l
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+PKG_GONE   := $(if $(PKG_LIBS),,$(shell for p in $(PKGS); do pkg-config --exists $$p || printf '%s ' $$p; done))
+Q           = $(if $(V),,@echo '  $1 $@';)
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wno-override-init -Wno-missing-field-initializers
 override CFLAGS   += -std=gnu11 $(OPT) -g -march=$(ARCH) -fopenmp -fno-math-errno -fno-trapping-math -ffp-contract=fast $(WARN) -MMD -MP
@@ -46,40 +48,42 @@ CU    := $(wildcard kernels/*.cu)
 EMU_O := $(CU:%.cu=$(B)/cuemu/%.o) $(B)/tests/cuemu/cuemu.cc.o
 
 all: $(TOOLS:%=$(B)/bin/%)
+packages:
+	@test -z '$(PKG_GONE)' || { echo 'pkg-config misses $(PKG_GONE)or what they need: "make deps" installs Debian packages' >&2; exit 1; }
 
 $(B)/libdt.a: $(LIB_O)
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call Q,AR)rm -f $@ && $(AR) rcs $@ $^
 $(B)/bin/%: $(B)/tools/%.o $(B)/libdt.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+	$(call Q,LD)$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 $(B)/unit/%: $(B)/tests/unit/%.o $(B)/libdt.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+	$(call Q,LD)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 # tests/X.c with a main is a program; tests/X_*.c and tests/X/*.c are parts of it.
 .SECONDEXPANSION:
 $(PROGS): $(B)/%: $(B)/tests/%.o $$(addprefix $(B)/,$$(addsuffix .o,$$(basename $$(wildcard tests/$$*_*.c tests/$$*/*.c)))) $(B)/libdt.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS)
-$(B)/%.o: %.c
+	$(call Q,LD)$(CC) $(CFLAGS) $(LDFLAGS) -rdynamic -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LDLIBS)
+$(B)/%.o: %.c | packages
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
-$(B)/%.cc.o: %.cc
+	$(call Q,CC)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$(B)/%.cc.o: %.cc | packages
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+	$(call Q,CXX)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
 
 # Protobuf messages: #include "train/x.pb-c.h" is $(B)/train/x.pb-c.h
 $(B)/%.pb-c.c $(B)/%.pb-c.h: libcommon/%.proto
 	@mkdir -p $(@D)
 	protoc-c --proto_path=libcommon --c_out=$(B) $<
 $(B)/%.pb-c.o: $(B)/%.pb-c.c
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+	$(call Q,CC)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
 
 $(B)/checkop: $(CASES) $(EMU_O)
 $(BENCH): override CPPFLAGS += -Itests
 $(B)/bench: $(BENCH) $(B)/libdt.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call Q,LD)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(B)/bench-data: $(B)/tests/bench/data/driver.o $(B)/libdt.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(call Q,LD)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 # CUDA.  The plugin: machine code for A100 and H100, PTX for what comes later.
 override NVCCFLAGS += -std=c++17 -O3 -lineinfo -gencode arch=compute_80,code=sm_80 -gencode 'arch=compute_90,code=[sm_90,compute_90]' \
@@ -89,17 +93,17 @@ all: $(B)/bin/libdt-cuda.so
 endif
 $(B)/bin/libdt-cuda.so: $(CU:%.cu=$(B)/%.cu.o)
 	@mkdir -p $(@D)
-	$(NVCC) -shared -Xlinker -z,defs -o $@ $^
+	$(call Q,LD)$(NVCC) -shared -Xlinker -z,defs -o $@ $^
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+	$(call Q,NVCC)$(NVCC) $(NVCCFLAGS) -c -o $@ $<
 # The same files under the emulation in tests/cuemu, on any machine.
 $(B)/cuemu/%.o: %.cu
 	@mkdir -p $(@D)
-	$(CXX) -Itests/cuemu -I. -Ilibcommon $(CXXFLAGS) -Wno-missing-field-initializers -x c++ -c -o $@ $<
+	$(call Q,CXX)$(CXX) -Itests/cuemu -I. -Ilibcommon $(CXXFLAGS) -Wno-missing-field-initializers -x c++ -c -o $@ $<
 $(filter $(B)/unit/cuemu_%,$(UNITS)): $(B)/unit/%: $(B)/tests/unit/%.o $(B)/cuemu/tests/cuemu/broken.o $(EMU_O) $(B)/libdt.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+	$(call Q,LD)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 # What prints the version is compiled anew when it changes.
 $(B)/version: FORCE
@@ -111,7 +115,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE all lib units progs check check-threads coverage cppflags deps demo test san bench bench-torch man install clean help
+.PHONY: FORCE packages all lib units progs check check-threads coverage cppflags deps demo test san bench bench-torch man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)

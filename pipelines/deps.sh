@@ -9,7 +9,7 @@ packages='
     libpng-dev libjpeg-dev libwebp-dev libdeflate-dev
     libavformat-dev libavcodec-dev libavfilter-dev libavutil-dev libswscale-dev
     libcairo2-dev libpango1.0-dev
-    libprotobuf-c-dev protobuf-c-compiler
+    libprotobuf-c-dev protobuf-c-compiler libprotobuf-dev
     libsentencepiece-dev libdnnl-dev liblapacke-dev
     libcmocka-dev mandoc
 '
