@@ -23,7 +23,7 @@ static const dt_opt table[] = {
     { "shard", 0, "I/N", DT_OPT_STR, offsetof(struct opts, shard), .help =
       "write only batches whose number modulo N is I" },
     { "output", 'o', "FILE", DT_OPT_STR, offsetof(struct opts, output), .help =
-      "write the plan to FILE, whole or not at all (standard output)" },
+      "write the plan to FILE, whole or not at all (standard output)", .often = true },
     { "progress", 0, "FILE", DT_OPT_STR, offsetof(struct opts, progress), .help =
       "write progress as NDJSON to FILE, or to this descriptor if it is a number" },
     { "quiet", 'q', NULL, DT_OPT_FLAG, offsetof(struct opts, quiet), .help = "no summary on standard error" },

@@ -24,7 +24,7 @@ static const char help[] =
     "  vae        the autoencoder\n"
     "  tokenizer  the vocabularies of CLIP and T5, from captions\n"
     "\n"
-    "dt-train COMMAND --help lists a command's options.\n";
+    "dt-train COMMAND --help shows a command's options; --completion SHELL (bash, zsh, fish) prints a completion script.\n";
 
 /* --- words --- */
 
@@ -145,13 +145,14 @@ static int learn(const struct tok_opts *o, dt_err *err)
     return rc < 0 ? rc : skipped ? 3 : 0;
 }
 
+static const dt_cli tok_cli = { "dt-train tokenizer", "--train_data_meta FILE --output_dir DIR [OPTION]...",
+                                "learns the vocabularies of CLIP and T5 from captions", NULL, tok_table };
+
 static int tokenizer(int argc, char **argv)
 {
-    static const dt_cli cli = { "dt-train tokenizer", "--train_data_meta FILE --output_dir DIR [OPTION]...",
-                                "learns the vocabularies of CLIP and T5 from captions", NULL, tok_table };
     struct tok_opts o = { .clip = 1024, .t5 = 1024, .clip_len = 77, .t5_len = 512 };
     dt_err err = { 0 };
-    int rc = dt_cli_parse(&cli, &o, argc, argv, NULL, &err);
+    int rc = dt_cli_parse(&tok_cli, &o, argc, argv, NULL, &err);
     if (rc == 0 && (!o.data || !o.out))
         rc = dt_err_set(&err, DT_EUSAGE, "--train_data_meta and --output_dir are needed");
     if (rc == 0)
@@ -159,6 +160,18 @@ static int tokenizer(int argc, char **argv)
     else if (rc > 0)                /* --help and the like */
         rc = 0;
     return rc < 0 ? dt_die_err(&err) : rc;
+}
+
+/* All commands in one script, as a shell wants it of one program. */
+static int completion(const char *shell)
+{
+    const dt_cli *all[] = { dt_train_cli(DT_METHOD_LORA), dt_train_cli(DT_METHOD_FULL), dt_train_cli(DT_METHOD_VAE), &tok_cli, NULL };
+    for (int i = 0; shell && dt_cli_shells[i]; i++)
+        if (!strcmp(shell, dt_cli_shells[i])) {
+            dt_cli_completion(all, shell, stdout);
+            return dt_finish(0);
+        }
+    dt_die(2, "--completion takes bash, zsh or fish");
 }
 
 int main(int argc, char **argv)
@@ -173,6 +186,8 @@ int main(int argc, char **argv)
         puts("dt-train " DT_VERSION);
         return dt_finish(0);
     }
+    if (!strncmp(argv[1], "--completion", 12) && (!argv[1][12] || argv[1][12] == '='))
+        return completion(argv[1][12] ? argv[1] + 13 : argv[2]);
     while (commands[k] && strcmp(argv[1], commands[k]))
         k++;
     if (!commands[k]) {

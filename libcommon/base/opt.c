@@ -17,9 +17,11 @@ const char *const dt_cli_shells[] = { "bash", "zsh", "fish", NULL };
 
 const dt_opt dt_cli_common[] = {
     DT_OPT_GROUP("Common options"),
-    { "help", 'h', NULL, DT_OPT_FLAG, DT_CLI_HELP, .help = "print this text" },
+    { "help", 'h', NULL, DT_OPT_FLAG, DT_CLI_HELP, .help =
+      "print the options that are used often; --help all: all of them; --help WORD: those about it" },
     { "version", 0, NULL, DT_OPT_FLAG, DT_CLI_VERSION, .help = "print the version" },
-    { "print_config", 0, NULL, DT_OPT_FLAG, DT_CLI_CONFIG, .help = "print the resolved options as JSON, and stop" },
+    { "print_config", 0, NULL, DT_OPT_FLAG, DT_CLI_CONFIG, .help =
+      "print the options in force, given and default ones, as a command line, and stop; --print_config=json: as JSON" },
     { "completion", 0, NULL, DT_OPT_ENUM, DT_CLI_COMPLETION, .choices = dt_cli_shells,
       .help = "print a completion script for the shell" },
     DT_OPT_END
@@ -327,27 +329,43 @@ static int set_value(const struct scan *s, const struct word *w, void *opts, dt_
 
 /* --- the whole line --- */
 
+enum { SHOW_NOTHING, SHOW_CONFIG, SHOW_JSON };
+
+/* --help=WORD, --help WORD. */
+static int help_option(const struct scan *s, const struct word *w, dt_err *err)
+{
+    const char *next = s->i < s->argc && !looks_like_option(s->argv[s->i]) ? s->argv[s->i] : NULL;
+    int rc = dt_cli_help(s->cli, w->value ? w->value : next, stdout, err);
+    return rc < 0 ? rc : 1;
+}
+
 /* 1: printed, leave; 0: go on (--print_config waits for the rest of the line). */
-static int common_option(const dt_cli *cli, const struct word *w, bool *print_config, dt_err *err)
+static int common_option(const struct scan *s, const struct word *w, int *show, dt_err *err)
 {
     int v = 1;
+    if (w->opt->off == DT_CLI_HELP)
+        return help_option(s, w, err);
+    if (w->opt->off == DT_CLI_CONFIG && w->value && !strcmp(w->value, "json")) {
+        *show = SHOW_JSON;
+        return 0;
+    }
     if (w->opt->type == DT_OPT_ENUM ? set_enum(w->opt, &v, w->value, err) < 0 : set_flag(w, &v, err) < 0)
         return DT_EUSAGE;
     if (!v && w->opt->type == DT_OPT_FLAG)
         return 0;
     switch (w->opt->off) {
-    case DT_CLI_HELP:       dt_cli_help(cli, stdout); return 1;
-    case DT_CLI_MAN:        dt_cli_man(cli, stdout); return 1;
-    case DT_CLI_VERSION:    printf("%s (dt) %s\n", cli->tool, DT_VERSION); return 1;
-    case DT_CLI_COMPLETION: dt_cli_completion(cli, dt_cli_shells[v], stdout); return 1;
+    case DT_CLI_MAN:        dt_cli_man(s->cli, stdout); return 1;
+    case DT_CLI_VERSION:    printf("%s (dt) %s\n", s->cli->tool, DT_VERSION); return 1;
+    case DT_CLI_COMPLETION: dt_cli_completion((const dt_cli *[]){ s->cli, NULL }, dt_cli_shells[v], stdout); return 1;
     }
-    *print_config = true;
+    *show = SHOW_CONFIG;
     return 0;
 }
 
 int dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *operands, dt_err *err)
 {
-    bool seen[MAX_OPTS] = { false }, print_config = false;
+    bool seen[MAX_OPTS] = { false };
+    int show = SHOW_NOTHING;
     struct scan s = { .cli = cli, .argc = argc, .i = 1, .argv = argv };
     struct word w;
     int rc;
@@ -359,7 +377,7 @@ int dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *
             continue;
         }
         if (w.common) {
-            if ((rc = common_option(cli, &w, &print_config, err)))
+            if ((rc = common_option(&s, &w, &show, err)))
                 return rc;
             continue;
         }
@@ -372,8 +390,10 @@ int dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *
         if ((rc = set_value(&s, &w, opts, err)) < 0)
             return rc;
     }
-    if (!rc && print_config) {
-        dt_cli_config(cli, opts, stdout);
+    if (!rc && show) {
+        char *text = dt_cli_config(cli, opts, argc, argv, show == SHOW_JSON);
+        fputs(text, stdout);
+        free(text);
         return 1;
     }
     return rc;

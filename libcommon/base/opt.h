@@ -37,6 +37,7 @@ typedef struct dt_opt {
     const char *help;               /* one or two lines, lower case, default in parentheses */
     bool        comma;              /* LIST */
     bool        repeat;             /* LIST: may be given again, and adds up */
+    bool        often;              /* one of the few that a short --help shows */
 } dt_opt;
 
 #define DT_OPT_GROUP(text) { .help = text }
@@ -50,7 +51,8 @@ typedef struct dt_cli {
     const dt_opt *table;
 } dt_cli;
 
-/* Every tool also has -h --help, --version, --completion SHELL (bash|zsh|fish) and --print_config.  The hidden
+/* Every tool also has -h --help [TOPIC], --version, --completion SHELL (bash|zsh|fish) and --print_config[=json].  --help
+ * shows the options that are used often, where the table marks some; "all" shows all, any other word those about it.  The hidden
  * --help_man prints the OPTIONS section in mdoc.  A page in man/ holds that text between the lines
  *     .\" options: dt-train lora
  *     .\" end options
@@ -65,6 +67,15 @@ typedef struct dt_cli {
 int  dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *operands, dt_err *err);
 /* Was this option on the command line?  (Same argc and argv as dt_cli_parse, which has accepted them.) */
 int  dt_cli_given(const dt_cli *cli, int argc, char **argv, const char *name);
-void dt_cli_help(const dt_cli *cli, FILE *out);
+/* topic: NULL, "all", or a word that names or texts hold; DT_EUSAGE if none does. */
+int  dt_cli_help(const dt_cli *cli, const char *topic, FILE *out, dt_err *err);
+/* A completion script for a tool, or for one of several commands; cli ends with NULL. */
+void dt_cli_completion(const dt_cli *const *cli, const char *shell, FILE *out);
+extern const char *const dt_cli_shells[];
+/* The options in force and where each is from, after dt_cli_parse has accepted the same argv.  As a command line that says
+ * the same, defaults beside it as comments; or as one JSON object, name -> {"value": ..., "from": "flag"|"default"|"model"}.
+ * A default that the option itself would not take (0 below its range, an ENUM's -1) stands for a choice that the model or other
+ * options make: "model", without a value.  Caller frees. */
+char *dt_cli_config(const dt_cli *cli, const void *opts, int argc, char **argv, bool json);
 
 #endif

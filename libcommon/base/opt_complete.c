@@ -1,4 +1,4 @@
-/* opt_complete.c - completion scripts for bash, zsh and fish, to be read by eval or source:
+/* opt_complete.c - completion scripts for bash, zsh and fish: installed where the shells look, or read by eval or source:
  *     eval "$(dt-bucket --completion bash)"
  * "dt-train lora" is completed by a function of its own, which the one of dt-train finds by its name; so the
  * scripts of several subcommands can be read one after another. */
@@ -58,14 +58,42 @@ static void choices(FILE *out, const dt_opt *o)
     }
 }
 
+/* What follows an option, by the word that stands for it in --help. */
+enum after { AFTER_FILE, AFTER_DIR, AFTER_CHOICE, AFTER_TEXT };
+
+static enum after after(const dt_opt *o)
+{
+    static const char *const file[] = { "FILE", "PATH" };
+    if (o->type == DT_OPT_ENUM)
+        return AFTER_CHOICE;
+    if (o->arg && !strcmp(o->arg, "DIR"))
+        return AFTER_DIR;
+    for (int i = 0; i < 2; i++)
+        if (o->arg && !strcmp(o->arg, file[i]))
+            return AFTER_FILE;
+    return AFTER_TEXT;
+}
+
 /* --- bash --- */
 static void bash_case(const struct names *n, const dt_opt *o)
 {
-    if (o->type != DT_OPT_ENUM)
+    if (o->type == DT_OPT_FLAG)
         return;
-    fprintf(n->out, "    --%s) COMPREPLY=($(compgen -W '", o->name);
-    choices(n->out, o);
-    fputs("' -- \"$cur\")); return;;\n", n->out);
+    switch (after(o)) {
+    case AFTER_CHOICE:
+        fprintf(n->out, "    --%s) COMPREPLY=($(compgen -W '", o->name);
+        choices(n->out, o);
+        fputs("' -- \"$cur\")); return;;\n", n->out);
+        break;
+    case AFTER_DIR:
+        fprintf(n->out, "    --%s) local IFS=$'\\n'; COMPREPLY=($(compgen -d -- \"$cur\")); compopt -o filenames; return;;\n", o->name);
+        break;
+    case AFTER_TEXT:
+        fprintf(n->out, "    --%s) compopt +o default; return;;\n", o->name);
+        break;
+    case AFTER_FILE:
+        break;                          /* the default: files */
+    }
 }
 
 static void bash_word(const struct names *n, const dt_opt *o)
@@ -88,6 +116,10 @@ static void bash(const dt_cli *cli, const struct names *n)
     fputs("' -- \"$cur\"))\n"
           "    [[ ${COMPREPLY[0]} == *= ]] && compopt -o nospace\n"
           "}\n", n->out);
+}
+
+static void bash_end(const struct names *n)
+{
     if (n->sub)
         fprintf(n->out,
                 "%1$s() {\n"
@@ -113,7 +145,8 @@ static void zsh_spec(const struct names *n, const dt_opt *o)
         choices(n->out, o);
         fputc(')', n->out);
     } else if (o->type != DT_OPT_FLAG) {
-        fprintf(n->out, ":%s:_files", o->arg ? o->arg : "VALUE");
+        fprintf(n->out, ":%s:%s", o->arg ? o->arg : "VALUE",
+                after(o) == AFTER_DIR ? "_files -/" : after(o) == AFTER_FILE ? "_files" : " ");
     }
     fputc('\'', n->out);
 }
@@ -123,6 +156,11 @@ static void zsh(const dt_cli *cli, const struct names *n)
     fprintf(n->out, "%s() {\n  _arguments", n->fn);
     each_option(cli, zsh_spec, n);
     fputs(" \\\n    '*:file:_files'\n}\n", n->out);
+}
+
+/* As a file in $fpath it is run when first needed, and has to complete that first time itself. */
+static void zsh_end(const struct names *n)
+{
     if (n->sub)
         fprintf(n->out,
                 "%1$s() {\n"
@@ -133,7 +171,7 @@ static void zsh(const dt_cli *cli, const struct names *n)
                 "    compadd -- ${${(k)functions[(I)%1$s__*]}#%1$s__}\n"
                 "  fi\n"
                 "}\n", n->entry);
-    fprintf(n->out, "compdef %s %s\n", n->entry, n->cmd);
+    fprintf(n->out, "if [[ $funcstack[1] = _%s ]]; then %s \"$@\"; else compdef %s %s; fi\n", n->cmd, n->entry, n->entry, n->cmd);
 }
 
 /* --- fish --- */
@@ -150,7 +188,7 @@ static void fish_line(const struct names *n, const dt_opt *o)
         choices(n->out, o);
         fputc('\'', n->out);
     } else if (o->type != DT_OPT_FLAG) {
-        fputs(" -r", n->out);
+        fputs(after(o) == AFTER_FILE ? " -r -F" : after(o) == AFTER_DIR ? " -x -a '(__fish_complete_directories)'" : " -x", n->out);
     }
     fputs(" -d \"", n->out);            /* fish: \" \$ and \\ inside double quotes */
     for (const char *s = o->help; *s; s++) {
@@ -168,22 +206,44 @@ static void fish(const dt_cli *cli, const struct names *n)
     each_option(cli, fish_line, n);
 }
 
-void dt_cli_completion(const dt_cli *cli, const char *shell, FILE *out)
+static void names_init(struct names *n, const dt_cli *cli, FILE *out)
 {
     const char *space = strchr(cli->tool, ' ');
-    struct names n = { .out = out, .sub = space ? space + 1 : NULL };
-    n.cmd = dt_sprintf("%.*s", (int)strcspn(cli->tool, " "), cli->tool);
-    n.entry = identifier("_", n.cmd);
-    char *tail = space ? identifier("__", n.sub) : dt_strdup("");
-    n.fn = dt_sprintf("%s%s", n.entry, tail);
-    if (!strcmp(shell, "bash"))
-        bash(cli, &n);
-    else if (!strcmp(shell, "zsh"))
-        zsh(cli, &n);
-    else
-        fish(cli, &n);
+    *n = (struct names){ .out = out, .sub = space ? space + 1 : NULL };
+    n->cmd = dt_sprintf("%.*s", (int)strcspn(cli->tool, " "), cli->tool);
+    n->entry = identifier("_", n->cmd);
+    char *tail = space ? identifier("__", n->sub) : dt_strdup("");
+    n->fn = dt_sprintf("%s%s", n->entry, tail);
     free(tail);
-    free(n.cmd);
-    free(n.entry);
-    free(n.fn);
+}
+
+static void names_release(struct names *n)
+{
+    free(n->cmd);
+    free(n->entry);
+    free(n->fn);
+}
+
+void dt_cli_completion(const dt_cli *const *cli, const char *shell, FILE *out)
+{
+    static const struct {
+        const char *shell;
+        void (*one)(const dt_cli *cli, const struct names *n);
+        void (*end)(const struct names *n);
+    } how[] = {
+        { "bash", bash, bash_end }, { "zsh", zsh, zsh_end }, { "fish", fish, NULL },
+    };
+    struct names n;
+    int k = 0;
+    while (k < 2 && strcmp(shell, how[k].shell))
+        k++;
+    if (k == 1)
+        fprintf(out, "#compdef %.*s\n", (int)strcspn(cli[0]->tool, " "), cli[0]->tool);
+    for (int i = 0; cli[i]; i++) {
+        names_init(&n, cli[i], out);
+        how[k].one(cli[i], &n);
+        if (!cli[i + 1] && how[k].end)
+            how[k].end(&n);
+        names_release(&n);
+    }
 }

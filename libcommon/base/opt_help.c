@@ -1,30 +1,40 @@
-/* opt_help.c - what is printed from an option table: --help, the OPTIONS section of a man page (mdoc), --print_config
- * and completion scripts.  Refused options are in none of them. */
+/* opt_help.c - what is printed from an option table: --help and the OPTIONS section of a man page (mdoc).  Refused options
+ * are in neither. */
 #include <stdlib.h>
 #include <string.h>
-#include "base/json.h"
+#include <strings.h>
 #include "base/opt_impl.h"
 
 #define WIDTH 80
 #define HELP_COL 30
 
-/* Calls fn for every row that is shown, headings among them, the common options last.  A heading whose options
- * are all refused is left out. */
-static void each_row(const dt_cli *cli, void (*fn)(const dt_opt *o, void *ctx), void *ctx)
+static bool any_row(const dt_opt *o, const char *topic)
+{
+    (void)topic;
+    return o->type != DT_OPT_REFUSED;
+}
+
+/* Calls fn for every row that is shown, headings among them, the common options last, and returns the number of options.
+ * A heading none of whose options is shown is left out. */
+static int each_row(const dt_cli *cli, bool (*shown)(const dt_opt *o, const char *topic), const char *topic,
+                    void (*fn)(const dt_opt *o, void *ctx), void *ctx)
 {
     const dt_opt *tables[] = { cli->table, dt_cli_common }, *heading = NULL;
+    int n = 0;
     for (int i = 0; i < 2; i++) {
         for (const dt_opt *o = tables[i]; !dt_opt_is_end(o); o++) {
             if (!o->name) {
                 heading = o;
-            } else if (o->type != DT_OPT_REFUSED) {
+            } else if (shown(o, topic)) {
                 if (heading)
                     fn(heading, ctx);
                 heading = NULL;
                 fn(o, ctx);
+                n++;
             }
         }
     }
+    return n;
 }
 
 /* "F", "a|b|c", "WORD...": the argument as people read it; empty for flags. */
@@ -87,16 +97,84 @@ static void help_row(const dt_opt *o, void *ctx)
     wrap(out, o->help, HELP_COL, HELP_COL);
 }
 
-void dt_cli_help(const dt_cli *cli, FILE *out)
+static void short_row(const dt_opt *o, void *ctx)
+{
+    if (o->name)
+        help_row(o, ctx);
+}
+
+static bool is_often(const dt_opt *o, const char *topic)
+{
+    return any_row(o, topic) && o->often;
+}
+
+/* '-' is '_', case does not matter. */
+static bool holds(const char *text, const char *word)
+{
+    size_t n = strlen(word);
+    for (; *text; text++) {
+        size_t i = 0;
+        while (i < n && text[i] && (text[i] == word[i] || (text[i] == '_' && word[i] == '-') || !strncasecmp(text + i, word + i, 1)))
+            i++;
+        if (i == n)
+            return true;
+    }
+    return false;
+}
+
+static bool is_about(const dt_opt *o, const char *topic)
+{
+    char arg[400];
+    if (!any_row(o, topic))
+        return false;
+    argument(o, arg, sizeof arg);
+    return holds(o->name, topic) || holds(o->help, topic) || holds(arg, topic);
+}
+
+static void nothing(const dt_opt *o, void *ctx)
+{
+    (void)o;
+    (void)ctx;
+}
+
+static void examples(const dt_cli *cli, FILE *out)
+{
+    if (cli->examples)
+        fprintf(out, "\nExamples:\n%s%s", cli->examples, cli->examples[strlen(cli->examples) - 1] == '\n' ? "" : "\n");
+}
+
+static void usage(const dt_cli *cli, FILE *out)
 {
     int n = fprintf(out, "Usage: %s ", cli->tool);
     wrap(out, cli->synopsis, n, n);
     wrap(out, cli->summary, 0, 0);
+}
+
+int dt_cli_help(const dt_cli *cli, const char *topic, FILE *out, dt_err *err)
+{
+    int all = each_row(cli, any_row, NULL, nothing, NULL), often = each_row(cli, is_often, NULL, nothing, NULL);
+    if (topic && !strcmp(topic, "all"))
+        often = 0;
+    else if (topic && *topic) {
+        topic += strspn(topic, "-");
+        if (!each_row(cli, is_about, topic, help_row, out))
+            return dt_err_set(err, DT_EUSAGE, "no option is about '%s'; --help all lists them", topic);
+        return 0;
+    }
+    usage(cli, out);
+    if (often) {
+        examples(cli, out);
+        fputs("\nUsed often:\n", out);
+        each_row(cli, is_often, NULL, short_row, out);
+        fprintf(out, "\n%d more options: --help all lists them, --help WORD those about it;\n`man %.*s` explains.\n", all - often,
+                (int)strcspn(cli->tool, " "), cli->tool);
+        return 0;
+    }
     if (cli->table->name)
         fputs("\nOptions:\n", out);
-    each_row(cli, help_row, out);
-    if (cli->examples)
-        fprintf(out, "\nExamples:\n%s%s", cli->examples, cli->examples[strlen(cli->examples) - 1] == '\n' ? "" : "\n");
+    each_row(cli, any_row, NULL, help_row, out);
+    examples(cli, out);
+    return 0;
 }
 
 /* --- the man page --- */
@@ -182,35 +260,6 @@ static void man_row(const dt_opt *o, void *ctx)
 void dt_cli_man(const dt_cli *cli, FILE *out)
 {
     struct man m = { .out = out };
-    each_row(cli, man_row, &m);
+    each_row(cli, any_row, NULL, man_row, &m);
     fputs(".El\n", out);
-}
-
-/* --- --print_config --- */
-void dt_cli_config(const dt_cli *cli, const void *opts, FILE *out)
-{
-    cJSON *root = cJSON_CreateObject();
-    for (const dt_opt *o = cli->table; !dt_opt_is_end(o); o++) {
-        const void *f = (const char *)opts + o->off;
-        cJSON *v = NULL;
-        if (!o->name || o->type == DT_OPT_REFUSED)
-            continue;
-        switch (o->type) {
-        case DT_OPT_FLAG:   v = cJSON_CreateBool(*(const int *)f); break;
-        case DT_OPT_INT:
-        case DT_OPT_BYTES:  v = cJSON_CreateNumber((double)*(const int64_t *)f); break;
-        case DT_OPT_FLOAT:  v = cJSON_CreateNumber(*(const double *)f); break;
-        case DT_OPT_ENUM:   v = cJSON_CreateString(o->choices[*(const int *)f]); break;
-        case DT_OPT_LIST:
-            v = cJSON_CreateStringArray((const char *const *)((const dt_strs *)f)->v, (int)((const dt_strs *)f)->n);
-            break;
-        default:
-            v = *(const char *const *)f ? cJSON_CreateString(*(const char *const *)f) : cJSON_CreateNull();
-        }
-        cJSON_AddItemToObject(root, o->name, v ? v : cJSON_CreateArray());
-    }
-    char *text = dt_json_line(root);
-    fprintf(out, "%s\n", text);
-    free(text);
-    cJSON_Delete(root);
 }

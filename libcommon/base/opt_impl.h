@@ -1,4 +1,4 @@
-/* opt_impl.h - what opt.c (parsing) and opt_help.c (printing the table) share.  For these two only. */
+/* opt_impl.h - what opt.c (parsing) and opt_*.c (printing the table) share.  For these only. */
 #ifndef DT_BASE_OPT_IMPL_H
 #define DT_BASE_OPT_IMPL_H
 #include <stdio.h>
@@ -7,7 +7,6 @@
 /* The options that every tool has; `off` is one of these. */
 enum { DT_CLI_HELP, DT_CLI_VERSION, DT_CLI_CONFIG, DT_CLI_COMPLETION, DT_CLI_MAN };
 extern const dt_opt dt_cli_common[];        /* starts with a group heading, ends as a table does */
-extern const char *const dt_cli_shells[];
 
 static inline bool dt_opt_is_end(const dt_opt *o)
 {
@@ -15,7 +14,5 @@ static inline bool dt_opt_is_end(const dt_opt *o)
 }
 
 void dt_cli_man(const dt_cli *cli, FILE *out);
-void dt_cli_completion(const dt_cli *cli, const char *shell, FILE *out);
-void dt_cli_config(const dt_cli *cli, const void *opts, FILE *out);
 
 #endif

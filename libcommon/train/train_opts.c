@@ -16,16 +16,16 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
 #define MODEL_ROWS \
     DT_OPT_GROUP("Model"), \
     { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), 0, 0, NULL, \
-      "model folder in diffusers layout" }, \
+      "model folder in diffusers layout", .often = true }, \
     { "transformer_path", 0, "FILE", DT_OPT_STR, O(transformer_path), 0, 0, NULL, \
       "transformer weights to use instead of the folder's: safetensors, diffusers or single-file FLUX names" }, \
     { "vae_path", 0, "FILE", DT_OPT_STR, O(vae_path), 0, 0, NULL, "vae weights to use instead of the folder's" }, \
     { "output_dir", 0, "DIR", DT_OPT_STR, O(output_dir), 0, 0, NULL, \
-      "where everything is written (sd-model-finetuned)" }
+      "where everything is written (sd-model-finetuned)", .often = true }
 
 #define RUN_ROWS \
     DT_OPT_GROUP("Optimiser"), \
-    { "learning_rate", 0, "F", DT_OPT_FLOAT, O(learning_rate), 0, 10, NULL, "peak learning rate (1e-4)" }, \
+    { "learning_rate", 0, "F", DT_OPT_FLOAT, O(learning_rate), 0, 10, NULL, "peak learning rate (1e-4)", .often = true }, \
     { "scale_lr", 0, NULL, DT_OPT_FLAG, O(scale_lr), 0, 0, NULL, \
       "multiply the learning rate by batch size and accumulation" }, \
     { "lr_scheduler", 0, "NAME", DT_OPT_ENUM, O(lr_scheduler), 0, 0, dt_lr_names, \
@@ -53,12 +53,12 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "mixed_precision", 0, "NAME", DT_OPT_ENUM, O(mixed_precision), 0, 0, dt_precision_names, \
       "storage of activations and working weights: no (fp32) or bf16; master weights are always fp32 (no)" }, \
     { "gradient_checkpointing", 0, NULL, DT_OPT_FLAG, O(gradient_checkpointing), 0, 0, NULL, \
-      "compute each block's activations again in the backward pass instead of keeping them" }, \
+      "compute each block's activations again in the backward pass instead of keeping them", .often = true }, \
     { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), 0, 0, NULL, \
       "leave frozen matrices in the mapped weight file and bring each in where it is used; encoders are never " \
       "resident with the transformer anyway" }, \
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, NULL, \
-      "stay below this (24G): turns on gradient_checkpointing if needed, and refuses to start if that is not enough" }, \
+      "stay below this (24G): turns on gradient_checkpointing if needed, and refuses to start if that is not enough", .often = true }, \
     { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), 0, 0, NULL, \
       "print the memory plan per bucket and kind, and stop; a bare --plan does the same" }, \
     DT_OPT_GROUP("Saving and resuming"), \
@@ -69,7 +69,7 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "checkpoints_total_limit", 0, "N", DT_OPT_INT, O(checkpoints_total_limit), 1, 1e9, NULL, \
       "keep only the newest N checkpoints (all)" }, \
     { "resume_from_checkpoint", 0, "PATH", DT_OPT_STR, O(resume), 0, 0, NULL, \
-      "a checkpoint folder, or latest: the newest under output_dir, or a fresh start if there is none" }, \
+      "a checkpoint folder, or latest: the newest under output_dir, or a fresh start if there is none", .often = true }, \
     DT_OPT_GROUP("Watching"), \
     { "logging_dir", 0, "DIR", DT_OPT_STR, O(logging_dir), 0, 0, NULL, \
       "TensorBoard files, under output_dir (logs)" }, \
@@ -142,7 +142,7 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
       "elements whose error is above F give no loss; 0 = all do (50)" }, \
     DT_OPT_GROUP("Validation"), \
     { "validation_prompts", 0, "TEXT", DT_OPT_LIST, O(validation_prompts), 0, 0, NULL, \
-      "sample these, always from the same noise, into samples.png" }, \
+      "sample these, always from the same noise, into samples.png", .often = true }, \
     { "validation_steps", 0, "N", DT_OPT_INT, O(validation_steps), 1, 1e9, NULL, \
       "validate every N optimiser steps (2000)" }, \
     { "validation_epochs", 0, "N", DT_OPT_INT, O(validation_epochs), 1, 1e9, NULL, \
@@ -161,7 +161,7 @@ static const dt_opt lora_table[] = {
     DT_DATA_OPTS(dt_train_opts, data),
     STAGE_ROWS,
     DT_OPT_GROUP("LoRA"),
-    { "rank", 0, "N", DT_OPT_INT, O(rank), 1, 65536, NULL, "rank of the adapters (128)" },
+    { "rank", 0, "N", DT_OPT_INT, O(rank), 1, 65536, NULL, "rank of the adapters (128)", .often = true },
     { "network_alpha", 0, "F", DT_OPT_FLOAT, O(network_alpha), 1e-6, 1e6, NULL,
       "alpha; the adapters act at alpha / rank (64)" },
     { "target_name", 0, "LIST", DT_OPT_STR, O(target_name), 0, 0, NULL,
@@ -184,7 +184,7 @@ static const dt_opt full_table[] = {
     STAGE_ROWS,
     DT_OPT_GROUP("What is trained"),
     { "trainable_modules", 0, "TEXT", DT_OPT_LIST, O(trainable_modules), 0, 0, NULL,
-      "parameters whose name contains one of these are trained (all)" },
+      "parameters whose name contains one of these are trained (all)", .often = true },
     { "train_text_encoder", 0, NULL, DT_OPT_FLAG, O(train_text_encoder), 0, 0, NULL, "train CLIP and T5 as well" },
     FLUX_ROWS, RUN_ROWS, REFUSED_ROWS,
     DT_OPT_END

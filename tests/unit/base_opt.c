@@ -201,7 +201,7 @@ static char *help(void)
     char *s = NULL;
     size_t n;
     FILE *f = open_memstream(&s, &n);
-    dt_cli_help(&cli, f);
+    dt_cli_help(&cli, "all", f, NULL);
     fclose(f);
     return s;
 }
@@ -244,6 +244,35 @@ static void print_man(FILE *f)
     dt_cli_man(&cli, f);
 }
 
+static void short_help(void **state)
+{
+    (void)state;
+    static const dt_opt some[] = {
+        DT_OPT_GROUP("Training"),
+        { "rank", 0, "N", DT_OPT_INT, offsetof(struct opts, rank), 1, 9, .help = "size of the adapter", .often = true },
+        { "odd_one", 0, "N", DT_OPT_INT, offsetof(struct opts, any), .help = "hardly ever" },
+        DT_OPT_END
+    };
+    const dt_cli c = { .tool = "dt-x", .synopsis = "", .summary = "Does x.", .table = some };
+    dt_err err = { 0 };
+    char *s[3] = { NULL, NULL, NULL };
+    size_t n;
+    for (int i = 0; i < 3; i++) {
+        FILE *f = open_memstream(&s[i], &n);
+        assert_int_equal(dt_cli_help(&c, i == 0 ? NULL : i == 1 ? "Odd-One" : "all", f, NULL), 0);
+        fclose(f);
+    }
+    assert_non_null(strstr(s[0], "--rank"));
+    assert_null(strstr(s[0], "odd_one"));
+    assert_non_null(strstr(s[0], "\n5 more options: --help all lists them"));
+    assert_null(strstr(s[1], "--rank"));
+    assert_non_null(strstr(s[1], "--odd_one"));
+    assert_non_null(strstr(s[2], "--odd_one"));
+    assert_int_equal(dt_cli_help(&c, "nothing of it", stdout, &err), DT_EUSAGE);
+    for (int i = 0; i < 3; i++)
+        free(s[i]);
+}
+
 static void man_text(void **state)
 {
     (void)state;
@@ -260,7 +289,10 @@ static void man_text(void **state)
 static struct opts shown;
 static void print_config(FILE *f)
 {
-    dt_cli_config(&cli, &shown, f);
+    char *argv[] = { "dt-x", "--learning_rate=1e-4", "--prompts", "a b", "c", "--weighting=mode", "-q" };
+    char *text = dt_cli_config(&cli, &shown, 7, argv, true);
+    fputs(text, f);
+    free(text);
 }
 
 static void config_text(void **state)
@@ -268,9 +300,22 @@ static void config_text(void **state)
     (void)state;
     ok(&shown, "--learning_rate=1e-4|--prompts|a b|c|--weighting=mode|-q");
     char *s = capture(print_config);
-    assert_string_equal(s, "{\"train_flag\":false,\"quiet\":true,\"rank\":64,\"any\":0,\"learning_rate\":0.0001,"
-                           "\"weighting\":\"mode\",\"output_dir\":null,\"prompts\":[\"a b\",\"c\"],\"targets\":[],"
-                           "\"memory\":0}\n");
+    assert_string_equal(s, "{\"train_flag\":{\"value\":false,\"from\":\"default\"},\"quiet\":{\"value\":true,\"from\":\"flag\"},"
+                           "\"rank\":{\"value\":64,\"from\":\"default\"},\"any\":{\"value\":0,\"from\":\"default\"},"
+                           "\"learning_rate\":{\"value\":0.0001,\"from\":\"flag\"},\"weighting\":{\"value\":\"mode\",\"from\":\"flag\"},"
+                           "\"output_dir\":{\"value\":null,\"from\":\"default\"},\"prompts\":{\"value\":[\"a b\",\"c\"],\"from\":\"flag\"},"
+                           "\"targets\":{\"value\":[],\"from\":\"default\"},\"memory\":{\"value\":0,\"from\":\"default\"}}\n");
+    free(s);
+    char *argv[] = { "dt-x", "--prompts", "it's", "c", "-q", "--rank=9" };
+    ok(&shown, "--prompts|it's|c|-q|--rank=9");
+    shown.rank = 9;
+    shown.mode = -1;
+    s = dt_cli_config(&cli, &shown, 6, argv, false);
+    assert_non_null(strstr(s, "dt-x lora \\\n    --quiet \\\n    --rank=9 \\\n"
+                              "    --prompts 'it'\\''s' c\n# default:\n#   --no_train_flag\n"));
+    assert_non_null(strstr(s, "\n#   --learning_rate=0.0001\n"));
+    assert_non_null(strstr(s, "\n# not set: --output_dir --targets\n"));
+    assert_non_null(strstr(s, "\n# chosen by the model, the data or other options: --weighting\n"));
     free(s);
     dt_strs_release(&shown.words);
 }
@@ -282,7 +327,7 @@ static void completion(void **state)
     for (int i = 0; dt_cli_shells[i]; i++) {
         char path[] = "/tmp/dt-unit-XXXXXX", cmd[600];
         FILE *f = fdopen(mkstemp(path), "w");
-        dt_cli_completion(&cli, dt_cli_shells[i], f);
+        dt_cli_completion((const dt_cli *[]){ &cli, NULL }, dt_cli_shells[i], f);
         fclose(f);
         snprintf(cmd, sizeof cmd, "! command -v %s >/dev/null || %s -n %s", dt_cli_shells[i], dt_cli_shells[i], path);
         assert_int_equal(system(cmd), 0);
@@ -302,7 +347,7 @@ int main(void)
 {
     const struct CMUnitTest t[] = {
         cmocka_unit_test(values), cmocka_unit_test(lists), cmocka_unit_test(errors), cmocka_unit_test(operands),
-        cmocka_unit_test(given), cmocka_unit_test(help_text), cmocka_unit_test(man_text),
+        cmocka_unit_test(given), cmocka_unit_test(help_text), cmocka_unit_test(man_text), cmocka_unit_test(short_help),
         cmocka_unit_test(config_text), cmocka_unit_test(completion),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
