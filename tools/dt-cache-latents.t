@@ -100,7 +100,7 @@ fails 4 'the wrong folder' "cd pics && $C -o c ../p" "paths are relative to the 
 fails 4 'a cut plan' "head -n 45 p | $C -o d" "<stdin>: cut off"
 fails 4 'no plan' "$C -o d </dev/null" '<stdin>: empty, not a plan'
 fails 4 'a plan that is not there' "$C -o d nowhere" "cannot open 'nowhere'"
-fails 4 'a model that is not there' "dt-cache-latents --model nowhere -o d p" "'nowhere' is not a folder"
+fails 4 'a model that is not there' "dt-cache-latents --model nowhere -o d p" "cannot open 'nowhere'"
 cp -r "$M" M3; rm M3/vae/diffusion_pytorch_model.safetensors
 fails 4 'a missing part' "$B1 --model M3 -o d p" 'M3/vae'
 fails 4 'a missing tokenizer' "rm -r M3/tokenizer_2; $B1 --model M3 -o d p" 'tokenizer_2'

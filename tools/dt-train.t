@@ -159,6 +159,10 @@ check 'full training of chosen modules' \
     "dt-train full $C --trainable_modules norm_q --max_train_steps 2 --report_to none --output_dir f && ls f/transformer" 'config.json
 diffusion_pytorch_model.safetensors'
 fails 2 'trainable_modules that match nothing' "dt-train full $C --trainable_modules nonsense --output_dir f2" 'matches no parameter'
+fails 2 'and what was meant' "dt-train full $C --trainable_modules atn --output_dir f2" "did you mean 'attn'"
+fails 4 'a model folder mistyped' "cp -r $M flux1; dt-train lora --pretrained_model_name_or_path flux_1 --train_data_dir data --output_dir o1" \
+    "cannot open 'flux_1'.*did you mean 'flux1'"
+fails 4 'a data folder mistyped' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir dta --output_dir o1" "did you mean 'data'"
 check 'full training from a config, text encoders too, ema, bf16' \
     "cp -r $M blank && rm blank/transformer/*.safetensors* blank/text_encoder*/model*
      dt-train full ${C/$M/blank} --from_config --train_text_encoder --use_ema --mixed_precision bf16 --max_train_steps 2 --report_to none --output_dir f3 && ls f3 | tr '\n' ' '" \

@@ -1,5 +1,6 @@
 /* file.c - files that appear whole or not at all, and bounded reading. */
 #include "base/file.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fts.h>
@@ -216,7 +217,7 @@ int dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes,
     bool in = !strcmp(path, "-");
     int fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+        return dt_err_open(err, path);
     size_t hint = FIRST_BYTES;
     if (!fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size > 0)
         hint = (size_t)st.st_size;
@@ -235,7 +236,7 @@ int dt_file_read_part(char **data, const char *path, int64_t off, int64_t n, dt_
     char *p = NULL;
     *data = NULL;
     if (fd < 0)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+        return dt_err_open(err, path);
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || off < 0 || n < 0 || off > st.st_size - n)
         rc = dt_err_set(err, DT_EDATA, "'%s' has no bytes %lld to %lld", path, (long long)off, (long long)(off + n));
     else if (!(p = dt_try_alloc((size_t)n + 1)))
@@ -266,7 +267,7 @@ int dt_map_open(dt_map *m, const char *path, dt_err *err)
     *m = (dt_map){ 0 };
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a FIFO must not hold us up */
     if (fd < 0)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+        return dt_err_open(err, path);
     if (fstat(fd, &st) < 0) {
         rc = dt_err_sys(err, DT_EDATA, "cannot stat '%s'", path);
     } else if (!S_ISREG(st.st_mode)) {
@@ -386,5 +387,54 @@ int dt_rmtree(const char *dir, dt_err *err)
     if (t)
         fts_close(t);
     free(p);
+    return rc;
+}
+
+/* The path with its first missing part replaced by the nearest name beside it.  Caller frees; NULL: nothing is near. */
+static char *path_near(const char *path)
+{
+    size_t n = 0, len;          /* path[0, n) is there */
+    struct dirent **e = NULL;
+    char *dir, *near = NULL;
+    for (;;) {
+        len = strcspn(path + n, "/");
+        if (!path[n])
+            return NULL;
+        char *part = dt_sprintf("%.*s", (int)(n + len), path);
+        bool there = !len || dt_exists(part);
+        free(part);
+        if (!there)
+            break;
+        n += len + (path[n + len] == '/');
+    }
+    dir = n ? dt_sprintf("%.*s", (int)n, path) : dt_strdup(".");
+    int k = scandir(dir, &e, NULL, alphasort), best = -1;
+    const char **name = dt_alloc((size_t)(k > 0 ? k : 1) * sizeof(*name));
+    for (int i = 0; i < k; i++)
+        name[i] = e[i]->d_name[0] == '.' ? "" : e[i]->d_name;
+    char *word = dt_sprintf("%.*s", (int)len, path + n);
+    best = k > 0 ? dt_nearest(word, name, k) : -1;
+    if (best >= 0 && *name[best])
+        near = dt_sprintf("%.*s%s%s", (int)n, path, name[best], path + n + len);
+    for (int i = 0; i < k; i++)
+        free(e[i]);
+    free(e);
+    free(name);
+    free(word);
+    free(dir);
+    return near;
+}
+
+int dt_err_open(dt_err *err, const char *path)
+{
+    int e = errno;
+    char *near = err && (e == ENOENT || e == ENOTDIR) ? path_near(path) : NULL;
+    errno = e;
+    int rc = dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    if (near) {
+        size_t n = strlen(err->msg);
+        snprintf(err->msg + n, sizeof(err->msg) - n, " (did you mean '%s'?)", near);
+    }
+    free(near);
     return rc;
 }

@@ -42,6 +42,8 @@ bool  dt_is_dir(const char *path);
 char *dt_path_join(const char *dir, const char *name);  /* name if absolute or dir empty; caller frees */
 const char *dt_path_base(const char *path);             /* borrowed: part after the last '/' */
 const char *dt_path_ext(const char *path);              /* borrowed: ".png", or "" */
+/* DT_EDATA "cannot open 'PATH': ..." by errno; where a part of it is not there, with the nearest name that is. */
+int   dt_err_open(dt_err *err, const char *path);
 int   dt_mkdirs(const char *dir, dt_err *err);          /* as mkdir -p */
 int   dt_rmtree(const char *dir, dt_err *err);          /* a folder made by us; follows no links */
 

@@ -1,4 +1,5 @@
 /* hash.c - XXH3-128 by libxxhash, in its canonical (big-endian) byte order. */
+#include "base/file.h"
 #include "base/hash.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -72,7 +73,7 @@ int dt_hash_file(dt_hash *out, const char *path, dt_err *err)
 {
     int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+        return dt_err_open(err, path);
     dt_hasher *h = dt_hasher_new();
     char *buf = dt_alloc(BUF_BYTES);
     for (;;) {

@@ -432,7 +432,7 @@ int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *b
     *x = NULL;
     *n = 0;
     if (!d)
-        return dt_err_sys(err, DT_EDATA, "cannot open cache folder '%s'", dir);
+        return dt_err_open(err, dir);
     for (struct dirent *e; rc == 0 && (e = readdir(d));) {
         dt_cache_index one;
         dt_err bad = { 0 };

@@ -344,7 +344,7 @@ static int walk_folder(struct walk *w, const char *dir, dt_err *err)
     if (n == 0)
         n = scandir(dir, &e, visible, by_bytes);
     if (n < 0)
-        return dt_err_sys(err, DT_EDATA, "%s: cannot read the folder", dir);
+        return dt_err_open(err, dir);
     dt_grow(&w->seen, &w->cap, w->n_seen + 1, sizeof *w->seen);
     w->seen[w->n_seen++] = (struct seen){ st.st_dev, st.st_ino };
     for (int i = 0; i < n; i++) {
@@ -405,7 +405,7 @@ int dt_meta_read_kohya(dt_meta *m, const char *dir, dt_err *err)
     *m = (dt_meta){ 0 };
     int rc = 0, n = scandir(dir, &e, visible, by_bytes);
     if (n < 0)
-        return dt_err_sys(err, DT_EDATA, "%s: cannot read the folder", dir);
+        return dt_err_open(err, dir);
     for (int i = 0; i < n; i++) {
         const char *name = e[i]->d_name;
         char *path = dt_path_join(dir, name);

@@ -180,7 +180,7 @@ int dt_meta_add_tar(dt_meta *m, const char *path, const struct dt_meta_how *how,
     struct tar t = { .m = m, .path = path, .index = (int)m->tars.n, .how = how };
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return dt_err_sys(err, DT_EDATA, "%s: cannot open", path);
+        return dt_err_open(err, path);
     struct archive *a = archive_read_new();
     int rc = a ? 0 : dt_err_set(err, DT_ENOMEM, "%s: no memory to read it", path);
     if (rc == 0) {

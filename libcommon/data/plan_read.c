@@ -353,7 +353,7 @@ int dt_batches_open(dt_batches **out, const char *path, dt_err *err)
     bool in = !strcmp(path, "-");
     FILE *f = in ? stdin : fopen(path, "re");
     return f ? dt_batches_open_file(out, f, in ? "<stdin>" : path, err)
-             : dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+             : dt_err_open(err, path);
 }
 
 void dt_batches_close(dt_batches **pb)

@@ -1,5 +1,6 @@
 /* flux_pipe.c - a FLUX model folder.  See flux_pipe.h. */
 #include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -106,6 +107,10 @@ static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
 int dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_length, dt_err *err)
 {
     *out = NULL;
+    if (!dt_exists(dir)) {
+        errno = ENOENT;
+        return dt_err_open(err, dir);
+    }
     if (!dt_is_dir(dir))
         return dt_err_set(err, DT_EDATA, "'%s' is not a folder; a model folder holds transformer/, vae/, text_encoder/, ...", dir);
     dt_flux_pipe *p = dt_alloc(sizeof(*p));
@@ -263,7 +268,7 @@ static int list_dir(dt_strs *names, const char *dir, dt_err *err)
 {
     DIR *d = opendir(dir);
     if (!d)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", dir);
+        return dt_err_open(err, dir);
     for (struct dirent *e; (e = readdir(d));)
         if (e->d_name[0] != '.')
             dt_strs_add(names, e->d_name);

@@ -37,7 +37,7 @@ static int open_plan(dt_enc *e, dt_err *err)
     bool in = !strcmp(e->p->plan, "-");
     FILE *f = in ? stdin : fopen(e->p->plan, "re");
     if (!f)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", e->p->plan);
+        return dt_err_open(err, e->p->plan);
     if (!in && !fstat(fileno(f), &st) && S_ISREG(st.st_mode)) {
         e->plan_file = f;
         return 0;

@@ -18,6 +18,18 @@ static bool wanted(const dt_train_opts *o, const char *name)
     return o->trainable_modules.n == 0;
 }
 
+/* The part of a parameter's name that is nearest to the word, ", did you mean 'attn'?", or "".  Caller frees. */
+static char *near_part(const char *word, const dt_params *p)
+{
+    dt_strs part = { 0 };
+    for (int64_t i = 0; i < p->n; i++)
+        dt_strs_split(&part, p->v[i]->name, '.');
+    int k = dt_nearest(word, (const char *const *)part.v, (int)part.n);
+    char *text = k < 0 ? dt_strdup("") : dt_sprintf("; did you mean '%s'?", part.v[k]);
+    dt_strs_release(&part);
+    return text;
+}
+
 static int choose(dt_job *j, dt_params *p, dt_err *err)
 {
     int64_t tensors = 0, numbers = 0;
@@ -27,8 +39,12 @@ static int choose(dt_job *j, dt_params *p, dt_err *err)
         numbers += p->v[i]->trainable ? p->v[i]->numel : 0;
     }
     dt_job_say(j, "%s: training %" PRId64 " of %" PRId64 " tensors, %" PRId64 " parameters", p->name, tensors, p->n, numbers);
-    if (!tensors)
-        return dt_err_set(err, DT_EUSAGE, "--trainable_modules matches no parameter of '%s'", p->name);
+    if (!tensors) {
+        char *near = near_part(j->o->trainable_modules.v[0], p);
+        int rc = dt_err_set(err, DT_EUSAGE, "--trainable_modules matches no parameter of '%s'%s", p->name, near);
+        free(near);
+        return rc;
+    }
     j->optim.set[j->optim.nset++] = p;
     return 0;
 }

@@ -1,4 +1,5 @@
 /* sample_run.c - see sample_run.h. */
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,8 +83,10 @@ static int open_model(struct job *j, dt_err *err)
         j->pipe->text_padding = (enum dt_padding)o->text_padding;
     for (int i = 0; i < 2 && rc == 0; i++) {
         j->pipe->weights[part[i]] = dt_strdup(own[i]);
-        if (own[i] && !dt_exists(own[i]))
-            rc = dt_err_set(err, DT_EDATA, "cannot open '%s': no such file", own[i]);
+        if (own[i] && !dt_exists(own[i])) {
+            errno = ENOENT;
+            rc = dt_err_open(err, own[i]);
+        }
     }
     for (int k = 0; k < DT_FLUX_NPART && rc == 0 && o->low_vram; k++)
         dt_params_map(j->pipe->part[k]);

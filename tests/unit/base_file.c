@@ -357,12 +357,39 @@ static void json_print(void **state)
     cJSON_Delete(o);
 }
 
+static void a_path_that_is_not_there_has_a_near_one(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/dt-near-XXXXXX";
+    dt_err err = { 0 };
+    assert_non_null(mkdtemp(dir));
+    char *deep = dt_path_join(dir, "photos/cats"), *typo = dt_path_join(dir, "photo/cats/a.png"), *far = dt_path_join(dir, "xyz");
+    char *want = dt_sprintf("did you mean '%s/a.png'?", deep);
+    assert_int_equal(dt_mkdirs(deep, NULL), 0);
+    errno = ENOENT;
+    assert_int_equal(dt_err_open(&err, typo), DT_EDATA);
+    assert_non_null(strstr(err.msg, "No such file or directory"));
+    assert_non_null(strstr(err.msg, want));
+    errno = ENOENT;
+    dt_err_open(&err, far);
+    assert_null(strstr(err.msg, "did you mean"));
+    errno = EACCES;
+    dt_err_open(&err, typo);
+    assert_null(strstr(err.msg, "did you mean"));
+    assert_int_equal(dt_rmtree(dir, NULL), 0);
+    free(deep);
+    free(typo);
+    free(far);
+    free(want);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, enter, leave)
 int main(void)
 {
     const struct CMUnitTest t[] = {
         T(write_whole), T(write_abort), T(write_failures), T(read_bounded), T(read_fifo), T(maps), T(paths),
-        T(folders), T(json_fields), T(json_bad), T(json_print),
+        T(folders), T(a_path_that_is_not_there_has_a_near_one),
+        T(json_fields), T(json_bad), T(json_print),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("base_file", t, NULL, NULL);
