@@ -130,9 +130,14 @@ static void summary(const struct dt_encode_report *r)
             (long long)i->wanted, (long long)i->made, (long long)i->there, (long long)i->shared, (long long)r->skipped.n);
     dt_info("%lld captions: %lld encoded, %lld there already", (long long)t->wanted, (long long)t->made,
             (long long)t->there);
-    if (r->bytes)
-        dt_info("%.1f MiB in the cache; a file for each picture and its caption in fp32 would take %.1f MiB",
-                (double)r->bytes / 1048576, (double)r->naive_bytes / 1048576);
+    if (!r->bytes)
+        return;
+    char states[64] = "";
+    if (r->text_len)
+        snprintf(states, sizeof(states), " and one of its caption padded to %lld tokens", (long long)r->text_len);
+    dt_info("size: %lld bytes (%.1f MiB); a file for each picture%s would be %lld files, %lld bytes (%.1f MiB), %.2f times as much",
+            (long long)r->bytes, (double)r->bytes / 1048576, states, (long long)r->files, (long long)r->naive_bytes,
+            (double)r->naive_bytes / 1048576, (double)r->naive_bytes / (double)r->bytes);
 }
 
 static int run(const struct opts *o, struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err)

@@ -77,6 +77,14 @@ check 'without padding captions are as long as they are' \
     "$C -q -o short --text_padding none p && [ \$(cat short/shard-*.tar | wc -c) -lt \$((\$(cat c/shard-*.tar | wc -c) - 41 * 8 * 4 * 32)) ]
      sed -n 's/.*\"text_len\":\([0-9]*\),\"text_padding\":\"\([a-z]*\)\".*/\1 \2/p' c/index-*.ndjson short/index-*.ndjson" '16 max
 16 none'
+# The naive layout, counted: each picture's entry, and one of its caption as long as they come, both as often as there are pictures.
+mkdir -p z; tar xf c/shard-*.tar -C z
+naive=$(sed -n 's/^{"image".*"key":"\([0-9a-f]*\)".*/\1/p' c/index-*.ndjson | while read -r k; do cat "z/$k.safetensors"; done | wc -c)
+padded=$(cat "z/$(sed -n 's/^{"text".*"key":"\([0-9a-f]*\)".*/\1/p' c/index-*.ndjson | head -n 1).safetensors" | wc -c)
+naive=$((naive + 40 * padded))
+check 'the last line is the size, beside the naive layout' "$C -o short --text_padding none p 2>&1 | tail -n 1 | sed 's/ ([0-9.]* MiB)//g;s/, [0-9.]* times/, x times/'" \
+    "dt-cache-latents: size: $(($(cat short/shard-*.tar | wc -c) - 1024)) bytes; a file for each picture and one of its caption padded to 16 tokens would be 80 files, $naive bytes, x times as much"
+check 'without captions' "$C -o only --pictures_only p 2>&1 | tail -n 1 | grep -c 'a file for each picture would be 40 files, '" 1
 check 'and made once' "$C -o short --text_padding none p 2>&1 | grep -c ' 0 encoded'" 2
 cp -r "$M" M2; sed -i 's/0.3611/0.3612/' M2/vae/config.json
 check 'explain: encoder' "$B1 --model M2 --max_sequence_length 16 -o c --explain $one p | grep -c 'made again: encoder vae ('" 1

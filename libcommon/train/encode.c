@@ -353,23 +353,39 @@ static void fill_index(dt_enc *e, dt_cache_index *x)
     }
 }
 
-static void add_up(dt_enc *e)
+/* An entry of a caption that is padded to the limit; 0 if there are none. */
+static int64_t padded_bytes(const dt_enc *e)
 {
     const dt_flux_pipe *pipe = e->p->pipe;
-    int64_t f = dt_vae_factor(&pipe->vae);
-    int64_t text = (pipe->t5_len * pipe->dit.joint_dim + pipe->dit.pooled_dim) * (int64_t)sizeof(float);
+    int64_t row = pipe->dit.joint_dim * (int64_t)dt_dtype_size(e->p->store);
+    for (int64_t i = 0; i < e->texts; i++)
+        if (e->text_place[i] >= 0)
+            return dt_cache_store_bytes(e->store, e->text_place[i]) + (pipe->t5_len - e->text_len[i]) * row;
+    return 0;
+}
+
+/* Bytes of a member of a tar file of so many. */
+static int64_t in_tar(int64_t bytes) { return 512 + (bytes + 511) / 512 * 512; }
+
+static void add_up(dt_enc *e)
+{
+    struct dt_encode_report *r = e->r;
+    int64_t text = padded_bytes(e);
     dt_strmap *seen = dt_strmap_new();
+    r->text_len = text ? e->p->pipe->t5_len : 0;
     for (int64_t i = 0; i < e->n + e->texts; i++) {
         int64_t place = i < e->n ? e->image[i].place : e->text_place[i - e->n];
         if (place < 0)
             continue;
-        if (i < e->n)
-            e->r->naive_bytes += text + 2 * pipe->vae.latent_channels * (e->want[i].h / f) * (e->want[i].w / f) *
-                                            (int64_t)sizeof(float);
+        int64_t bytes = dt_cache_store_bytes(e->store, place);
+        if (i < e->n) {
+            r->naive_bytes += bytes + text;
+            r->files += 1 + (text > 0);
+        }
         const char *key = dt_cache_store_key(e->store, place);
         if (dt_strmap_get(seen, key) < 0) {
             dt_strmap_add(seen, key, 0);
-            e->r->bytes += dt_cache_store_bytes(e->store, place);
+            r->bytes += in_tar(bytes);
         }
     }
     dt_strmap_free(&seen);

@@ -35,8 +35,9 @@ struct dt_encode_report {           /* filled also on failure, as far as it got;
     struct dt_encode_count images, texts;
     dt_strs skipped;                /* one line per path */
     int64_t paths;                  /* distinct pictures of the plan */
-    int64_t bytes;                  /* of this plan's entries, each counted once */
-    int64_t naive_bytes;            /* one fp32 file of latents and one of text states for each picture */
+    int64_t bytes;                  /* that this plan's entries take in shards */
+    int64_t files, naive_bytes;     /* for each picture a file of its latents and one of its caption's states, padded to */
+    int64_t text_len;               /* tokens; 0: no captions */
     bool    wrote_index;
 };
 void dt_encode_report_release(struct dt_encode_report *r);
