@@ -22,7 +22,7 @@ dt-bucket -q $P -o plan data && dt-cache-latents -q --threads 1 --model "$M" --m
 R="--pretrained_model_name_or_path $M --max_train_steps 2 --checkpointing_steps 1 --quiet --output_dir out --resume_from_checkpoint latest"
 
 # What an output holds: sums and names, without what tells the time and what nobody takes for a result.
-holds() { [ ! -f "$1" ] || cksum "$1"; (cd "$1" 2>/dev/null && find . -type f ! -name '.*' ! -path '*/logs/*' ! -name 'events.out*' ! -path '*.tmp/*' -exec cksum {} + | LC_ALL=C sort); :; }
+holds() { [ ! -f "$1" ] || cksum "$1"; (cd "$1" 2>/dev/null && find . -type f ! -name '.*' ! -path '*/logs/*' ! -name 'events.out*' ! -name run.json ! -path '*.tmp/*' -exec cksum {} + | LC_ALL=C sort); :; }
 
 # wrong STATUS: what is wrong with the run that left `out` and `said`, or nothing.  Metrics, chart and sheet grow during a
 # run, and a shard of the cache is complete with what there was time for: those are seen when the run goes on.

@@ -82,6 +82,7 @@ loss.png
 metrics.ndjson
 plan.ndjson
 prompts.ndjson
+run.json
 samples.png'
 files "$T/a" >"$T/before"
 check 'again: nothing is done' "real $T/a 2>&1; files $T/a | cmp - $T/before" "make: Nothing to be done for 'all'."

@@ -87,7 +87,8 @@ static int train(enum dt_method method, int argc, char **argv)
         char *bin = bin_dir();
         dt_signals_install();
     dt_malloc_install();
-        dt_ui ui = { .say = say, .warn = warn, .table = table, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin };
+        dt_ui ui = { .say = say, .warn = warn, .table = table, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin,
+                     .argc = argc + 1, .argv = argv - 1 };
         rc = dt_train_run(&o, &ui, &err);
         rc = rc == 1 ? 3 : rc;
         free(bin);

@@ -71,7 +71,7 @@ check 'the reference command line' \
 
 # --- training ---
 check 'lora runs' "dt-train lora $L --output_dir a && ls a | tr '\n' ' '" \
-    'cache checkpoint-2 checkpoint-4 checkpoint-6 lora.safetensors loss.png metrics.ndjson plan.ndjson '
+    'cache checkpoint-2 checkpoint-4 checkpoint-6 lora.safetensors loss.png metrics.ndjson plan.ndjson run.json '
 check 'six steps were logged' 'grep -c loss a/metrics.ndjson' 6
 check 'running it again with resume changes nothing' \
     "cp a/lora.safetensors x; dt-train lora $L --output_dir a --resume_from_checkpoint latest && cmp x a/lora.safetensors && grep -c loss a/metrics.ndjson" 6
@@ -155,6 +155,23 @@ check 'a dataset_config, its captions shuffled, from the plan to the adapter' \
 toml/lora.safetensors'
 fails 2 'an option that the dataset_config says' "dt-train lora --pretrained_model_name_or_path $M --dataset_config kohya.toml --enable_bucket --output_dir o1" \
     'enable_bucket has no effect with --dataset_config'
+check 'run.json: what was run, from what, how it ended' \
+    "grep -oE '\"(status|version|started|ended|cpu|hash|last_step|last_loss|planned_steps)\":' toml/run.json | sort | uniq -c | sed 's/^ *//'
+     tr -d ' \t\n' <toml/run.json | grep -oE '\"command\":\[\"[^,]*\",\"lora\"|\"rank\":.[^}]*|\"lora_format\":.[^}]*|\"multiple\":.[^}]*' | sed 's|/.*/||'" '1 "cpu":
+1 "ended":
+3 "hash":
+1 "last_loss":
+1 "last_step":
+1 "planned_steps":
+1 "started":
+1 "status":
+1 "version":
+"command":["dt-train","lora"
+"multiple":{"value":16,"from":"default"
+"rank":{"value":4,"from":"flag"
+"lora_format":{"value":"comfy","from":"default"'
+fails 2 'a run that fails' "dt-train lora $L --output_dir toml --target_name nonsense"
+check 'is in it too, behind the first' "grep -o '\"status\":.*' toml/run.json | tr -d ' \t\n'; grep -c 'matches no linear' toml/run.json" '"status":"done","status":"failed",1'
 check 'full training of chosen modules' \
     "dt-train full $C --trainable_modules norm_q --max_train_steps 2 --report_to none --output_dir f && ls f/transformer" 'config.json
 diffusion_pytorch_model.safetensors'
@@ -166,7 +183,7 @@ fails 4 'a data folder mistyped' "dt-train lora --pretrained_model_name_or_path 
 check 'full training from a config, text encoders too, ema, bf16' \
     "cp -r $M blank && rm blank/transformer/*.safetensors* blank/text_encoder*/model*
      dt-train full ${C/$M/blank} --from_config --train_text_encoder --use_ema --mixed_precision bf16 --max_train_steps 2 --report_to none --output_dir f3 && ls f3 | tr '\n' ' '" \
-    'cache checkpoint-2 loss.png metrics.ndjson plan.ndjson text_encoder text_encoder_2 transformer '
+    'cache checkpoint-2 loss.png metrics.ndjson plan.ndjson run.json text_encoder text_encoder_2 transformer '
 check 'vae' "dt-train vae $C --from_config --fit_scaling --max_train_steps 2 --report_to none --output_dir v && grep -c scaling_factor v/vae/config.json" 1
 check 'full training of text encoders without padding' \
     "dt-train full $C --train_text_encoder --text_padding none --max_train_steps 2 --report_to none --output_dir f4 && ls -d f4/text_encoder_2" f4/text_encoder_2

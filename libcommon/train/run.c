@@ -1,4 +1,5 @@
 /* run.c - a whole training run.  See run.h. */
+#include <dirent.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -148,6 +149,88 @@ static int draw_loss(const dt_job *j, dt_err *err)
     return rc;
 }
 
+/* --- run.json --- */
+
+static void begin_manifest(dt_job *j)
+{
+    j->manifest = dt_manifest_new(j->o->output_dir);
+    if (!j->ui->argv)
+        return;
+    dt_manifest_command(j->manifest, j->ui->argc, j->ui->argv);
+    char *text = dt_cli_config(dt_train_cli((enum dt_method)j->o->method), j->o, j->ui->argc - 1, (char **)j->ui->argv + 1, true);
+    cJSON_AddItemToObject(dt_manifest_run(j->manifest), "settings", cJSON_Parse(text));
+    free(text);
+}
+
+/* All index files of a cache: what they say is what was trained on. */
+static int hash_cache(const char *dir, dt_hash *out, dt_err *err)
+{
+    struct dirent **e;
+    int n = scandir(dir, &e, NULL, alphasort), rc = n < 0 ? dt_err_open(err, dir) : 0;
+    dt_hasher *h = dt_hasher_new();
+    for (int i = 0; i < n; i++) {
+        char *path = dt_path_join(dir, e[i]->d_name);
+        dt_hash one;
+        if (rc == 0 && !strncmp(e[i]->d_name, "index-", 6) && (rc = dt_hash_file(&one, path, err)) == 0)
+            dt_hasher_str(h, one.hex);
+        free(path);
+        free(e[i]);
+    }
+    if (n >= 0)
+        free(e);
+    *out = dt_hasher_end(&h);
+    return rc;
+}
+
+/* What the run is made from, once all of it is there. */
+static int fill_manifest(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    cJSON *run = dt_manifest_run(j->manifest), *part;
+    dt_hash plan, cache;
+    dt_manifest_host(j->manifest, j->dev);
+    int rc = dt_job_base_hash(j, err);
+    if (rc == 0)
+        rc = dt_hash_file(&plan, j->plan, err);
+    if (rc < 0)
+        return rc;
+    part = cJSON_AddObjectToObject(run, "model");
+    cJSON_AddStringToObject(part, "path", o->model);
+    if (*j->base.hex)
+        cJSON_AddStringToObject(part, "hash", j->base.hex);
+    part = cJSON_AddObjectToObject(run, "plan");
+    cJSON_AddStringToObject(part, "path", j->plan);
+    cJSON_AddStringToObject(part, "hash", plan.hex);
+    if (j->cache) {
+        char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
+        rc = hash_cache(dir, &cache, err);
+        part = cJSON_AddObjectToObject(run, "cache");
+        cJSON_AddStringToObject(part, "path", dir);
+        cJSON_AddStringToObject(part, "hash", cache.hex);
+        free(dir);
+    }
+    cJSON_AddNumberToObject(run, "seed", (double)j->info.seed);
+    cJSON_AddNumberToObject(run, "first_step", (double)j->t.state.step);
+    cJSON_AddNumberToObject(run, "planned_steps", (double)j->t.max_steps);
+    return rc < 0 ? rc : dt_manifest_write(j->manifest, err);
+}
+
+/* A run that failed keeps its own error. */
+static int end_manifest(dt_job *j, int rc, dt_err *err)
+{
+    cJSON *run = dt_manifest_run(j->manifest);
+    dt_err later = { 0 };
+    if (j->t.seconds > 0) {
+        cJSON_AddNumberToObject(run, "last_step", (double)j->t.state.step);
+        cJSON_AddNumberToObject(run, "last_loss", j->t.last_loss);
+        cJSON_AddNumberToObject(run, "train_seconds", (double)(int64_t)(j->t.seconds * 1e3) * 1e-3);
+        cJSON_AddNumberToObject(run, "images", j->t.images);
+    }
+    if (dt_manifest_end(j->manifest, rc, err ? err->msg : NULL, &later) < 0 && rc >= 0)
+        return dt_err_set(err, later.code, "%s", later.msg);
+    return rc;
+}
+
 /* --- the whole --- */
 
 static void say_saved(void *job, const char *line) { dt_job_say(job, "%s", line); }
@@ -217,6 +300,8 @@ static int train(dt_job *j, dt_err *err)
         rc = open_watchers(j, err);
     if (rc == 0)
         rc = open_loader(j, err);
+    if (rc == 0)
+        rc = fill_manifest(j, err);
     if (rc < 0)
         return rc;
     char *dump = o->dump_dir ? dt_strdup(o->dump_dir) : dt_path_join(o->output_dir, "dump");
@@ -267,6 +352,7 @@ static void release(dt_job *j)
     dt_lora_free(&j->lora);
     dt_flux_pipe_close(&j->pipe);
     dt_cache_close(&j->cache);
+    dt_manifest_free(&j->manifest);
     dt_device_close(&j->dev);
     free(j->shape);
     free(j->plan);
@@ -278,10 +364,16 @@ int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
     int rc = dt_device_open(&j.dev, o->device, err);
     if (rc == 0)
         rc = dt_mkdirs(o->output_dir, err);
+    if (rc == 0 && !o->memory_plan) {
+        begin_manifest(&j);
+        rc = dt_manifest_write(j.manifest, err);
+    }
     if (rc == 0)
         rc = set_up(&j, err);
     if (rc == 0 && !o->memory_plan)
         rc = train(&j, err);
+    if (j.manifest)
+        rc = end_manifest(&j, rc, err);
     release(&j);
     return rc < 0 ? rc : j.skipped;
 }

@@ -14,6 +14,8 @@ typedef struct dt_ui {
     void (*table)(void *ctx, const char *text);         /* the memory plan, on stdout */
     const volatile int *stop, *save_now;
     const char *bin_dir;                                /* where the sibling tools are */
+    int argc;                                           /* the command line as typed, for run.json; argv[1] is the command */
+    char *const *argv;
 } dt_ui;
 
 /* 0 done, 1 done with some items skipped, < 0 error. */

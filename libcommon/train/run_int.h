@@ -4,6 +4,7 @@
 #include "models/flux_run.h"
 #include "train/chart.h"
 #include "train/lora.h"
+#include "train/manifest.h"
 #include "train/memory.h"
 #include "train/run.h"
 #include "train/task_flux.h"
@@ -33,9 +34,11 @@ typedef struct dt_job {
     void         *arena;
     int64_t       arena_bytes, staged_bytes;        /* staged: what the task holds on the host */
     dt_mem_plan   memory;
+    dt_hash       base;             /* of the weights that training begins with; "" until dt_job_base_hash */
     bool          checkpoint;       /* recompute, as asked or as the memory budget wants */
 
     /* watching */
+    dt_manifest  *manifest;
     struct dt_validator *val;
     dt_trainer    t;
     dt_loader    *loader;
@@ -58,6 +61,7 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
 int dt_job_model(dt_job *j, dt_err *err);
 int dt_job_weights(dt_job *j, dt_err *err);
 int dt_job_task(dt_job *j, dt_err *err);
+int dt_job_base_hash(dt_job *j, dt_err *err);           /* once: a checkpoint should not read the model again */
 int dt_job_save_extra(void *job, const char *dir, dt_err *err);
 int dt_job_fit_scaling(dt_job *j, dt_err *err);         /* of the vae, over the plan's first pictures */
 /* run_memory.c: the sessions of all shapes, the memory plan, the budget */

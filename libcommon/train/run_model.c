@@ -205,14 +205,19 @@ int dt_job_fit_scaling(dt_job *j, dt_err *err)
 
 /* --- results: into a checkpoint, and at the end into output_dir --- */
 
+int dt_job_base_hash(dt_job *j, dt_err *err)
+{
+    enum dt_flux_part k = j->o->method == DT_METHOD_VAE ? DT_FLUX_VAE : DT_FLUX_DIT;
+    return *j->base.hex || j->o->from_config ? 0 : dt_flux_pipe_hash(j->pipe, k, &j->base, err);
+}
+
 static int save_lora(dt_job *j, const char *dir, dt_err *err)
 {
     char *path = dt_path_join(dir, "lora.safetensors");
-    dt_hash base = { "" };
-    int rc = dt_flux_pipe_hash(j->pipe, DT_FLUX_DIT, &base, err);
+    int rc = dt_job_base_hash(j, err);
     if (rc == 0)
         rc = dt_lora_save(j->lora, path, (enum dt_lora_layout)j->o->lora_format, save_types[j->o->save_dtype], j->o->use_ema,
-                          &(dt_lora_info){ .base_hash = base.hex, .steps = j->t.state.step }, err);
+                          &(dt_lora_info){ .base_hash = j->base.hex, .steps = j->t.state.step }, err);
     free(path);
     return rc;
 }
