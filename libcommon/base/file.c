@@ -6,6 +6,7 @@
 #include <fts.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,24 +32,39 @@ static void out_free(dt_out **o)
     *o = NULL;
 }
 
-static char *dir_of(const char *path)
+/* Opens `name` for us alone: the lock on it says that its writer lives.  What a killed process has left is taken over, so
+ * that it does not stay.  -1 if another process is at it, if it is not ours, or if locks are not to be had here. */
+static int take(const char *name)
 {
-    const char *slash = strrchr(path, '/');
-    if (!slash)
-        return dt_strdup(".");
-    return slash == path ? dt_strdup("/") : dt_sprintf("%.*s", (int)(slash - path), path);
+    struct stat mine, there;
+    int fd = open(name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return -1;
+    /* the same file still, now that it is locked: its writer may have given it its real name in between */
+    if (!flock(fd, LOCK_EX | LOCK_NB) && !fstat(fd, &mine) && !stat(name, &there) && mine.st_ino == there.st_ino &&
+        mine.st_dev == there.st_dev && S_ISREG(mine.st_mode) && mine.st_uid == geteuid() && mine.st_nlink == 1 &&
+        !ftruncate(fd, 0))
+        return fd;
+    close(fd);
+    return -1;
 }
 
-/* Creates o->tmp.  A file of that name is what a killed process with our number has left. */
+/* Creates o->tmp, with the number of this process in its name only if the plain name is taken. */
 static int tmp_open(dt_out *o)
 {
-    char *dir = dir_of(o->target);
-    o->tmp = dt_sprintf("%s/.%.*s.%ld.tmp", dir, NAME_KEEP, dt_path_base(o->target), (long)getpid());
-    free(dir);
+    char *dir = dt_path_dir(o->target);
+    const char *base = dt_path_base(o->target);
     int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
-    int fd = open(o->tmp, flags, 0666);
-    if (fd < 0 && errno == EEXIST && !unlink(o->tmp))
+    o->tmp = dt_sprintf("%s/.%.*s.tmp", dir, NAME_KEEP, base);
+    int fd = take(o->tmp);
+    if (fd < 0) {
+        free(o->tmp);
+        o->tmp = dt_sprintf("%s/.%.*s.%ld.tmp", dir, NAME_KEEP, base, (long)getpid());
         fd = open(o->tmp, flags, 0666);
+        if (fd < 0 && errno == EEXIST && !unlink(o->tmp))
+            fd = open(o->tmp, flags, 0666);
+    }
+    free(dir);
     return fd;
 }
 
@@ -119,18 +135,16 @@ int dt_out_commit(dt_out **out, dt_err *err)
         dt_out_abort(out);
         return rc;
     }
-    if (o->f != stdout && fclose(o->f)) {
-        rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", o->path);
-        if (o->tmp)
-            unlink(o->tmp);
-    } else if (o->tmp && rename(o->tmp, o->target) < 0) {
+    if (o->tmp && rename(o->tmp, o->target) < 0) {      /* locked up to here: nobody takes it over */
         rc = dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", o->tmp, o->target);
         unlink(o->tmp);
     } else if (o->tmp) {
-        char *dir = dir_of(o->target);
+        char *dir = dt_path_dir(o->target);
         rc = dt_fsync_dir(dir, err);
         free(dir);
     }
+    if (o->f != stdout && fclose(o->f) && rc == 0)
+        rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", o->path);
     out_free(out);
     return rc;
 }
@@ -140,10 +154,10 @@ void dt_out_abort(dt_out **out)
     dt_out *o = *out;
     if (!o)
         return;
-    if (o->f != stdout)
-        fclose(o->f);
     if (o->tmp)
         unlink(o->tmp);
+    if (o->f != stdout)
+        fclose(o->f);
     out_free(out);
 }
 
@@ -327,6 +341,14 @@ const char *dt_path_base(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
+}
+
+char *dt_path_dir(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return dt_strdup(".");
+    return slash == path ? dt_strdup("/") : dt_sprintf("%.*s", (int)(slash - path), path);
 }
 
 const char *dt_path_ext(const char *path)

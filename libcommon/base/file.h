@@ -10,7 +10,7 @@
 
 /* --- writing --- */
 typedef struct dt_out dt_out;
-/* Opens a temporary file beside `path` (".NAME.PID.tmp").  "-" writes to stdout. */
+/* Opens a temporary file beside `path` (".NAME.tmp", locked while it is written).  "-" writes to stdout. */
 int   dt_out_open(dt_out **out, const char *path, dt_err *err);
 FILE *dt_out_file(dt_out *o);                       /* borrowed until commit or abort */
 /* Flush, fsync, rename over path, fsync the folder.  Frees *o and sets it NULL also on failure. */
@@ -41,6 +41,7 @@ bool  dt_exists(const char *path);
 bool  dt_is_dir(const char *path);
 char *dt_path_join(const char *dir, const char *name);  /* name if absolute or dir empty; caller frees */
 const char *dt_path_base(const char *path);             /* borrowed: part after the last '/' */
+char *dt_path_dir(const char *path);                    /* part before the last '/', or "."; caller frees */
 const char *dt_path_ext(const char *path);              /* borrowed: ".png", or "" */
 /* DT_EDATA "cannot open 'PATH': ..." by errno; where a part of it is not there, with the nearest name that is. */
 int   dt_err_open(dt_err *err, const char *path);

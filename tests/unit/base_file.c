@@ -87,10 +87,20 @@ static void write_abort(void **state)
     dt_out_abort(&o);
     assert_null(o);
     assert_int_equal(entries("."), 0);
-    /* what a killed process of our number left is no obstacle */
-    char *stale = dt_sprintf(".g.%ld.tmp", (long)getpid());
-    assert_int_equal(close(open(stale, O_CREAT | O_WRONLY, 0600)), 0);
+    /* what a killed process has left is taken over */
+    assert_int_equal(dt_file_write(".g.tmp", "longer", 6, &e), 0);
     assert_int_equal(dt_file_write("g", "x", 1, &e), 0);
+    is_text("g", "x");
+    assert_int_equal(entries("."), 1);
+    /* what another one is writing is not, nor what has a second name; with our number it can only be ours of old */
+    char *stale = dt_sprintf(".g.%ld.tmp", (long)getpid());
+    assert_int_equal(dt_file_write("victim", "v", 1, &e), 0);
+    assert_int_equal(link("victim", ".g.tmp"), 0);
+    assert_int_equal(close(open(stale, O_CREAT | O_WRONLY, 0600)), 0);
+    assert_int_equal(dt_file_write("g", "y", 1, &e), 0);
+    is_text("victim", "v");
+    is_text("g", "y");
+    assert_int_equal(unlink(".g.tmp") | unlink("victim"), 0);
     assert_int_equal(entries("."), 1);
     free(stale);
     char name[256];
@@ -98,6 +108,23 @@ static void write_abort(void **state)
     name[250] = '\0';
     assert_int_equal(dt_file_write(name, "x", 1, &e), 0);
     is_text(name, "x");
+}
+
+/* Two at once: the last to commit wins, whole. */
+static void write_twice(void **state)
+{
+    (void)state;
+    dt_out *a, *b;
+    dt_err e = { 0 };
+    assert_int_equal(dt_out_open(&a, "g", &e), 0);
+    fputs("first", dt_out_file(a));
+    assert_int_equal(dt_out_open(&b, "g", &e), 0);
+    fputs("2nd", dt_out_file(b));
+    assert_int_equal(dt_out_commit(&b, &e), 0);
+    is_text("g", "2nd");
+    assert_int_equal(dt_out_commit(&a, &e), 0);
+    is_text("g", "first");
+    assert_int_equal(entries("."), 1);
 }
 
 static void write_failures(void **state)
@@ -387,7 +414,7 @@ static void a_path_that_is_not_there_has_a_near_one(void **state)
 int main(void)
 {
     const struct CMUnitTest t[] = {
-        T(write_whole), T(write_abort), T(write_failures), T(read_bounded), T(read_fifo), T(maps), T(paths),
+        T(write_whole), T(write_abort), T(write_twice), T(write_failures), T(read_bounded), T(read_fifo), T(maps), T(paths),
         T(folders), T(a_path_that_is_not_there_has_a_near_one),
         T(json_fields), T(json_bad), T(json_print),
     };
