@@ -1,5 +1,7 @@
 /* checkpoint.c - training state on disk.  See checkpoint.h. */
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -128,14 +130,35 @@ static cJSON *manifest_of(const dt_train_state *s)
     return j;
 }
 
+/* tmp becomes dir.  One that is there, of a run that was resumed from before it, is exchanged, so that at no moment there is
+ * none; where the file system cannot do that, it first loses its manifest and with it its name. */
+static int put_in_place(const char *tmp, const char *dir, dt_err *err)
+{
+    int rc = 0;
+    if (!dt_exists(dir) || renameat2(AT_FDCWD, tmp, AT_FDCWD, dir, RENAME_EXCHANGE) < 0) {
+        char *manifest = dt_path_join(dir, "manifest.json");
+        if (unlink(manifest) < 0 && errno != ENOENT)
+            rc = dt_err_sys(err, DT_EIO, "cannot remove '%s'", manifest);
+        else if (dt_exists(dir))
+            rc = dt_rmtree(dir, err);
+        if (rc == 0 && rename(tmp, dir) < 0)
+            rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", tmp);
+        free(manifest);
+    }
+    char *parent = dt_path_dir(dir);
+    if (rc == 0)
+        rc = dt_fsync_dir(parent, err);
+    free(parent);
+    if (rc == 0 && dt_exists(tmp))
+        rc = dt_rmtree(tmp, err);
+    return rc;
+}
+
 int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state *s,
                        int (*extra)(void *ctx, const char *dir, dt_err *err), void *ctx, dt_err *err)
 {
-    char *tmp = dt_sprintf("%s.tmp", dir), *path = dt_sprintf("%s/manifest.json", tmp), *parent = dt_strdup(dir);
+    char *tmp = dt_sprintf("%s.tmp", dir), *path = dt_sprintf("%s/manifest.json", tmp);
     cJSON *j = manifest_of(s), *files = cJSON_AddArrayToObject(j, "files");
-    char *slash = strrchr(parent, '/');
-    if (slash)
-        *slash = '\0';
     int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
     if (rc == 0)
         rc = dt_mkdirs(tmp, err);
@@ -145,14 +168,9 @@ int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state 
         rc = save_sets(tmp, o, files, err);
     if (rc == 0)
         rc = dt_json_write(path, j, true, err);
-    if (rc == 0 && dt_exists(dir))      /* left by a run that was resumed from before it */
-        rc = dt_rmtree(dir, err);
-    if (rc == 0 && rename(tmp, dir) < 0)
-        rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", tmp);
     if (rc == 0)
-        rc = dt_fsync_dir(slash ? parent : ".", err);
+        rc = put_in_place(tmp, dir, err);
     cJSON_Delete(j);
-    free(parent);
     free(path);
     free(tmp);
     return rc;
@@ -276,7 +294,8 @@ static int by_step(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static struct found *list(const char *output_dir, int64_t *n)
+/* Folders checkpoint-N by step, complete ones; or, with suffix ".tmp", those that were being written or removed. */
+static struct found *list(const char *output_dir, const char *suffix, int64_t *n)
 {
     struct found *f = NULL;
     int64_t cap = 0;
@@ -288,7 +307,7 @@ static struct found *list(const char *output_dir, int64_t *n)
             continue;
         int64_t step = strtoll(e->d_name + 11, &end, 10);
         char *manifest = dt_sprintf("%s/%s/manifest.json", output_dir, e->d_name);
-        if (*end == '\0' && end > e->d_name + 11 && dt_exists(manifest)) {
+        if (end > e->d_name + 11 && !strcmp(end, suffix) && (*suffix || dt_exists(manifest))) {
             dt_grow(&f, &cap, *n + 1, sizeof(*f));
             f[(*n)++] = (struct found){ step, dt_path_join(output_dir, e->d_name) };
         }
@@ -311,19 +330,35 @@ static void release(struct found *f, int64_t n)
 char *dt_checkpoint_latest(const char *output_dir)
 {
     int64_t n;
-    struct found *f = list(output_dir, &n);
+    struct found *f = list(output_dir, "", &n);
     char *path = n ? dt_strdup(f[n - 1].path) : NULL;
     release(f, n);
     return path;
 }
 
+/* Under another name first: a folder that has a checkpoint's name is whole. */
+static int drop(const char *path, dt_err *err)
+{
+    char *tmp = dt_sprintf("%s.tmp", path);
+    int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
+    if (rc == 0 && rename(path, tmp) < 0)
+        rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", path);
+    if (rc == 0)
+        rc = dt_rmtree(tmp, err);
+    free(tmp);
+    return rc;
+}
+
 int dt_checkpoint_prune(const char *output_dir, int64_t keep, dt_err *err)
 {
-    int64_t n;
+    int64_t n, n_tmp;
     int rc = 0;
-    struct found *f = list(output_dir, &n);
+    struct found *f = list(output_dir, "", &n), *tmp = list(output_dir, ".tmp", &n_tmp);
     for (int64_t i = 0; keep > 0 && i < n - keep && rc == 0; i++)
-        rc = dt_rmtree(f[i].path, err);
+        rc = drop(f[i].path, err);
+    for (int64_t i = 0; i < n_tmp && rc == 0; i++)
+        rc = dt_rmtree(tmp[i].path, err);
+    release(tmp, n_tmp);
     release(f, n);
     return rc;
 }

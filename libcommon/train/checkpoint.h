@@ -21,7 +21,7 @@ typedef struct dt_train_state {     /* all that a run is, besides parameters; st
     char    settings[33];           /* hash of every setting that changes the weights */
 } dt_train_state;
 
-/* Writes DIR whole: into DIR.tmp, manifest, fsync, rename.  `extra(ctx, dir)` adds files first; may be NULL. */
+/* Writes DIR whole: into DIR.tmp, manifest, fsync, rename or exchange.  `extra(ctx, dir)` adds files first; may be NULL. */
 int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state *s,
                        int (*extra)(void *ctx, const char *dir, dt_err *err), void *ctx, dt_err *err);
 /* The state alone: is this the run that made it? */
@@ -30,7 +30,7 @@ int dt_checkpoint_state(const char *dir, dt_train_state *s, dt_err *err);
 int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *err);
 /* The checkpoint of the highest step under `output_dir` that has a manifest, or NULL; caller frees. */
 char *dt_checkpoint_latest(const char *output_dir);
-/* Removes the oldest ones so that at most `keep` stay; keep <= 0 keeps all. */
+/* Removes the oldest ones so that at most `keep` stay, keep <= 0 keeps all; and what a killed run has left of others. */
 int dt_checkpoint_prune(const char *output_dir, int64_t keep, dt_err *err);
 
 #endif
