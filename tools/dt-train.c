@@ -1,5 +1,6 @@
 /* dt-train: trains LoRA adapters, transformers and autoencoders of FLUX models.  See dt-train(1). */
 #include <omp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,7 +99,7 @@ static int train(enum dt_method method, int argc, char **argv)
     dt_train_opts_release(&o);
     if (rc == DT_ESIGNAL) {
         dt_info("%s", err.msg);
-        return 128 + dt_stop;
+        return 128 + (dt_stop ? dt_stop : SIGTERM);     /* or a child was asked, not we */
     }
     return rc < 0 ? dt_die_err(&err) : rc;
 }

@@ -12,7 +12,8 @@ typedef struct dt_ui {
     void (*say)(void *ctx, const char *line);
     void (*warn)(void *ctx, const char *line);
     void (*table)(void *ctx, const char *text);         /* the memory plan, on stdout */
-    const volatile int *stop, *save_now;
+    const volatile int *stop;                           /* the number of a signal, or 0 */
+    volatile int *save_now;                             /* set by a signal; cleared when it is done */
     const char *bin_dir;                                /* where the sibling tools are */
     int argc;                                           /* the command line as typed, for run.json; argv[1] is the command */
     char *const *argv;

@@ -2,17 +2,18 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "train/encode.h"
 #include "train/run_int.h"
 
-extern char **environ;
+enum { WAIT_MS = 2 };           /* how often a child is looked at */
 
 /* --- the plan --- */
 
@@ -49,25 +50,34 @@ int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *pa
 
 /* --- the cache, by dt-cache-latents: its encoders are gone from memory when it ends --- */
 
+/* Killed, we take it with us: it would hold the cache against the run that comes next. */
 static int run_child(const dt_job *j, char *const *argv, dt_err *err)
 {
-    pid_t pid;
     int status;
-    int e = posix_spawn(&pid, argv[0], NULL, NULL, argv, environ);
-    if (e) {
-        errno = e;
+    pid_t us = getpid(), pid = fork(), got;
+    if (pid < 0)
         return dt_err_sys(err, DT_EFAIL, "cannot run '%s'", argv[0]);
+    if (!pid) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() == us)
+            execv(argv[0], argv);
+        _exit(127);
     }
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR)
+    /* a caught signal restarts waitpid, so that it would not be passed on; twice passed on, it would kill */
+    for (bool told = false; (got = waitpid(pid, &status, WNOHANG)) <= 0;) {
+        if (got < 0 && errno != EINTR)
             return dt_err_sys(err, DT_EFAIL, "cannot wait for '%s'", argv[0]);
-        else if (j->ui->stop && *j->ui->stop)
-            kill(pid, *j->ui->stop);
-    if (WIFSIGNALED(status))
-        return dt_err_set(err, DT_EFAIL, "dt-cache-latents was killed by signal %d", WTERMSIG(status));
-    int code = WEXITSTATUS(status);
+        if (!told && j->ui->stop && *j->ui->stop)
+            told = !kill(pid, *j->ui->stop);
+        nanosleep(&(struct timespec){ .tv_nsec = WAIT_MS * 1000000 }, NULL);
+    }
+    int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     if (code == 130 || code == 143)
         return dt_err_set(err, DT_ESIGNAL, "stopped on request while caching; what is encoded is kept");
+    if (WIFSIGNALED(status))
+        return dt_err_set(err, DT_EFAIL, "dt-cache-latents was killed by signal %d", WTERMSIG(status));
+    if (code == 127)
+        return dt_err_set(err, DT_EFAIL, "cannot run '%s'", argv[0]);
     if (code != 0 && code != 3)
         return dt_err_set(err, -code, "dt-cache-latents failed");
     return code;
@@ -125,6 +135,8 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
 static int receive_stream(dt_job *j, const char *dir, dt_err *err)
 {
     int rc = dt_cache_receive(stdin, dir, err);
+    if (rc < 0 && j->ui->stop && *j->ui->stop)          /* all programs of a pipe are asked at once: the stream ends early */
+        rc = dt_err_set(err, DT_ESIGNAL, "stopped on request while receiving the cache");
     if (rc == 0 && !j->plan)
         j->plan = dt_path_join(dir, "plan.ndjson");
     return rc;

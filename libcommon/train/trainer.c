@@ -170,8 +170,10 @@ static int after_step(dt_trainer *t, int64_t *saved, bool last, dt_err *err)
     int rc = stop ? 0 : validate(t, last, err);
     if (rc == DT_ESIGNAL)
         stop = true, rc = 0;
-    if (rc == 0 && *saved != t->state.step &&
-        (due(t->save_every, t->state.step) || last || stop || (t->save_now && *t->save_now))) {
+    bool asked = t->save_now && *t->save_now;
+    if (asked)
+        *t->save_now = 0;
+    if (rc == 0 && *saved != t->state.step && (due(t->save_every, t->state.step) || last || stop || asked)) {
         rc = save(t, err);
         *saved = t->state.step;
     }
