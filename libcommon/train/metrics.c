@@ -172,6 +172,25 @@ static int parse_line(const char *line, const char *name, double *step, double *
     return found;
 }
 
+int dt_metrics_find(int64_t *offset, const char *path, int64_t step, dt_err *err)
+{
+    char *line = NULL;
+    size_t cap = 0;
+    ssize_t len;
+    double at = 0, same;
+    FILE *f = fopen(path, "re");
+    *offset = 0;
+    if (!f)
+        return errno == ENOENT ? 0 : dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    while ((len = getline(&line, &cap, f)) > 0 && line[len - 1] == '\n' && parse_line(line, "step", &at, &same) == 1 &&
+           at < (double)step)
+        *offset += len;
+    int rc = ferror(f) ? dt_err_sys(err, DT_EDATA, "cannot read '%s'", path) : 0;
+    fclose(f);
+    free(line);
+    return rc;
+}
+
 int dt_metrics_read(double **step, double **value, int64_t *n, const char *path, const char *name, dt_err *err)
 {
     double *x = NULL, *y = NULL;

@@ -30,6 +30,9 @@ int  dt_metrics_sync(dt_metrics *m, dt_err *err);
 /* Frees *m and sets it NULL also on failure; NULL is fine.  A line in progress is dropped. */
 int  dt_metrics_close(dt_metrics **m, dt_err *err);
 
+/* Bytes of the whole lines before the first of `step` or a later one, for dt_metrics_open; 0 if there is no file. */
+int  dt_metrics_find(int64_t *offset, const char *path, int64_t step, dt_err *err);
+
 /* The values of one field against "step", for charts; lines without the field are passed over, null becomes NaN.
  * Caller frees *step and *value. */
 int  dt_metrics_read(double **step, double **value, int64_t *n, const char *path, const char *name, dt_err *err);

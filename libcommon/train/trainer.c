@@ -187,7 +187,10 @@ int dt_train(dt_trainer *t, dt_err *err)
     int64_t saved = t->state.step;
     bool ended = false;
     dt_optim_zero(t->optim);
-    int rc = validate(t, false, err);
+    /* killed between saving and removing, a run that goes on has that left to do */
+    int rc = t->state.step ? dt_checkpoint_prune(t->output_dir, t->keep, err) : 0;
+    if (rc == 0)
+        rc = validate(t, false, err);
     while (rc == 0 && !ended && t->state.step < t->max_steps) {
         struct step s;
         double t0 = now();

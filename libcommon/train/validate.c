@@ -540,16 +540,11 @@ static int held_loss(dt_validator *v, double *mean, dt_err *err)
     return rc;
 }
 
-static int log_loss(dt_validator *v, double step, double loss, dt_err *err)
-{
-    dt_metrics_int(v->log, "step", (int64_t)step);
-    dt_metrics_num(v->log, "loss", loss);
-    return dt_metrics_end(v->log, err);
-}
-
 static int report_loss(dt_validator *v, int64_t step, double loss, dt_err *err)
 {
-    int rc = log_loss(v, (double)step, loss, err);
+    dt_metrics_int(v->log, "step", step);
+    dt_metrics_num(v->log, "loss", loss);
+    int rc = dt_metrics_end(v->log, err);
     if (rc == 0 && v->j->t.events)
         rc = dt_events_scalar(v->j->t.events, "validation/loss", step, loss, err);
     dt_grow(&v->step, &v->cap_step, v->n + 1, sizeof(*v->step));
@@ -564,13 +559,12 @@ static int report_loss(dt_validator *v, int64_t step, double loss, dt_err *err)
 /* Cuts what there is of this step and later ones. */
 static int begin(dt_validator *v, int64_t step, dt_err *err)
 {
+    int64_t offset = 0;
     int rc = v->run ? drop_later(v, step, err) : 0;
-    if (rc == 0 && v->held)
-        rc = dt_metrics_open(&v->log, v->log_path, 0, err);
-    int64_t n = v->n;
-    v->n = 0;
-    for (; v->n < n && v->step[v->n] < (double)step && rc == 0; v->n++)
-        rc = log_loss(v, v->step[v->n], v->loss[v->n], err);
+    if (rc == 0 && v->held && (rc = dt_metrics_find(&offset, v->log_path, step, err)) == 0)
+        rc = dt_metrics_open(&v->log, v->log_path, offset, err);
+    while (v->n > 0 && v->step[v->n - 1] >= (double)step)
+        v->n--;
     v->begun = rc == 0;
     return rc;
 }
