@@ -82,8 +82,8 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
     if (rc == 0 && s.seed != (uint64_t)j->info.seed)
         rc = dt_err_set(err, DT_EUSAGE, "%s was made with seed %" PRIu64, dir, s.seed);
     if (rc == 0 && s.threads != j->dev->threads)
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made with %d compute threads; add --threads %d to get the same bits", dir, s.threads,
-                        s.threads);
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made with %d compute threads, this run has %d; add --threads %d to get the same bits", dir,
+                        s.threads, j->dev->threads, s.threads);
     if (rc == 0)
         rc = dt_checkpoint_load(dir, &j->optim, &s, err);
     if (rc == 0) {
@@ -282,7 +282,7 @@ static int train(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
     char settings[33];
-    dt_train_opts_hash(o, settings);
+    dt_train_opts_hash(o, j->checkpoint, settings);
     int rc = j->val ? dt_validator_encode(j->val, err) : 0;
     if (rc == 0)
         rc = dt_job_weights(j, err);

@@ -346,7 +346,7 @@ int dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err)
     return 0;
 }
 
-void dt_train_opts_hash(const dt_train_opts *o, char hex[33])
+void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33])
 {
     dt_hasher *h = dt_hasher_new();
     char *text = dt_sprintf("%d|%d|%d|%d|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%d|%d|%lld|%.17g|%.17g|%d|%d|%.17g|%.17g|%.17g|%lld|"
@@ -355,7 +355,7 @@ void dt_train_opts_hash(const dt_train_opts *o, char hex[33])
         o->epsilon, o->max_grad_norm, o->use_ema ? o->ema_decay : 0.0, o->scale_lr, o->lr_scheduler, (long long)o->lr_warmup_steps,
         o->lr_num_cycles, o->lr_power, o->weighting, o->uniform_sampling, o->timesteps.logit_mean, o->timesteps.logit_std,
         o->timesteps.mode_scale, (long long)o->timesteps.steps, o->guidance, o->noise_offset, o->input_perturbation,
-        o->outlier_limit, o->kl_weight, (long long)o->rank, o->network_alpha, o->gradient_checkpointing,
+        o->outlier_limit, o->kl_weight, (long long)o->rank, o->network_alpha, checkpoint,
         (long long)o->data.gradient_accumulation_steps);
     dt_hasher_str(h, text);
     free(text);

@@ -61,8 +61,9 @@ const dt_cli *dt_train_cli(enum dt_method method);
 /* What the table cannot say: flags that need or exclude each other, and those that would have no effect in this run.
  * Given a plan, gradient_accumulation_steps is 0 unless it is on the command line: as in the plan.  DT_EUSAGE. */
 int  dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err);
-/* Hash over every setting that changes the weights, hence what resume must find unchanged. */
-void dt_train_opts_hash(const dt_train_opts *o, char hex[33]);
+/* Hash over every setting that changes the weights, hence what resume must find unchanged; `checkpoint`: recompute
+ * activations, asked for or chosen to keep a memory budget. */
+void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33]);
 void dt_train_opts_release(dt_train_opts *o);
 
 #endif
