@@ -14,6 +14,7 @@
 #define BAR_S    0.1            /* least time between two drawings of the bar */
 #define LINE_S   10.0           /* and between two lines */
 #define BAR_CELLS 20
+#define MIN_CELLS 8
 
 struct dt_progress {
     char   *what, *unit;
@@ -21,7 +22,7 @@ struct dt_progress {
     double  opened_s, first_s, shown_s;
     bool    begun, quiet, tty, stale;   /* stale: something was reported that is not on stderr yet */
     FILE   *ndjson;
-    struct { const char *name; double value; } num[MAX_NUMS];
+    struct { const char *name; double value; bool share; } num[MAX_NUMS];
     int     n;
 };
 
@@ -51,7 +52,7 @@ int dt_progress_open(dt_progress **out, const char *what, const char *unit, int6
     return 0;
 }
 
-void dt_progress_num(dt_progress *p, const char *name, double value)
+static void set(dt_progress *p, const char *name, double value, bool share)
 {
     int i = 0;
     while (i < p->n && strcmp(p->num[i].name, name))
@@ -61,7 +62,11 @@ void dt_progress_num(dt_progress *p, const char *name, double value)
     p->n = i == p->n ? i + 1 : p->n;
     p->num[i].name = name;
     p->num[i].value = value;
+    p->num[i].share = share;
 }
+
+void dt_progress_num(dt_progress *p, const char *name, double value) { set(p, name, value, false); }
+void dt_progress_share(dt_progress *p, const char *name, double value) { set(p, name, value, true); }
 
 /* Units per second since the first report; 0: not known yet. */
 static double rate(const dt_progress *p, double t)
@@ -100,6 +105,22 @@ static int duration(char *buf, size_t size, double s)
     return snprintf(buf, size, "%ld:%02ld", t / 60, t % 60);
 }
 
+/* ", loss 0.123", ", 17.5 img/s", ", 42 % of peak" */
+static int describe_num(const dt_progress *p, int i, char *buf, size_t size)
+{
+    const char *name = p->num[i].name;
+    double v = p->num[i].value;
+    char words[33];
+    if (strchr(name, '/'))
+        return snprintf(buf, size, ", %.3g %.32s", v, name);
+    if (!p->num[i].share)
+        return snprintf(buf, size, ", %.32s %.4g", name, v);
+    snprintf(words, sizeof words, "%s", name);
+    for (char *c = words; *c; c++)
+        *c = *c == '_' ? ' ' : *c;
+    return snprintf(buf, size, ", %.3g %% %s", 100 * v, words);
+}
+
 /* "12/100 img, 3.2 img/s, eta 0:28, loss 0.123" */
 static void describe(const dt_progress *p, double t, bool last, char *buf, size_t size)
 {
@@ -119,7 +140,7 @@ static void describe(const dt_progress *p, double t, bool last, char *buf, size_
         n += (size_t)snprintf(buf + n, size - n, ", eta %s", time);
     }
     for (int i = 0; i < p->n && n + 64 < size; i++)
-        n += (size_t)snprintf(buf + n, size - n, ", %.32s %.4g", p->num[i].name, p->num[i].value);
+        n += (size_t)describe_num(p, i, buf + n, size - n);
 }
 
 static void show(dt_progress *p, double t, bool last)
@@ -131,16 +152,23 @@ static void show(dt_progress *p, double t, bool last)
     } else {
         struct winsize w = { 0 };
         int width = !ioctl(STDERR_FILENO, TIOCGWINSZ, &w) && w.ws_col > 20 ? w.ws_col : 80;
+        int room = width - (int)(strlen(dt_argv0) + strlen(p->what) + strlen(text)) - 8;
+        int cells = room < MIN_CELLS ? MIN_CELLS : room < BAR_CELLS ? room : BAR_CELLS;
         if (p->total > 0 && width >= 60) {
-            int64_t full = p->done >= p->total ? BAR_CELLS : p->done * BAR_CELLS / p->total;
-            memset(bar, '.', BAR_CELLS + 2);
+            int64_t full = p->done >= p->total ? cells : p->done * cells / p->total;
+            memset(bar, '.', (size_t)cells + 2);
             bar[0] = '[';
             memset(bar + 1, '#', (size_t)(full < 0 ? 0 : full));
-            memcpy(bar + BAR_CELLS + 1, "] ", 3);
+            memcpy(bar + cells + 1, "] ", 3);
         }
         char line[1200];
         snprintf(line, sizeof line, "%s: %s %s%s", dt_argv0, p->what, bar, text);
-        fprintf(stderr, "\r%.*s\033[K", width - 1, line);
+        if ((int)strlen(line) >= width)                     /* as many whole numbers as fit */
+            line[width - 1] = '\0';
+        char *comma = (int)strlen(line) == width - 1 ? strrchr(line, ',') : NULL;
+        if (comma)
+            *comma = '\0';
+        fprintf(stderr, "\r%s\033[K", line);
     }
     fflush(stderr);
     p->shown_s = t;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "graph/peak.h"
 #include "train/chart.h"
 #include "train/run_int.h"
 
@@ -96,9 +97,13 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
 
 /* --- watching --- */
 
+#define PEAK_S 0.02                 /* how long the processor is measured, if somebody watches */
+
 static int open_watchers(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
+    if (j->dev->kind == DT_CPU && (!o->quiet || o->progress || o->report_to == 0))
+        j->t.peak_flops = dt_peak_fma(j->dev->threads, PEAK_S);
     char *metrics = dt_path_join(o->output_dir, "metrics.ndjson");
     int rc = dt_metrics_open(&j->t.metrics, metrics, j->t.state.metrics_bytes, err);
     if (rc == 0 && o->report_to == 0) {

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "train/dump.h"
+#include "train/memory.h"
 #include "train/trainer.h"
 
 struct step {                       /* what one optimiser step found */
@@ -111,16 +112,23 @@ static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *e
         dt_metrics_num(t->metrics, "grad_norm", s->norm);
         rc = dt_metrics_end(t->metrics, err);
     }
+    double rate = s->flops / seconds, memory = (double)dt_mem_resident();
     if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "train/loss", k, s->loss, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "train/lr", k, s->lr, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "train/grad_norm", k, s->norm, err)) == 0)
         rc = dt_events_scalar(t->events, "performance/img_per_s", k, (double)s->images / seconds, err);
+    if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "performance/memory_MiB", k, memory / 1048576, err)) == 0 &&
+        (rc = dt_events_scalar(t->events, "performance/TFLOP_per_s", k, rate * 1e-12, err)) == 0 && t->peak_flops > 0)
+        rc = dt_events_scalar(t->events, "performance/of_peak", k, rate / t->peak_flops, err);
     if (t->progress) {
         dt_progress_num(t->progress, "loss", s->loss);
         dt_progress_num(t->progress, "lr", s->lr);
-        dt_progress_num(t->progress, "grad_norm", s->norm);
         dt_progress_num(t->progress, "img/s", (double)s->images / seconds);
-        dt_progress_num(t->progress, "TFLOP/s", s->flops / seconds * 1e-12);
+        if (t->peak_flops > 0)
+            dt_progress_share(t->progress, "of_peak", rate / t->peak_flops);
+        dt_progress_num(t->progress, "TFLOP/s", rate * 1e-12);
+        dt_progress_num(t->progress, "grad_norm", s->norm);
+        dt_progress_num(t->progress, "memory_MiB", memory / 1048576);
         dt_progress_step(t->progress, k);
     }
     return rc;

@@ -16,6 +16,7 @@ typedef struct dt_trainer {
     dt_optim      *optim;
     dt_lr          lr;
     dt_device     *dev;
+    double         peak_flops;      /* what the device can do at most; 0: not known */
 
     /* how long and how */
     int64_t  max_steps;             /* optimiser steps */

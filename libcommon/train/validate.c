@@ -20,7 +20,7 @@
 #include "train/grid.h"
 #include "train/run_int.h"
 
-enum { QUANTILES = 4, MAX_COLS = 16, EMA_CHUNK = 1 << 18 };
+enum { QUANTILES = 4, MAX_ROWS = 16, EMA_CHUNK = 1 << 18 };
 
 struct dt_validator {
     dt_job      *j;
@@ -114,7 +114,7 @@ static int plan_encoders(dt_validator *v, dt_err *err)
     return plan_prompts(v, v->text, err);
 }
 
-/* With a row for each prompt. */
+/* With a column for each prompt. */
 static dt_grid *new_sheet(const dt_validator *v)
 {
     const dt_train_opts *o = v->j->o;
@@ -122,7 +122,7 @@ static dt_grid *new_sheet(const dt_validator *v)
                            o->validation_inference_steps, o->guidance, v->side_px);
     dt_grid *g = dt_grid_new(dt_grid_params(.title = "Samples during training", .subtitle = sub));
     for (int64_t i = 0; i < v->nprompt; i++)
-        dt_grid_add_row(g, o->validation_prompts.v[i]);
+        dt_grid_add_col(g, o->validation_prompts.v[i]);
     free(sub);
     return g;
 }
@@ -133,10 +133,10 @@ static int picture_bytes(dt_validator *v, dt_err *err)
     const dt_job *j = v->j;
     const dt_flux_pipe *p = j->pipe;
     int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->side_px * v->side_px, sheet = 0, tiles = 0;
-    int64_t cols = j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2;
+    int64_t rows = j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2;
     dt_grid *g = new_sheet(v);
-    for (int64_t i = 0; i < cols && i < MAX_COLS; i++)
-        dt_grid_add_col(g, "base");
+    for (int64_t i = 0; i < rows && i < MAX_ROWS; i++)
+        dt_grid_add_row(g, "base");
     int rc = dt_grid_bytes(g, (int)v->side_px, (int)v->side_px, &tiles, &sheet, err);
     dt_grid_free(&g);
     int64_t png = 3 * px * (j->o->report_to == 0 ? 2 : 1);
@@ -410,31 +410,31 @@ static int64_t *sampled_steps(const dt_validator *v, int64_t *n)
     return steps;
 }
 
-static int put_column(const dt_validator *v, dt_grid *g, int64_t step, dt_err *err)
+static int put_row(const dt_validator *v, dt_grid *g, int64_t step, dt_err *err)
 {
     char *title = step ? dt_sprintf("step %" PRId64, step) : dt_strdup("base");
-    int col = dt_grid_add_col(g, title), rc = 0;
+    int row = dt_grid_add_row(g, title), rc = 0;
     free(title);
     for (int64_t i = 0; i < v->nprompt && rc == 0; i++) {
         char *path = sample_path(v, step, i);
         dt_image im = { 0 };
         if (dt_exists(path) && (rc = dt_image_read(&im, path, NULL, err)) == 0)
-            rc = dt_grid_put(g, (int)i, col, im.rgb, im.w, im.h, err);
+            rc = dt_grid_put(g, row, (int)i, im.rgb, im.w, im.h, err);
         dt_image_release(&im);
         free(path);
     }
     return rc;
 }
 
-/* Rows are prompts, columns are steps: the first, the last, and some evenly between. */
+/* Columns are prompts, rows are steps: the first, the last, and some evenly between. */
 static int draw_sheet(const dt_validator *v, dt_err *err)
 {
-    int64_t n, *steps = sampled_steps(v, &n), cols = n < MAX_COLS ? n : MAX_COLS;
+    int64_t n, *steps = sampled_steps(v, &n), rows = n < MAX_ROWS ? n : MAX_ROWS;
     char *path = dt_path_join(v->j->o->output_dir, "samples.png");
     dt_grid *g = new_sheet(v);
     int rc = 0;
-    for (int64_t k = 0; k < cols && rc == 0; k++)
-        rc = put_column(v, g, steps[cols > 1 ? k * (n - 1) / (cols - 1) : 0], err);
+    for (int64_t k = 0; k < rows && rc == 0; k++)
+        rc = put_row(v, g, steps[rows > 1 ? k * (n - 1) / (rows - 1) : 0], err);
     if (rc == 0)
         rc = dt_grid_save(g, path, err);
     dt_grid_free(&g);

@@ -3,49 +3,16 @@
 #include <time.h>
 #include "base/mem.h"
 #include "bench/peak.h"
+#include "graph/peak.h"
 #include "kernels/onednn.h"
-#include "kernels/tile.h"
 
-enum { TRIES = 7, CHAINS = 12, TURNS = 1 << 21, TRIAD = 1 << 24 };
+enum { TRIES = 7, TRIAD = 1 << 24 };
 
 double bench_now(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
-
-/* CHAINS chains of multiply-adds that do not wait for each other: more than latency times width. */
-static float multiply_add(float start)
-{
-    dt_vec x[CHAINS], a = { 0 }, b = { 0 }, sum = { 0 };
-    a += 0.999f;
-    b += start;
-    for (int i = 0; i < CHAINS; i++)
-        x[i] = b + (float)i;
-    for (int t = 0; t < TURNS; t++)
-#pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++)
-            x[i] = x[i] * a + b;
-    for (int i = 0; i < CHAINS; i++)
-        sum += x[i];
-    return sum[0];
-}
-
-static double fma_rate(int threads)
-{
-    double best = 0;
-    for (int k = 0; k < TRIES; k++) {
-        double t0 = bench_now();
-        float sum = 0;
-#pragma omp parallel for reduction(+ : sum) num_threads(threads)
-        for (int i = 0; i < threads; i++)
-            sum += multiply_add((float)i * 1e-3f);
-        double s = bench_now() - t0 + (sum == 1e30f);       /* the sum must be seen to be needed */
-        double rate = 2.0 * CHAINS * DT_VEC * TURNS * threads / s;
-        best = rate > best ? rate : best;
-    }
-    return best;
 }
 
 static double product_rate(int64_t n, dt_dtype t)
@@ -94,7 +61,7 @@ static double triad_rate(int threads)
 struct peak peak_measure(dt_device *dev, dt_dtype t)
 {
     static const int64_t sides[] = { 768, 1024, 2048, 3072 };
-    struct peak p = { .fma = fma_rate(dev->threads), .bytes = triad_rate(dev->threads) };
+    struct peak p = { .fma = dt_peak_fma(dev->threads, 0.5), .bytes = triad_rate(dev->threads) };
     for (size_t i = 0; i < sizeof(sides) / sizeof(sides[0]); i++) {
         double r = product_rate(sides[i], t);
         p.product = r > p.product ? r : p.product;

@@ -1,6 +1,8 @@
 /* tool.h and progress.h: what a child process says and how it ends. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -167,9 +169,50 @@ static int progress(void)
     dt_progress_num(p, "loss", 0.5);
     dt_progress_num(p, "lr", 1e-4);
     dt_progress_num(p, "loss", 0.25);
+    dt_progress_num(p, "img/s", 17.5);
+    dt_progress_share(p, "of_peak", 0.421);
     dt_progress_step(p, 8);
     dt_progress_close(&p);
     return p ? 2 : 0;
+}
+
+/* The same on a terminal of 100 columns: what it drew. */
+static void progress_bar(void **state)
+{
+    (void)state;
+    struct winsize size = { .ws_col = 100, .ws_row = 20 };
+    int master;
+    pid_t pid = forkpty(&master, NULL, NULL, &size);
+    assert_true(pid >= 0);
+    if (!pid) {
+        dt_progress *p = NULL;
+        dt_argv0 = "dt-x";
+        if (dt_progress_open(&p, "train", "step", 10, NULL, false, NULL) < 0)
+            _exit(1);
+        dt_progress_step(p, 0);
+        for (int i = 1; i <= 5; i++) {
+            usleep(120000);
+            dt_progress_num(p, "loss", 0.25);
+            dt_progress_share(p, "of_peak", 0.421);
+            dt_progress_step(p, i);
+        }
+        _exit(0);
+    }
+    char s[4096];
+    ssize_t n = 0, got;
+    while (n < (ssize_t)sizeof s - 1 && (got = read(master, s + n, sizeof s - 1 - (size_t)n)) > 0)
+        n += got;
+    s[n] = '\0';
+    close(master);
+    waitpid(pid, NULL, 0);
+    char *last = strrchr(s, '\r');
+    assert_non_null(last);
+    assert_non_null(strstr(s, "\rdt-x: train [....................] 0/10 step"));
+    assert_memory_equal(last, "\rdt-x: train [##########..........] 5/10 step, ", 47);
+    assert_non_null(strstr(last, " step/s, eta 0:0"));
+    assert_non_null(strstr(last, ", loss 0.25, 42.1 % of peak\033[K"));
+    for (char *line = s, *end; (end = strchr(line + 1, '\r')); line = end)
+        assert_true(end - line <= 103);
 }
 
 static void progress_words(void **state)
@@ -180,7 +223,7 @@ static void progress_words(void **state)
     close(mkstemp(path));
     assert_int_equal(run(progress, s, sizeof s), 0);
     assert_memory_equal(s, "dt-x: train 8/10 img, ", 22);
-    assert_non_null(strstr(s, " img/s, took 0:00, loss 0.25, lr 0.0001\n"));
+    assert_non_null(strstr(s, " img/s, took 0:00, loss 0.25, lr 0.0001, 17.5 img/s, 42.1 % of peak\n"));
     assert_int_equal(dt_file_read(&text, &n, path, 1000, NULL), 0);
     char *line2 = strchr(text, '\n') + 1;
     cJSON *a = cJSON_ParseWithOpts(text, NULL, 0), *b = cJSON_ParseWithOpts(line2, NULL, 0);
@@ -194,6 +237,10 @@ static void progress_words(void **state)
     assert_int_equal(dt_json_num_or(&eta, b, "eta_s", 0, "b", NULL), 0);
     assert_int_equal(dt_json_num_or(&loss, b, "loss", 0, "b", NULL), 0);
     assert_true(rate > 0 && rate <= 200 && eta > 0.0099 && loss == 0.25);
+    assert_int_equal(dt_json_num_or(&loss, b, "of_peak", 0, "b", NULL), 0);
+    assert_true(loss == 0.421);
+    assert_null(strchr(s, '\r'));          /* no terminal: lines, no control characters */
+    assert_null(strchr(s, '\033'));
     assert_string_equal(cJSON_GetObjectItem(b, "job")->valuestring, "train");
     cJSON_Delete(a);
     cJSON_Delete(b);
@@ -209,7 +256,7 @@ int main(void)
 {
     const struct CMUnitTest t[] = {
         cmocka_unit_test(says), cmocka_unit_test(ends), cmocka_unit_test(signal_rules),
-        cmocka_unit_test(progress_words),
+        cmocka_unit_test(progress_words), cmocka_unit_test(progress_bar),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("base_tool", t, NULL, NULL);

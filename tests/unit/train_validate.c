@@ -99,13 +99,13 @@ static dt_hash picture(int64_t step, int prompt)
     return h;
 }
 
-static int sheet_width(void)
+static int sheet_height(void)
 {
     dt_image_info info;
     char *path = dt_path_join(dir, "samples.png");
     assert_int_equal(dt_image_probe(&info, path, NULL, NULL), 0);
     free(path);
-    return info.w;
+    return info.h;
 }
 
 #define same(a, b) (!strcmp((a).hex, (b).hex))
@@ -120,12 +120,12 @@ static void steps(void **unused)
     open_job(&j, &o);
     j.optim.nset = 0;                   /* no EMA */
     run(&j, 0);
-    int width = sheet_width();
+    int height = sheet_height();
     dt_hash a = picture(0, 0), b = picture(0, 1);
     assert_false(same(a, b));
     run(&j, 3);                         /* nothing has changed: neither do the pictures */
     assert_true(same(picture(3, 0), a) && same(picture(3, 1), b));
-    assert_true(sheet_width() > width);
+    assert_true(sheet_height() > height);
     train(&j);
     run(&j, 5);
     assert_false(same(picture(5, 0), a));
@@ -141,7 +141,7 @@ static void steps(void **unused)
     open_job(&j, &o);                   /* and one that begins anew */
     run(&j, 0);
     assert_true(has(0, 0) && has(0, 1) && !has(3, 0) && !has(4, 0));
-    assert_int_equal(sheet_width(), width);
+    assert_int_equal(sheet_height(), height);
     close_job(&j, &o);
 }
 
