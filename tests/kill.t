@@ -24,7 +24,7 @@ D='--image_sample_size 32 --train_batch_size 2'
 C="--model $M --threads 1 --max_sequence_length 16 -q"
 
 # --- what an output is worth: names and sums of all that a run leaves, but for what tells the time ---
-sums() { find "$@" -type f ! -name '.lock-*' ! -path '*/logs/*' ! -path '*cache/*' -exec cksum {} + | LC_ALL=C sort -k 3; }
+sums() { find "$@" -type f ! -name '.lock-*' ! -name run.json ! -path '*/logs/*' ! -path '*cache/*' -exec cksum {} + | LC_ALL=C sort -k 3; }
 # A cache is its entries, in whatever shards they are, and what its indexes say of them.
 cache_is() {
     cat "$1"/index-*.ndjson | grep -Ev '"(dt_cache|end)":' | sed 's/,"at":.*//' | LC_ALL=C sort -u

@@ -1,0 +1,57 @@
+#!/bin/bash
+# same.t - the same seed gives the same bits, however the data comes and whatever memory there is.
+. tests/lib.sh
+M=$PWD/tests/golden/tiny-flux E=$PWD/examples/pictures
+cd "$T" || exit 1
+export OMP_NUM_THREADS=1
+
+mkdir data
+for p in crown rocket sun_with_face airplane; do cp "$E/$p.png" data/; echo "a $p, and what else there is" >data/$p.txt; done
+D='--image_sample_size 48 --enable_bucket --random_flip --train_batch_size 2 --caption_dropout 0.3 --max_train_steps 5'
+N="--pretrained_model_name_or_path $M --max_train_steps 5 --checkpointing_steps 2 --report_to none --quiet"
+L="dt-train lora $N --max_sequence_length 16 --rank 2 --use_ema"
+F="dt-train full $N --max_sequence_length 16 --trainable_modules attn"
+V="dt-train vae $N"
+rest="--train_data_dir data ${D% --max*}"
+
+# What was trained, how it went, and all that a run needs to go on.
+same() {
+    (cd "$1" && find . -name '*.safetensors' -o -name metrics.ndjson | LC_ALL=C sort) >files
+    [ "$(wc -l <files)" -ge 10 ] || { cat files; return 1; }
+    while read -r f; do cmp "$1/$f" "$2/$f" || return 1; done <files
+}
+
+for w in 0 1 8; do
+    check "lora, $w loader threads" "$L $rest --dataloader_num_workers $w --output_dir lora$w && same lora0 lora$w"
+done
+for w in 0 1 8; do
+    check "lora, cached, $w loader threads" \
+        "$L --plan lora0/plan.ndjson --latents lora0/cache --dataloader_num_workers $w --output_dir cached$w && same lora0 cached$w"
+    check "lora, piped, $w loader threads" \
+        "dt-bucket -q $D data | dt-cache-latents --threads 1 --model $M --max_sequence_length 16 -q --dataloader_num_workers $w -o - |
+         $L --latents - --dataloader_num_workers $w --output_dir piped$w && same lora0 piped$w"
+done
+check 'lora, a memory budget that all fits into' "$L $rest --memory_budget 16G --output_dir budget && same lora0 budget"
+check 'lora, gone on with otherwise' \
+    "cp -r lora1 on && rm -r on/checkpoint-[45] on/lora.safetensors &&
+     $L $rest --memory_budget 16G --dataloader_num_workers 8 --low_vram --output_dir on --resume_from_checkpoint latest && same lora0 on"
+for w in 0 8; do
+    check "full, $w loader threads" "$F --plan lora0/plan.ndjson --latents lora0/cache --dataloader_num_workers $w --output_dir full$w && same full0 full$w"
+    check "vae, $w loader threads" "$V --plan lora0/plan.ndjson --dataloader_num_workers $w --output_dir vae$w && same vae0 vae$w"
+done
+check 'another seed, other bits' "$L $rest --seed 43 --output_dir seed && ! cmp -s seed/lora.safetensors lora0/lora.safetensors"
+
+# --- the number of compute threads is part of a run ---
+check 'it is in the checkpoint' "grep -h '\"threads\":' lora0/checkpoint-*/manifest.json | tr -d '\t ,' | sort -u" '"threads":1'
+fails 2 'and another one is refused, with both numbers' "$L $rest --threads 3 --output_dir lora0 --resume_from_checkpoint latest" \
+    'checkpoint-5 was made with 1 compute threads, this run has 3; add --threads 1 to get the same bits'
+check 'as the manual says' "for p in dt.7 dt-train.1 dt-checkpoint.5; do man -l '$OLDPWD/man/'\$p 2>/dev/null | tr -s ' \n' ' ' | grep -c 'number of.*threads'; done | sort -u" 1
+
+# What the budget chose is a setting like those of the command line.
+B1="dt-train lora ${N/--max_train_steps 5 /} --train_data_dir data --image_sample_size 256 --train_batch_size 2 --rank 2 --max_sequence_length 16"
+budget=$($B1 --memory_budget 1M --output_dir small 2>&1 | sed -n 's/.*smallest memory budget that would do is \([0-9]*M\).*/\1/p')
+check 'recompute chosen by the budget: the bits of --gradient_checkpointing' \
+    "$B1 --max_train_steps 2 --memory_budget ${budget:-none} --output_dir small && $B1 --max_train_steps 2 --gradient_checkpointing --output_dir asked &&
+     cmp small/lora.safetensors asked/lora.safetensors"
+check 'gone on with as it was' "$B1 --max_train_steps 3 --gradient_checkpointing --output_dir small --resume_from_checkpoint latest"
+fails 2 'and not otherwise' "$B1 --max_train_steps 4 --output_dir small --resume_from_checkpoint latest" 'other settings'
