@@ -24,6 +24,15 @@ override CFLAGS   += -std=gnu11 $(OPT) -g -march=$(ARCH) -fopenmp -fno-math-errn
 override CPPFLAGS += -I. -Ilibcommon -I$(B) -D_GNU_SOURCE -DDT_VERSION='"$(VERSION)"' $(PKG_CFLAGS)
 override CXXFLAGS += -std=c++17 -O2 -g -Wall -Wextra -MMD -MP
 override LDLIBS   += $(PKG_LIBS) -ldnnl -llapacke -lstdc++ -lm -ldl -fopenmp
+# The fuzz targets are built with FUZZ_BUILD=1 B=some folder of their own: clang, libFuzzer and its sanitizers.
+ifdef FUZZ_BUILD
+CC       = clang
+CXX      = clang++
+OPT      = -O1
+SAN      = fuzzer-no-link,address,undefined
+override CFLAGS  += -Wno-pass-failed
+override LDFLAGS += -fsanitize-link-c++-runtime
+endif
 ifdef SAN
 override CFLAGS   += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=undefined
 override CXXFLAGS += -fsanitize=$(SAN)
@@ -42,6 +51,7 @@ LIB_P := $(wildcard libcommon/*/*.proto)
 LIB_O := $(LIB_C:%.c=$(B)/%.o) $(LIB_X:%.cc=$(B)/%.cc.o) $(LIB_P:libcommon/%.proto=$(B)/%.pb-c.o)
 UNITS := $(patsubst tests/unit/%.c,$(B)/unit/%,$(wildcard tests/unit/*.c))
 PROGS := $(patsubst tests/%.c,$(B)/%,$(shell grep -ls '^int main' tests/*.c))
+FUZZ  := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 CASES := $(patsubst %.c,$(B)/%.o,$(wildcard kernels/*_test.c))
 BENCH := $(patsubst %.c,$(B)/%.o,$(wildcard tests/bench/*.c))
 CU    := $(wildcard kernels/*.cu)
@@ -77,6 +87,17 @@ $(B)/%.pb-c.c $(B)/%.pb-c.h: libcommon/%.proto
 $(B)/%.pb-c.o: $(B)/%.pb-c.c
 	$(call Q,CC)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $(LIB_P:%.proto=$(B)/%.o): $(B)/libcommon/%.o: $(B)/%.pb-c.h
+
+# Fuzz targets.  tests/fuzz/X.c that is no target is a part of every one; the tools come in with their mains renamed.
+FUZZ_O  := $(patsubst %.c,$(B)/%.o,$(filter-out tests/fuzz/fuzz_%,$(wildcard tests/fuzz/*.c)))
+$(FUZZ): $(B)/fuzz/%: $(B)/tests/fuzz/%.o $(FUZZ_O) $(B)/fuzz/tools.a $(B)/libdt.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS) -lz
+$(B)/fuzz/tools.a: $(TOOLS:%=$(B)/fuzz/%.o)
+	rm -f $@ && $(AR) rcs $@ $^
+$(B)/fuzz/dt-%.o: $(B)/tools/dt-%.o
+	@mkdir -p $(@D)
+	objcopy --redefine-sym main=dt_$(subst -,_,$*)_main $< $@
 
 $(B)/checkop: $(CASES) $(EMU_O)
 $(BENCH): override CPPFLAGS += -Itests
@@ -120,6 +141,8 @@ FORCE:
 lib: $(B)/libdt.a
 units: $(UNITS)
 progs: $(PROGS)
+.PHONY: fuzzers fuzz
+fuzzers: $(FUZZ)
 cppflags:
 	@echo '$(CPPFLAGS)'
 check: all units progs
@@ -139,6 +162,9 @@ test: deps      ## build everything and run all tests; `make check` does it with
 san:            ## run all tests under ASan and UBSan, and those with threads under TSan (wants clang and its libomp)
 	@$(MAKE) --no-print-directory $(JOBS) SAN=address,undefined check
 	@$(MAKE) --no-print-directory $(JOBS) SAN=thread CC=clang CXX=clang++ check-threads
+fuzz:           ## run every fuzz target for FUZZ_SECONDS (60) after its corpus, two at a time (wants clang and its libomp)
+	@$(MAKE) --no-print-directory -s $(JOBS) FUZZ_BUILD=1 B=$(B)-fuzz fuzzers
+	@B=$(B)-fuzz tests/fuzz/run -s $(or $(FUZZ_SECONDS),60)
 coverage:       ## run all tests and report how many lines of libcommon and tools they run
 	@find build-cov -name '*.gcda' -delete 2>/dev/null; $(MAKE) --no-print-directory $(JOBS) COV=1 B=build-cov check
 	@tests/coverage build-cov

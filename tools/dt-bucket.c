@@ -125,8 +125,6 @@ int main(int argc, char **argv)
     dt_argv0 = "dt-bucket";
     dt_signals_install();
     int rc = dt_cli_parse(&cli, &o, argc, argv, &operands, &err);
-    if (rc > 0)
-        return dt_finish(0);
     dt_quiet = o.quiet;
     if (rc == 0)
         rc = take_operand(&o, &operands, &err);

@@ -196,8 +196,6 @@ int main(int argc, char **argv)
     dt_signals_install();
     dt_malloc_install();
     int rc = dt_cli_parse(&cli, &o, argc, argv, &operands, &err);
-    if (rc > 0)
-        return dt_finish(0);
     dt_quiet = o.quiet;
     if (rc == 0)
         rc = check(&o, &operands, &err);

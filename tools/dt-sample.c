@@ -101,8 +101,6 @@ int main(int argc, char **argv)
     dt_signals_install();
     dt_malloc_install();
     int rc = dt_cli_parse(&cli, &o, argc, argv, &files, &err);
-    if (rc > 0)
-        return dt_finish(0);
     dt_quiet = o.s.quiet;
     o.s.guidance_given = rc == 0 && dt_cli_given(&cli, argc, argv, "guidance_scale");
     if (o.threads)

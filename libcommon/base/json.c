@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 #include "base/file.h"
 #include "base/mem.h"
 
@@ -20,6 +21,19 @@ __attribute__((constructor)) static void never_null(void)
 }
 
 /* --- reading --- */
+bool dt_is_utf8(const void *s, size_t bytes)
+{
+    const uint8_t *p = s;
+    for (size_t i = 0; i < bytes;) {
+        utf8proc_int32_t cp;
+        utf8proc_ssize_t k = utf8proc_iterate(p + i, (utf8proc_ssize_t)(bytes - i), &cp);
+        if (k <= 0 || cp == 0)
+            return false;
+        i += (size_t)k;
+    }
+    return true;
+}
+
 int dt_json_parse(cJSON **out, const char *text, size_t bytes, const char *what, dt_err *err)
 {
     const char *end = NULL;
@@ -48,6 +62,11 @@ int dt_json_read(cJSON **out, const char *path, size_t max_bytes, dt_err *err)
     if (rc < 0)
         return rc;
     rc = dt_json_parse(out, text, bytes, path, err);
+    if (rc == 0 && !dt_is_utf8(text, bytes)) {
+        cJSON_Delete(*out);
+        *out = NULL;
+        rc = dt_err_set(err, DT_EDATA, "%s: not valid UTF-8", path);
+    }
     free(text);
     return rc;
 }

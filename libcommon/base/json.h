@@ -7,7 +7,10 @@
 #include <cjson/cJSON.h>
 #include "base/err.h"
 
-/* Parses a file of at most max_bytes.  DT_EDATA: "FILE: not valid JSON at line L, column C". */
+/* UTF-8 (Unicode table 3-7), and no NUL in it? */
+bool dt_is_utf8(const void *s, size_t bytes);
+
+/* Parses a file of at most max_bytes.  DT_EDATA: "FILE: not valid JSON at line L, column C", or not UTF-8. */
 int dt_json_read(cJSON **out, const char *path, size_t max_bytes, dt_err *err);
 /* The same for text in memory: `bytes` of it, then a NUL.  `what` names it in messages. */
 int dt_json_parse(cJSON **out, const char *text, size_t bytes, const char *what, dt_err *err);

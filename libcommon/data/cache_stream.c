@@ -12,6 +12,7 @@
 enum { KEY_DIGITS = 32 };
 #define MAX_MEMBER_BYTES ((int64_t)1 << 31)
 #define MAX_TEXT_BYTES ((int64_t)4 << 30)
+#define FIRST_BYTES ((size_t)4 << 20)   /* of a member get memory at once; for more, as many must have come */
 
 struct receiver {
     struct archive *a;
@@ -22,6 +23,31 @@ struct receiver {
     char    name[101];
     int64_t members;
 };
+
+/* r->data, r->bytes: what the current member holds, and a NUL. */
+static int read_data(struct receiver *r, size_t size, dt_err *err)
+{
+    size_t n = 0, room = 0;
+    free(r->data);
+    r->data = NULL;
+    r->bytes = size;
+    do {
+        room = !room ? FIRST_BYTES : 2 * room;
+        room = room < size ? room : size;
+        char *grown = realloc(r->data, room + 1);
+        if (!grown)
+            return dt_err_set(err, DT_ENOMEM, "no memory for %zu bytes of the cache stream", size);
+        r->data = grown;
+        while (n < room) {
+            la_ssize_t k = archive_read_data(r->a, r->data + n, room - n);
+            if (k <= 0)
+                return dt_err_set(err, DT_EDATA, "the cache stream ends early, in '%s'", r->name);
+            n += (size_t)k;
+        }
+    } while (n < size);
+    r->data[size] = '\0';
+    return 0;
+}
 
 /* 1 and the member in r->name, r->data; 0 at the end. */
 static int next_member(struct receiver *r, dt_err *err)
@@ -41,20 +67,9 @@ static int next_member(struct receiver *r, dt_err *err)
         return dt_err_set(err, DT_EDATA, "the cache stream has a member that is none of a cache: '%.100s'",
                           name ? name : "");
     snprintf(r->name, sizeof(r->name), "%s", name);
-    free(r->data);
-    r->bytes = (size_t)size;
-    r->data = dt_try_alloc(r->bytes + 1);
-    if (!r->data)
-        return dt_err_set(err, DT_ENOMEM, "no memory for %lld bytes of the cache stream", (long long)size);
-    for (size_t n = 0; n < r->bytes;) {
-        la_ssize_t k = archive_read_data(r->a, r->data + n, r->bytes - n);
-        if (k <= 0)
-            return dt_err_set(err, DT_EDATA, "the cache stream ends early, in '%s'", r->name);
-        n += (size_t)k;
-    }
-    r->data[r->bytes] = '\0';
-    r->members++;
-    return 1;
+    int rc = read_data(r, (size_t)size, err);
+    r->members += rc == 0;
+    return rc < 0 ? rc : 1;
 }
 
 static int take_entry(struct receiver *r, dt_err *err)

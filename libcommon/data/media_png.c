@@ -96,6 +96,8 @@ int dt_png_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *
         goto out;
     }
     png_set_user_limits(png, out->w, out->h);
+    /* Text, profiles and the like are passed over: of some, libpng 1.6.39 allocates the length they claim. */
+    png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);
     png_set_read_fn(png, &t, take);
     png_read_info(png, info);
     int ch = normalise(png, info);

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
-#include <utf8proc.h>
 #include "base/file.h"
 #include "base/json.h"
 #include "data/meta.h"
@@ -28,16 +27,6 @@ static void skip(const struct in *in, const char *where, int64_t n, const char *
     char *line = dt_sprintf("%s: %s %lld: %s", in->name, where, (long long)n, why);
     dt_strs_add(&in->m->skipped, line);
     free(line);
-}
-
-static bool is_utf8(const char *s)
-{
-    const uint8_t *p = (const uint8_t *)s;
-    utf8proc_int32_t c;
-    for (utf8proc_ssize_t n; *p; p += n)
-        if ((n = utf8proc_iterate(p, -1, &c)) < 1)
-            return false;
-    return true;
 }
 
 /* Width or height: absent, null and "" are 0.  Returns false when it is no whole number of pixels. */
@@ -86,7 +75,7 @@ static const char *check_entry(const cJSON *o, int *w, int *h)
         return path ? "'file_path' must be a string" : "'file_path' is missing";
     if (text && !cJSON_IsNull(text) && !string_of(text))
         return "'text' must be a string";
-    if (string_of(text) && !is_utf8(text->valuestring))
+    if (string_of(text) && !dt_is_utf8(text->valuestring, strlen(text->valuestring)))
         return "'text' is not UTF-8";
     if (type && !cJSON_IsNull(type)) {
         const char *t = string_of(type);
@@ -271,7 +260,7 @@ static bool is_picture(const char *name)
 
 void dt_meta_add(dt_meta *m, const char *path, const char *text, const char *what, int64_t repeats, int sub)
 {
-    if (is_utf8(text)) {
+    if (dt_is_utf8(text, strlen(text))) {
         dt_meta_item *it = new_item(m, "", path, text);
         it->repeats = repeats;
         it->sub = sub;

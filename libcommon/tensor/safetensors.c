@@ -7,7 +7,6 @@
 #include <endian.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <utf8proc.h>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -31,19 +30,6 @@ struct dt_st {
 };
 
 /* --- one header --- */
-
-/* NUL is valid UTF-8, but a name that holds one could not be told from its beginning. */
-static bool is_utf8(const uint8_t *s, size_t n)
-{
-    for (size_t i = 0; i < n;) {
-        utf8proc_int32_t cp;
-        utf8proc_ssize_t k = utf8proc_iterate(s + i, (utf8proc_ssize_t)(n - i), &cp);
-        if (k <= 0 || cp == 0)
-            return false;
-        i += (size_t)k;
-    }
-    return true;
-}
 
 /* A JSON number that is an integer in [0, 2^53]. */
 static bool whole(const cJSON *j, int64_t *out)
@@ -183,7 +169,7 @@ static int parse(dt_st *st, const char *path, const uint8_t *p, size_t bytes, dt
                           (unsigned long long)len);
     if (len > bytes - 8)
         return dt_err_set(err, DT_EDATA, "%s: ends inside its header", path);
-    if (!is_utf8(p + 8, len))
+    if (!dt_is_utf8(p + 8, len))
         return dt_err_set(err, DT_EDATA, "%s: header is not valid UTF-8", path);
     const char *text = (const char *)p + 8, *end = text;
     cJSON *root = cJSON_ParseWithLengthOpts(text, len, &end, false);
@@ -414,7 +400,7 @@ const char *dt_st_meta(const dt_st *st, const char *key)
 static int add_entry_json(cJSON *root, const dt_st_entry *e, int64_t *at, dt_err *err)
 {
     int64_t bytes;
-    if (!is_utf8((const uint8_t *)e->name, strlen(e->name)) || !strcmp(e->name, "__metadata__"))
+    if (!dt_is_utf8(e->name, strlen(e->name)) || !strcmp(e->name, "__metadata__"))
         return dt_err_set(err, DT_EFAIL, "tensor name '%.200s' cannot be written", e->name);
     if (!size_of(e->dims, e->dtype, &bytes))
         return dt_err_set(err, DT_EFAIL, "tensor '%s' is too large", e->name);

@@ -70,6 +70,7 @@ static bool next_field(struct reader *r, struct field *f)
     return !r->bad;
 }
 
+/* Its text cuts captions into parts, which must be UTF-8 again. */
 static bool read_piece(dt_spiece *m, struct reader r)
 {
     struct field f;
@@ -89,7 +90,7 @@ static bool read_piece(dt_spiece *m, struct reader r)
     }
     dt_grow(&m->piece, &m->cap, m->n + 1, sizeof *m->piece);
     m->piece[m->n++] = x;
-    return !r.bad && x.score == x.score;
+    return !r.bad && x.score == x.score && dt_is_utf8(x.text, (size_t)x.len);
 }
 
 static bool read_trainer(dt_spiece *m, struct reader r)

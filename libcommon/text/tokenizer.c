@@ -57,6 +57,8 @@ static dt_scratch *scratch_get(dt_tokenizer *t)
         sc->match = dt_must(pcre2_match_data_create(2, NULL));
     }
     sc->clean.n = sc->ids.n = 0;
+    dt_grow(&sc->clean.v, &sc->clean.cap, 1, 1);    /* never NULL, also for an empty text */
+    dt_grow(&sc->ids.v, &sc->ids.cap, 1, sizeof *sc->ids.v);
     return sc;
 }
 
@@ -226,6 +228,8 @@ static int place_added(dt_tokenizer *t, const struct source *src, dt_err *err)
         if (tok.normalized && (rc = dt_norm_run(norm_of(t), sc, &s, &tok.len, err)) < 0)
             break;
         tok.text = (char *)s;
+        if (tok.len <= 0)                       /* normalised to nothing: it cannot occur */
+            continue;
         dt_added_put(tok.normalized ? &t->normalized : &t->raw, &tok);
     }
     if (sc)
@@ -346,7 +350,7 @@ static int encode_stretch(dt_tokenizer *t, dt_scratch *sc, const char *s, int64_
     int rc;
     if (n <= 0)
         return 0;
-    if ((rc = dt_norm_run(norm_of(t), sc, &s, &n, err)) < 0)
+    if ((rc = dt_norm_run(norm_of(t), sc, &s, &n, err)) < 0 || n <= 0)
         return rc;
     while (sc->ids.n < sc->limit && dt_added_next(&t->normalized, s, n, at, &start, &stop, &id)) {
         if ((rc = encode_model(t, sc, s + at, start - at, first && at == 0, err)) < 0)

@@ -388,7 +388,7 @@ static void tar_survives_anything(void **state)
     for (int i = 0; i < 20000; i++) {
         size_t at = (size_t)(dt_rng_uniform(&rng) * (double)bytes);
         char was = data[at];
-        data[at] = (char)(dt_rng_uniform(&rng) * 256);
+        data[at] = (char)(uint8_t)(dt_rng_uniform(&rng) * 256);
         walk((uint8_t *)data, bytes);
         data[at] = was;
     }
