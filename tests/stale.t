@@ -215,6 +215,8 @@ done_with=$(echo "$done_with" | tr -d ',:')
 check 'every field of a recipe was changed' 'missing "$(fields data/cache_write.h dt_cache_recipe)"' ''
 check 'every field of an encoder' 'missing "$(fields data/cache_write.h dt_cache_part)"' ''
 check 'every field of a picture in a batch' 'missing "$(fields data/plan.h dt_batch_item)"' ''
-check 'every option of dt-cache-latents' "missing \"\$(dt-cache-latents --print_config | tr ',{}' '\n\n\n' | sed -n 's/^\"\([a-z_]*\)\":.*/\1/p')\"" ''
-check 'the lists are not empty' 'fields data/cache_write.h dt_cache_recipe | wc -w; fields data/plan.h dt_batch_item | wc -w' '8
-8'
+options() { dt-cache-latents --print_config=json | grep -o '"[a-z_]*":{"value"' | cut -d'"' -f2; }
+check 'every option of dt-cache-latents' 'missing "$(options)"' ''
+check 'the lists are not empty' 'fields data/cache_write.h dt_cache_recipe | wc -w; fields data/plan.h dt_batch_item | wc -w; options | wc -l | sed "s/[0-9]\$/+/"' '8
+8
+2+'

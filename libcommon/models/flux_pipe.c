@@ -66,16 +66,29 @@ static int check_fit(const dt_flux_pipe *p, dt_err *err)
 
 /* --- declaring: each network is built once at its smallest shape --- */
 
-static void declare_dit(dt_graph *g, const dt_flux_pipe *p)
+static void declare_dit(dt_graph *g, const dt_flux_config *c)
 {
-    dt_flux_in in = { .img = dt_input(g, "img", DT_F32, DT_DIMS(1, 1, p->dit.in_channels)),
-                      .txt = dt_input(g, "txt", DT_F32, DT_DIMS(1, 1, p->dit.joint_dim)),
-                      .pooled = dt_input(g, "pooled", DT_F32, DT_DIMS(1, p->dit.pooled_dim)),
+    dt_flux_in in = { .img = dt_input(g, "img", DT_F32, DT_DIMS(1, 1, c->in_channels)),
+                      .txt = dt_input(g, "txt", DT_F32, DT_DIMS(1, 1, c->joint_dim)),
+                      .pooled = dt_input(g, "pooled", DT_F32, DT_DIMS(1, c->pooled_dim)),
                       .sigma = dt_input(g, "sigma", DT_F32, DT_DIMS(1)) };
-    if (p->dit.guidance)
+    if (c->guidance)
         in.guidance = dt_input(g, "guidance", DT_F32, DT_DIMS(1));
-    dt_flux_rope_grid(g, &p->dit, 1, 1, 1, &in.cos, &in.sin);
-    dt_flux(g, &p->dit, &in);
+    dt_flux_rope_grid(g, c, 1, 1, 1, &in.cos, &in.sin);
+    dt_flux(g, c, &in);
+}
+
+int dt_flux_declare(dt_params **out, const dt_flux_config *c, dt_err *err)
+{
+    dt_graph *g = dt_graph_new(DT_F32);
+    *out = dt_params_new(dt_flux_part_dir[DT_FLUX_DIT]);
+    dt_graph_use(g, *out);
+    declare_dit(g, c);
+    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s", dt_graph_error(g)) : 0;
+    dt_graph_free(&g);
+    if (rc < 0)
+        dt_params_free(out);
+    return rc;
 }
 
 static void declare_vae(dt_graph *g, const dt_flux_pipe *p)
@@ -92,7 +105,7 @@ static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
     p->part[k] = dt_params_new(dt_flux_part_dir[k]);
     dt_graph_use(g, p->part[k]);
     if (k == DT_FLUX_DIT)
-        declare_dit(g, p);
+        declare_dit(g, &p->dit);
     else if (k == DT_FLUX_VAE)
         declare_vae(g, p);
     else if (k == DT_FLUX_CLIP)
@@ -318,17 +331,6 @@ int dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, 
     return rc;
 }
 
-static int copy_file(const char *from, const char *to, dt_err *err)
-{
-    char *data = NULL;
-    size_t bytes = 0;
-    int rc = dt_file_read(&data, &bytes, from, (size_t)256 << 20, err);
-    if (rc == 0)
-        rc = dt_file_write(to, data, bytes, err);
-    free(data);
-    return rc;
-}
-
 /* Copies a folder except weights; one level of folders, as model folders have. */
 static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
 {
@@ -341,7 +343,7 @@ static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
         if (dt_is_dir(a))
             rc = depth ? copy_rest(a, b, depth - 1, err) : 0;
         else if (!is_weights(names.v[i]))
-            rc = copy_file(a, b, err);
+            rc = dt_file_copy(a, b, err);
         free(a);
         free(b);
     }

@@ -31,6 +31,9 @@ typedef struct dt_flux_pipe {
     enum dt_padding text_padding;           /* of T5; the caller sets it before anything is planned.  CLIP's is always DT_PAD_MAX */
 } dt_flux_pipe;
 
+/* A transformer's parameters without a folder. */
+int  dt_flux_declare(dt_params **out, const dt_flux_config *c, dt_err *err);
+
 /* `max_sequence_length` caps T5's tokens; 0 = 512. */
 int  dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_length, dt_err *err);
 void dt_flux_pipe_close(dt_flux_pipe **p);

@@ -3,6 +3,7 @@
  * find its layout themselves, diffusers' own included. */
 #ifndef DT_MODELS_NAMES_H
 #define DT_MODELS_NAMES_H
+#include "models/flux.h"
 #include "tensor/params.h"
 
 typedef struct dt_other_name {      /* of a module, in another naming of the same network */
@@ -24,6 +25,10 @@ bool dt_name_apply(const dt_name_rule *rules, const char *name, int n, dt_other_
 bool dt_flux_single_name(const char *name, dt_other_name *out);     /* module or tensor; false if there is none */
 bool dt_flux_is_single(const dt_st *st);
 int  dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *unused, dt_err *err);
+
+/* A transformer that the matrices of a file of weights, or of a LoRA in any naming, fit: numbers of blocks and widths are the
+ * file's, and FLUX.1's where it does not say.  Heads are not known: some that fit. */
+void dt_flux_guess(dt_flux_config *c, const dt_st *st);
 
 /* --- AutoencoderKL: the original naming (ae.safetensors; "first_stage_model." or "vae." of a checkpoint) and diffusers' old
  * names of the attention --- */

@@ -395,6 +395,15 @@ const char *dt_st_meta(const dt_st *st, const char *key)
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(st->meta, key));
 }
 
+const char *dt_st_meta_at(const dt_st *st, int64_t i, const char **key)
+{
+    const cJSON *j;
+    cJSON_ArrayForEach(j, st->meta)
+        if (cJSON_IsString(j) && !i--)
+            return *key = j->string, j->valuestring;
+    return NULL;
+}
+
 /* --- writing --- */
 
 static int add_entry_json(cJSON *root, const dt_st_entry *e, int64_t *at, dt_err *err)

@@ -32,6 +32,8 @@ const dt_st_entry *dt_st_find(const dt_st *st, const char *name);   /* NULL if a
 int                dt_st_need(const dt_st *st, const char *name, dt_st_entry *out, dt_err *err);
 /* Keeps rows [first, first + n) of the first dimension. */
 int                dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *err);
+/* The i-th text of it; NULL behind the last. */
+const char        *dt_st_meta_at(const dt_st *st, int64_t i, const char **key);
 /* Bytes of an entry's data that will not be read soon: see dt_map_forget.  What lies in memory stays there. */
 void               dt_st_forget(const dt_st *st, const void *data, size_t bytes);
 const char        *dt_st_path(const dt_st *st);                     /* of the (first) file, for messages */

@@ -64,14 +64,19 @@ enum dt_lora_layout {
 extern const char *const dt_lora_layouts[];         /* "comfy", "peft", "kohya", NULL */
 
 typedef struct dt_lora_info {       /* goes into the metadata; NULL and negative: left out */
-    const char *base_hash;
-    int64_t     steps;
+    const char  *base_hash;
+    int64_t      steps;
+    const dt_st *from;              /* converted from this file, whose metadata are kept but for those of its layout; steps and
+                                     * base_hash are its own.  NULL: trained just now */
 } dt_lora_info;
 
 /* In every layout, applied at strength 1 the file gives what was trained (tests/golden/lora_check.py).  Of kohya's layout diffusers
  * 0.42 reads only the layers inside blocks; ComfyUI reads all. */
 int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout, dt_dtype dtype, bool use_ema,
                  const dt_lora_info *info, dt_err *err);
+
+/* Fused layers of the layout whose parts have scales that are no power of two apart: their B cannot be kept to the bit. */
+int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);
 
 /* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors that belong to no
  * layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0: their rank. */
@@ -81,6 +86,9 @@ int dt_lora_fill(dt_lora *l, dt_err *err);
 
 /* n >= 1 files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards live on in *out. */
 int dt_lora_mix(dt_lora **out, dt_lora **v, const double *strength, int64_t n, dt_err *err);
+
+/* "FILE:0.8"; what follows the last colon is part of the name unless it is a number.  Caller frees. */
+char *dt_lora_split(const char *word, double *strength);
 
 /* For lora_load.c and lora_mix.c */
 dt_adapter *dt_lora_add(dt_lora *l, const char *path, int64_t rank, double scale);

@@ -300,15 +300,17 @@ static bool is_diagonal(const struct fused *f, int parts)
     return true;
 }
 
-/* Part i of f, of rank n from column `at`. */
+/* Part i of f, of rank n at most from column `at`. */
 static int take_part(struct layer *out, const struct fused *f, int i, int64_t at, int64_t n, double scale, dt_err *err)
 {
     int64_t row = 0;
     for (int k = 0; k < i; k++)
         row += f->rows[k];
     const float *down = f->down + at * f->in, *up = f->up + row * f->r + at;
-    if (n < f->r && all_zero(down, n, f->in, f->in) && all_zero(up, f->rows[i], n, f->r))
-        return 0;                                   /* filled up: there was none */
+    while (n && n < f->r && all_zero(down + (n - 1) * f->in, 1, f->in, f->in) && all_zero(up + n - 1, f->rows[i], 1, f->r))
+        n--;                                        /* filled up to the rank of the others */
+    if (!n)
+        return 0;
     out->a = dt_try_alloc((size_t)(n * f->in) * 4);
     out->b = dt_try_alloc((size_t)(f->rows[i] * n) * 4);
     if (!out->a || !out->b)

@@ -5,6 +5,18 @@
 #include <stdlib.h>
 #include "train/lora.h"
 
+char *dt_lora_split(const char *word, double *strength)
+{
+    const char *colon = strrchr(word, ':');
+    char *end = NULL;
+    *strength = colon ? strtod(colon + 1, &end) : 1;
+    if (!colon || end == colon + 1 || *end)
+        *strength = 1;
+    else
+        return dt_sprintf("%.*s", (int)(colon - word), word);
+    return dt_strdup(word);
+}
+
 static int64_t place(const dt_lora *l, const char *path)
 {
     const dt_adapter *a = dt_lora_find(l, path);

@@ -125,11 +125,11 @@ static int find_shared(const struct saver *s, struct unit *u, dt_err *err)
 }
 
 /* Rank, rows and scale of a fused unit. */
-static int finish_unit(const struct saver *s, struct unit *u, dt_err *err)
+static int finish_unit(const struct saver *s, struct unit *u, bool values, dt_err *err)
 {
     if (u->parts == 1)
         return 0;
-    int rc = find_shared(s, u, err);
+    int rc = values ? find_shared(s, u, err) : 0;
     int64_t most = 0;
     u->out = 0;
     u->scale = 0;
@@ -145,7 +145,8 @@ static int finish_unit(const struct saver *s, struct unit *u, dt_err *err)
     return rc;
 }
 
-static int make_units(struct saver *s, enum dt_lora_layout layout, dt_err *err)
+/* `values`: those of the adapters are there to be looked at. */
+static int make_units(struct saver *s, enum dt_lora_layout layout, bool values, dt_err *err)
 {
     const dt_lora *l = s->l;
     dt_strmap *index = dt_strmap_new();
@@ -158,9 +159,26 @@ static int make_units(struct saver *s, enum dt_lora_layout layout, dt_err *err)
             plain_unit(&s->u[s->n++], l, &l->v[i]);
     }
     for (int64_t i = 0; i < s->n && rc == 0; i++)
-        rc = finish_unit(s, &s->u[i], err);
+        rc = finish_unit(s, &s->u[i], values, err);
     dt_strmap_free(&index);
     return rc;
+}
+
+int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout)
+{
+    struct saver s = { .l = l };
+    int64_t n = 0;
+    int e;
+    make_units(&s, layout, false, NULL);
+    for (int64_t i = 0; i < s.n; i++) {
+        bool rounds = false;
+        for (int k = 0; k < s.u[i].parts; k++)
+            rounds |= s.u[i].part[k] && fabs(frexp(s.u[i].part[k]->scale / s.u[i].scale, &e)) != 0.5;
+        n += rounds;
+        free(s.u[i].stem);
+    }
+    free(s.u);
+    return n;
 }
 
 /* --- values --- */
@@ -264,16 +282,52 @@ static char *peft_config(const dt_lora *l)
 }
 
 struct meta {
-    dt_st_kv kv[16];
-    char    *own[16];
-    int      n;
+    dt_st_kv *kv;
+    dt_strs   own;                  /* key, value, key, ... */
 };
 
-/* Takes value. */
+static bool has(const struct meta *m, const char *key)
+{
+    for (int64_t i = 0; i < m->own.n; i += 2)
+        if (!strcmp(m->own.v[i], key))
+            return true;
+    return false;
+}
+
+/* Takes value; the first of a key stays. */
 static void add_meta(struct meta *m, const char *key, char *value)
 {
-    m->kv[m->n] = (dt_st_kv){ key, value };
-    m->own[m->n++] = value;
+    if (!has(m, key)) {
+        dt_strs_add(&m->own, key);
+        dt_strs_add(&m->own, value);
+    }
+    free(value);
+}
+
+/* What the file it was has to say, but for what only its layout means. */
+static void keep_meta(struct meta *m, const dt_st *from)
+{
+    static const char *const skip[] = { "lora_adapter_metadata", "ss_network_module", "ss_network_dim", "ss_network_alpha",
+                                        "sshs_model_hash", "sshs_legacy_hash", NULL };
+    const char *key, *value;
+    for (int64_t i = 0; (value = dt_st_meta_at(from, i, &key)); i++) {
+        const char *const *s = skip;
+        while (*s && strcmp(*s, key))
+            s++;
+        if (!*s)
+            add_meta(m, key, dt_strdup(value));
+    }
+}
+
+static char *join_targets(const dt_lora *l)
+{
+    char *targets = dt_strdup("");
+    for (int64_t i = 0; i < l->targets.n; i++) {
+        char *more = dt_sprintf("%s%s%s", targets, i ? "," : "", l->targets.v[i]);
+        free(targets);
+        targets = more;
+    }
+    return targets;
 }
 
 static void make_meta(struct meta *m, const dt_lora *l, enum dt_lora_layout layout, const dt_lora_info *info)
@@ -281,18 +335,15 @@ static void make_meta(struct meta *m, const dt_lora *l, enum dt_lora_layout layo
     add_meta(m, "format", dt_strdup("pt"));
     add_meta(m, "dt_version", dt_strdup(DT_VERSION));
     add_meta(m, "dt_layout", dt_strdup(dt_lora_layouts[layout]));
+    if (info && info->from)
+        keep_meta(m, info->from);
     add_meta(m, "dt_rank", dt_sprintf("%lld", (long long)l->rank));
     add_meta(m, "dt_alpha", dt_sprintf("%.9g", l->alpha));
-    char *targets = dt_strdup("");
-    for (int64_t i = 0; i < l->targets.n; i++) {
-        char *more = dt_sprintf("%s%s%s", targets, i ? "," : "", l->targets.v[i]);
-        free(targets);
-        targets = more;
-    }
-    add_meta(m, "dt_targets", targets);
+    if (!info || !info->from)
+        add_meta(m, "dt_targets", join_targets(l));
     if (info && info->base_hash)
         add_meta(m, "dt_base_hash", dt_strdup(info->base_hash));
-    if (info && info->steps >= 0)
+    if (info && !info->from && info->steps >= 0)
         add_meta(m, "dt_steps", dt_sprintf("%lld", (long long)info->steps));
     if (layout == DT_LORA_PEFT)
         add_meta(m, "lora_adapter_metadata", peft_config(l));
@@ -301,6 +352,9 @@ static void make_meta(struct meta *m, const dt_lora *l, enum dt_lora_layout layo
         add_meta(m, "ss_network_dim", dt_sprintf("%lld", (long long)l->rank));
         add_meta(m, "ss_network_alpha", dt_sprintf("%.9g", l->alpha));
     }
+    m->kv = dt_alloc((size_t)(m->own.n / 2 + 1) * sizeof(*m->kv));
+    for (int64_t i = 0; i < m->own.n / 2; i++)
+        m->kv[i] = (dt_st_kv){ m->own.v[2 * i], m->own.v[2 * i + 1] };
 }
 
 /* --- all of it --- */
@@ -337,15 +391,15 @@ int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout,
     dt_st_entry *e = NULL;
     int rc;
     make_meta(&m, l, layout, info);
-    if ((rc = make_units(&s, layout, err)) < 0 || (rc = alloc_unit(&s, err)) < 0)
+    if ((rc = make_units(&s, layout, true, err)) < 0 || (rc = alloc_unit(&s, err)) < 0)
         goto out;
     e = make_entries(&s, layout, &names);
     rc = dt_st_write_from(path, e, names.n, m.kv, layout == DT_LORA_PEFT ? fetch : fetch_with_alpha, &s, err);
 out:
     for (int64_t i = 0; i < s.n; i++)
         free(s.u[i].stem);
-    for (int i = 0; i < m.n; i++)
-        free(m.own[i]);
+    dt_strs_release(&m.own);
+    free(m.kv);
     dt_strs_release(&names);
     free(e);
     free(s.u);

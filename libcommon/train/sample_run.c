@@ -95,19 +95,6 @@ static int open_model(struct job *j, dt_err *err)
     return rc;
 }
 
-/* "FILE:0.8"; what follows the last colon is part of the name unless it is a number. */
-static char *split_strength(const char *word, double *strength)
-{
-    const char *colon = strrchr(word, ':');
-    char *end = NULL;
-    *strength = colon ? strtod(colon + 1, &end) : 1;
-    if (!colon || end == colon + 1 || *end)
-        *strength = 1;
-    else
-        return dt_sprintf("%.*s", (int)(colon - word), word);
-    return dt_strdup(word);
-}
-
 static int describe_lora(struct job *j, const char *path, double strength, dt_err *err)
 {
     dt_hash h;
@@ -127,7 +114,7 @@ static int open_loras(struct job *j, dt_err *err)
     double *strength = dt_alloc((size_t)(n + 1) * sizeof(*strength));
     int rc = 0;
     for (int64_t i = 0; i < n && rc == 0; i++) {
-        char *path = split_strength(j->o.lora.v[i], &strength[i]);
+        char *path = dt_lora_split(j->o.lora.v[i], &strength[i]);
         rc = dt_lora_open(&v[i], j->pipe->part[DT_FLUX_DIT], path, dt_flux_single_name, 0, err);
         if (rc == 0)
             rc = describe_lora(j, path, strength[i], err);

@@ -1,0 +1,349 @@
+/* lora_merge.c - LoRAs into the weights they are on:   W + sum_k s_k (alpha_k / r_k) B_k A_k   in fp32, rounded once to W's dtype.
+ *
+ * The base stays mapped and goes through tensor by tensor; in memory are the LoRAs and the largest tensor that changes.  Files keep
+ * their naming: an adapter of to_k changes its rows of a fused qkv. */
+#include <dirent.h>
+#include <errno.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "models/flux_pipe.h"
+#include "train/lora_merge.h"
+
+enum { CHUNK_ROWS = 32 };
+
+struct patch {                      /* rows [row, row + rows) of an entry of the base get scale * b a */
+    const char  *tensor;
+    int64_t      row, rows, rank;
+    const float *a, *b;             /* [rank, in], [rows, rank] */
+    float        scale;
+};
+
+struct merge {
+    const struct dt_merge_params *p;
+    struct dt_merge_report *r;
+    dt_st     *st;
+    dt_params *params;              /* declared like the base */
+    dt_lora  **lora;
+    struct patch *patch;
+    int64_t    n, cap;
+    dt_st_entry *e;                 /* of the file being written */
+    const void *last;               /* that was fetched and is not needed any more */
+    size_t     last_bytes;
+    char      *out;                 /* of the largest entry that changes */
+    float     *scratch;             /* [threads, CHUNK_ROWS, widest row] */
+    int64_t    widest;
+    char      *note;                /* metadata dt_merged */
+};
+
+/* --- which rows change --- */
+
+static int find_rows(struct merge *m, const dt_adapter *a, const float *down, const float *up, double strength, dt_err *err)
+{
+    dt_st_entry piece[DT_MAX_PIECES];
+    char *name = dt_sprintf("%s.weight", a->path);
+    const dt_param *w = dt_params_find(m->params, name);
+    int n = dt_flux_rename(m->st, w, piece, NULL, err);
+    free(name);
+    int64_t in = w->dims.d[1];
+    for (int i = 0; i < n; i++) {
+        const dt_st_entry *e = dt_st_find(m->st, piece[i].name);
+        if (e->dtype > DT_F64 || e->dims.nd != 2 || e->dims.d[1] != in)
+            return dt_err_set(err, DT_EDATA, "%s: '%s' is no matrix of floats with %lld columns", e->file, e->name, (long long)in);
+        size_t row = (size_t)in * dt_dtype_size(e->dtype);
+        dt_grow(&m->patch, &m->cap, m->n + 1, sizeof(*m->patch));
+        m->patch[m->n++] = (struct patch){
+            .tensor = e->name, .row = (int64_t)((size_t)((const char *)piece[i].data - (const char *)e->data) / row),
+            .rows = piece[i].dims.d[0], .rank = a->rank, .a = down, .b = up, .scale = (float)(strength * a->scale) };
+        up += piece[i].dims.d[0] * a->rank;
+    }
+    return n < 0 ? n : 0;
+}
+
+static int open_loras(struct merge *m, dt_err *err)
+{
+    const struct dt_merge_params *p = m->p;
+    dt_flux_config c;
+    dt_flux_guess(&c, m->st);
+    int rc = dt_flux_declare(&m->params, &c, err);
+    m->lora = dt_alloc((size_t)(p->n + 1) * sizeof(*m->lora));
+    for (int64_t i = 0; i < p->n && rc == 0; i++) {
+        rc = dt_lora_open(&m->lora[i], m->params, p->lora[i], dt_flux_single_name, 0, err);
+        dt_lora *l = m->lora[i];
+        for (int64_t k = 0; rc == 0 && k < l->n; k++)
+            rc = find_rows(m, &l->v[k], l->values[2 * k], l->values[2 * k + 1], p->strength[i], err);
+        if (rc < 0)
+            return rc;
+        dt_strs_add(&m->r->loras, l->report.v[0]);
+        char *note = dt_sprintf("%s%s%s:%g", m->note ? m->note : "", i ? ", " : "", dt_path_base(p->lora[i]), p->strength[i]);
+        free(m->note);
+        m->note = note;
+    }
+    return rc;
+}
+
+static bool changes(const struct merge *m, const dt_st_entry *e)
+{
+    for (int64_t i = 0; i < m->n; i++)
+        if (!strcmp(m->patch[i].tensor, e->name))
+            return true;
+    return false;
+}
+
+static int make_room(struct merge *m, dt_err *err)
+{
+    size_t most = 1;
+    m->widest = 1;
+    for (int64_t i = 0; i < dt_st_count(m->st); i++) {
+        const dt_st_entry *e = dt_st_at(m->st, i);
+        m->r->tensors++;
+        if (!changes(m, e))
+            continue;
+        m->r->changed++;
+        most = e->bytes > most ? e->bytes : most;
+        m->widest = e->dims.d[1] > m->widest ? e->dims.d[1] : m->widest;
+    }
+    m->out = dt_try_alloc(most);
+    m->scratch = dt_try_alloc((size_t)(omp_get_max_threads() * CHUNK_ROWS * m->widest) * sizeof(float));
+    return m->out && m->scratch ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tensor of %zu bytes", most);
+}
+
+/* --- one tensor --- */
+
+static void add_patch(const struct patch *q, float *x, int64_t first, int64_t n, int64_t in)
+{
+    for (int64_t y = first > q->row ? first : q->row; y < first + n && y < q->row + q->rows; y++) {
+        const float *b = q->b + (y - q->row) * q->rank;
+        float *row = x + (y - first) * in;
+        for (int64_t k = 0; k < q->rank; k++) {
+            const float s = q->scale * b[k], *a = q->a + k * in;
+            for (int64_t i = 0; i < in; i++)
+                row[i] += s * a[i];
+        }
+    }
+}
+
+static void merge_rows(const struct merge *m, const dt_st_entry *e, int64_t first, int64_t n, float *x)
+{
+    int64_t in = e->dims.d[1];
+    size_t at = (size_t)(first * in) * dt_dtype_size(e->dtype);
+    dt_convert(x, DT_F32, (const char *)e->data + at, e->dtype, n * in);
+    for (int64_t i = 0; i < m->n; i++)
+        if (!strcmp(m->patch[i].tensor, e->name))
+            add_patch(&m->patch[i], x, first, n, in);
+    dt_convert(m->out + at, e->dtype, x, DT_F32, n * in);
+}
+
+static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
+{
+    struct merge *m = ctx;
+    const dt_st_entry *e = &m->e[i];
+    if (m->p->stop && *m->p->stop)
+        return dt_err_set(err, DT_ESIGNAL, "stopped; nothing is written");
+    if (m->last)
+        dt_st_forget(m->st, m->last, m->last_bytes);
+    m->last = e->data;
+    m->last_bytes = e->bytes;
+    *data = e->data;
+    if (!changes(m, e))
+        return 0;
+    int64_t rows = e->dims.d[0], chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < chunks; c++) {
+        int64_t first = c * CHUNK_ROWS, n = rows - first < CHUNK_ROWS ? rows - first : CHUNK_ROWS;
+        merge_rows(m, e, first, n, m->scratch + omp_get_thread_num() * CHUNK_ROWS * m->widest);
+    }
+    *data = m->out;
+    return 0;
+}
+
+/* --- files --- */
+
+/* The tensors that are in file `from` of the base, or all of them if it is NULL. */
+static int write_file(struct merge *m, const char *from, const char *to, dt_err *err)
+{
+    int64_t n = 0, nkv = 0;
+    const char *key;
+    while (dt_st_meta_at(m->st, nkv, &key))
+        nkv++;
+    dt_st_kv *kv = dt_alloc((size_t)(nkv + 2) * sizeof(*kv));
+    for (int64_t i = 0; i < nkv; i++)
+        kv[i].value = dt_st_meta_at(m->st, i, &kv[i].key);
+    kv[nkv] = (dt_st_kv){ "dt_merged", m->note };
+    m->e = dt_alloc((size_t)(dt_st_count(m->st) + 1) * sizeof(*m->e));
+    for (int64_t i = 0; i < dt_st_count(m->st); i++) {
+        const dt_st_entry *e = dt_st_at(m->st, i);
+        if (!from || !strcmp(e->file, from))
+            m->e[n++] = *e;
+    }
+    int rc = dt_st_write_from(to, m->e, n, kv, fetch, m, err);
+    free(m->e);
+    free(kv);
+    m->e = NULL;
+    return rc;
+}
+
+static bool is_part_of(const dt_st *st, const char *path)
+{
+    for (int64_t i = 0; i < dt_st_count(st); i++)
+        if (!strcmp(dt_st_at(st, i)->file, path))
+            return true;
+    return false;
+}
+
+/* Every file of a folder: merged, or copied.  `weights`: of other networks, are copied too; otherwise only those of the base. */
+static int write_folder(struct merge *m, const char *from, const char *to, bool weights, int depth, dt_err *err)
+{
+    struct dirent **entry;
+    int rc = dt_mkdirs(to, err), n = rc < 0 ? 0 : scandir(from, &entry, NULL, alphasort);
+    if (n < 0)
+        return dt_err_sys(err, DT_EDATA, "cannot open folder '%s'", from);
+    for (int i = 0; i < n; i++) {
+        char *a = dt_path_join(from, entry[i]->d_name), *b = dt_path_join(to, entry[i]->d_name);
+        bool dir = dt_is_dir(a);
+        if (rc == 0 && entry[i]->d_name[0] != '.') {
+            if (dir)
+                rc = depth ? write_folder(m, a, b, strcmp(entry[i]->d_name, "transformer") != 0, depth - 1, err) : 0;
+            else if (is_part_of(m->st, a))
+                rc = write_file(m, a, b, err);
+            else if (weights || strcmp(dt_path_ext(a), ".safetensors"))
+                rc = dt_file_copy(a, b, err);
+            else
+                dt_strs_add(&m->r->left_out, a);
+        }
+        free(a);
+        free(b);
+        free(entry[i]);
+    }
+    if (n)
+        free(entry);
+    return rc;
+}
+
+/* As write_folder, but whole or not at all. */
+static int write_whole(struct merge *m, const char *to, dt_err *err)
+{
+    size_t len = strlen(to);
+    while (len > 1 && to[len - 1] == '/')
+        len--;
+    char *clean = dt_sprintf("%.*s", (int)len, to), *base = dt_strdup(dt_path_base(clean));
+    char *tmp = dt_sprintf("%.*s.%s.%ld.tmp", (int)(len - strlen(base)), clean, base, (long)getpid());
+    int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
+    if (rc == 0)
+        rc = write_folder(m, m->p->base, tmp, false, 1, err);
+    if (rc == 0 && rename(tmp, clean) < 0)
+        rc = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
+                 ? dt_err_set(err, DT_EUSAGE, "'%s' is there already", clean)
+                 : dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", tmp, clean);
+    if (rc < 0 && dt_exists(tmp))
+        dt_rmtree(tmp, NULL);
+    free(tmp);
+    free(base);
+    free(clean);
+    return rc;
+}
+
+/* A model folder, the folder of a transformer, or a file. */
+static int open_base(struct merge *m, dt_err *err)
+{
+    static const char *const stems[] = { "diffusion_pytorch_model", "model", NULL };
+    const char *base = m->p->base;
+    if (!dt_is_dir(base))
+        return dt_st_open(&m->st, base, err);
+    char *part = dt_path_join(base, "transformer");
+    int rc = dt_st_open_folder(&m->st, dt_is_dir(part) ? part : base, stems, err);
+    free(part);
+    return rc;
+}
+
+static bool is_file_name(const char *s) { return !strcmp(dt_path_ext(s), ".safetensors"); }
+
+int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt_err *err)
+{
+    struct merge m = { .p = p, .r = r };
+    if (!is_file_name(p->out) && !dt_is_dir(p->base))
+        return dt_err_set(err, DT_EUSAGE, "'%s' is a file, and so must the result be: -o NAME.safetensors", p->base);
+    if (!is_file_name(p->out) && dt_exists(p->out))
+        return dt_err_set(err, DT_EUSAGE, "'%s' is there already", p->out);
+    int rc = open_base(&m, err);
+    if (rc == 0 && is_file_name(p->out) && is_part_of(m.st, p->out))
+        rc = dt_err_set(err, DT_EUSAGE, "'%s' is the base: name another file", p->out);
+    if (rc == 0)
+        rc = open_loras(&m, err);
+    if (rc == 0)
+        rc = make_room(&m, err);
+    if (rc == 0)
+        rc = is_file_name(p->out) ? write_file(&m, NULL, p->out, err) : write_whole(&m, p->out, err);
+    for (int64_t i = 0; m.lora && i < p->n; i++)
+        dt_lora_free(&m.lora[i]);
+    free(m.lora);
+    dt_params_free(&m.params);
+    dt_st_close(&m.st);
+    free(m.patch);
+    free(m.out);
+    free(m.scratch);
+    free(m.note);
+    return rc;
+}
+
+void dt_merge_report_release(struct dt_merge_report *r)
+{
+    dt_strs_release(&r->loras);
+    dt_strs_release(&r->left_out);
+}
+
+/* --- conversion --- */
+
+static dt_dtype wider(dt_dtype a, dt_dtype b) { return a == b ? a : DT_F32; }
+
+/* The dtype that all matrices of a file fit in. */
+static dt_dtype dtype_of(const dt_st *st)
+{
+    dt_dtype t = DT_NDTYPES;
+    for (int64_t i = 0; i < dt_st_count(st); i++) {
+        const dt_st_entry *e = dt_st_at(st, i);
+        if (e->dims.nd >= 2 && e->dtype < DT_F64)
+            t = t == DT_NDTYPES ? e->dtype : wider(t, e->dtype);
+        else if (e->dims.nd >= 2)
+            return DT_F32;
+    }
+    return t == DT_NDTYPES ? DT_F32 : t;
+}
+
+int dt_lora_convert(const struct dt_convert_params *p, struct dt_convert_report *r, dt_err *err)
+{
+    dt_params *base = NULL;
+    dt_lora *l = NULL;
+    dt_device *dev = NULL;
+    dt_st *st = NULL;
+    dt_flux_config c;
+    int rc = dt_st_open(&st, p->in, err);
+    if (rc == 0) {
+        dt_flux_guess(&c, st);
+        rc = dt_flux_declare(&base, &c, err);
+    }
+    if (rc == 0)
+        rc = dt_lora_open(&l, base, p->in, dt_flux_single_name, 0, err);
+    for (int64_t i = 0; rc == 0 && i < l->params->n; i++)
+        l->params->v[i]->trainable = false;         /* else they would get gradients and moments */
+    if (rc == 0 && (rc = dt_device_open(&dev, "cpu", err)) == 0 &&
+        (rc = dt_params_alloc(l->params, dev, DT_F32, 0, err)) == 0)
+        rc = dt_lora_fill(l, err);
+    if (rc == 0) {
+        r->dtype = p->dtype < 0 ? dtype_of(st) : (dt_dtype)p->dtype;
+        r->tensors = dt_st_count(st);
+        r->layers = l->n;
+        r->rank = l->rank;
+        r->alpha = l->alpha;
+        r->rounded = dt_lora_rounds(l, p->layout);
+        r->narrowed = r->dtype != dtype_of(st) && r->dtype != DT_F32;
+        rc = dt_lora_save(l, p->out, p->layout, r->dtype, false, &(dt_lora_info){ .from = st, .steps = -1 }, err);
+    }
+    dt_lora_free(&l);
+    dt_params_free(&base);
+    dt_device_close(&dev);
+    dt_st_close(&st);
+    return rc;
+}
