@@ -172,6 +172,8 @@ bench: $(B)/bench $(B)/checkop      ## time every op and every network, as share
 	@$(B)/checkop -b
 	@$(B)/bench
 	@$(B)/bench -t bf16
+bench-data: all $(B)/bench-data     ## work on data beside Pillow and tokenizers, one core: PYTHON=one that has them; tests/bench/data.sh
+	@B=$(B) PYTHON=$(or $(PYTHON),python3) tests/bench/data.sh
 bench-torch: $(B)/bench     ## the same networks beside PyTorch's: PYTHON=one that has torch, diffusers, transformers and peft
 	@B=$(B) $(or $(PYTHON),python3) tests/bench/torch_compare.py
 man: all        ## write the OPTIONS sections of man/ anew from the tools

@@ -1,12 +1,18 @@
-"""Makes the pictures and captions of data.py: python data_make.py FOLDER FILES DISTINCT.
+"""Makes what data_compare.py works on: python data_make.py FOLDER FILES DISTINCT GIB.
 
 Pictures like photographs, as far as decoding time goes: 1/f noise in correlated colours, with sharp shapes on it,
 0.3 to 2 MP, JPEG (quality 90, 4:2:0), PNG and WebP (quality 85) as 3 : 1 : 1."""
-import json, os, random, shutil, sys
+import json
+import os
+import random
+import shutil
+import struct
+import sys
+
 import numpy as np
 from PIL import Image, ImageDraw
 
-folder, files, distinct = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, files, distinct, gib = sys.argv[1], *map(int, sys.argv[2:])
 rng = np.random.default_rng(1)
 KINDS = [("jpg", dict(quality=90)), ("png", {}), ("jpg", dict(quality=90)), ("webp", dict(quality=85, method=2)),
          ("jpg", dict(quality=90))]
@@ -52,6 +58,17 @@ def captions(path, n):
             f.write(" ".join(words) + "\n")
 
 
+def weights(path, n):
+    """n matrices of 64 MiB in bf16; the header as the reference library writes it, to a multiple of 8 bytes."""
+    header = {f"block.{i}.weight": {"dtype": "BF16", "shape": [8192, 4096], "data_offsets": [i << 26, i + 1 << 26]} for i in range(n)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for i in range(n):
+            f.write(random.Random(i).randbytes(1 << 20) * 64)
+
+
 os.makedirs(folder, exist_ok=True)
 names = []
 for i in range(distinct):
@@ -68,3 +85,5 @@ with open(f"{folder}/files", "w") as f:
     f.write("\n".join(names) + "\n")
 json.dump([{"file_path": os.path.basename(n), "text": "a picture"} for n in names], open(f"{folder}/metadata.json", "w"))
 captions(f"{folder}/captions", 10000)
+if gib:
+    weights(f"{folder}/model.safetensors", 16 * gib)

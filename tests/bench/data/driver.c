@@ -3,7 +3,7 @@
  *     bench-data probe LIST             headers of the files named in LIST
  *     bench-data bucket SIDE LIST [OUT] decode and resize to the bucket of base SIDE; OUT gets size and pixels of each
  *     bench-data tokenize DIR LEN TEXT  captions, one a line
- *     bench-data load FILE              every tensor's bytes of a safetensors file as parameters
+ *     bench-data load FILE              the tensors of a safetensors file as frozen parameters of their type, as dt-train does
  * Prints one line: seconds, then what was done, for the caller to check that it is the same work. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +13,8 @@
 #include "base/mem.h"
 #include "data/bucket.h"
 #include "data/media.h"
+#include "graph/device.h"
+#include "tensor/params.h"
 #include "text/tokenizer.h"
 
 enum { FILE_MAX = 256 << 20 };
@@ -111,6 +113,31 @@ static int tokenize(const char *dir, int64_t len, const dt_strs *s, dt_err *err)
     return 0;
 }
 
+static int load(const char *path, dt_err *err)
+{
+    dt_device *dev = NULL;
+    dt_st *st = NULL;
+    dt_params *p = dt_params_new("bench");
+    int rc;
+    double t = now();
+    if ((rc = dt_cpu_open(&dev, err)) < 0 || (rc = dt_st_open(&st, path, err)) < 0)
+        return rc;
+    for (int64_t i = 0; i < dt_st_count(st); i++)
+        dt_params_declare(p, dt_st_at(st, i)->name, dt_st_at(st, i)->dims, DT_INIT_ZERO, 0);
+    if ((rc = dt_params_alloc(p, dev, dt_st_at(st, 0)->dtype, 0, err)) == 0)
+        rc = dt_params_load(p, st, NULL, NULL, err);
+    t = now() - t;
+    uint64_t sum = 0;                   /* every page, by a number that the caller can check */
+    for (int64_t i = 0; rc == 0 && i < p->n; i++)
+        for (int64_t k = 0; k < p->v[i]->numel; k += 1024)
+            sum += ((uint16_t *)p->v[i]->w)[k * dt_dtype_size(p->dtype) / 2];
+    printf("%.6f %llu\n", t, (unsigned long long)sum);
+    dt_st_close(&st);
+    dt_params_free(&p);
+    dt_device_close(&dev);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     dt_err err = { 0 };
@@ -123,6 +150,8 @@ int main(int argc, char **argv)
         rc = bucket(&s, atoi(argv[2]), argv[4], &err);
     else if (!strcmp(what, "tokenize") && argc == 5 && (rc = lines(&s, argv[4], &err)) == 0)
         rc = tokenize(argv[2], atoi(argv[3]), &s, &err);
+    else if (!strcmp(what, "load") && argc == 3)
+        rc = load(argv[2], &err);
     dt_strs_release(&s);
     if (rc < 0)
         fprintf(stderr, "bench-data: %s\n", err.code ? err.msg : "see the head of driver.c");
