@@ -4,6 +4,7 @@
  *     bench-data bucket SIDE LIST [OUT] decode and resize to the bucket of base SIDE; OUT gets size and pixels of each
  *     bench-data tokenize DIR LEN TEXT  captions, one a line
  *     bench-data load FILE              the tensors of a safetensors file as frozen parameters of their type, as dt-train does
+ *     bench-data pictures DIR N SIDE    writes N square pictures, all different, and metadata.jsonl: the data of scale.sh
  * Prints one line: seconds, then what was done, for the caller to check that it is the same work. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -138,6 +139,33 @@ static int load(const char *path, dt_err *err)
     return rc;
 }
 
+static int pictures(const char *dir, int64_t n, int side, dt_err *err)
+{
+    dt_image im = { 0 };
+    char *list = dt_path_join(dir, "metadata.jsonl");
+    FILE *meta = fopen(list, "w");
+    double t = now();
+    int rc = meta ? dt_image_alloc(&im, side, side, err) : dt_err_sys(err, DT_EIO, "%s", list);
+    for (int64_t i = 0; i < n && rc == 0; i++) {
+        char *name = dt_sprintf("%lld.png", (long long)i), *path = dt_path_join(dir, name);
+        for (int k = 0; k < side * side * 3; k++)
+            im.rgb[k] = k / 97 * (i % 251) + i / 251 * (k % 3);
+        FILE *f = fopen(path, "wb");
+        rc = f ? dt_png_put(f, &im, NULL, 0, err) : dt_err_sys(err, DT_EIO, "%s", path);
+        fprintf(meta, "{\"file_path\": \"%s\", \"text\": \"picture number %lld of a set\"}\n", name, (long long)i);
+        if (f)
+            fclose(f);
+        free(path);
+        free(name);
+    }
+    printf("%.6f %lld\n", now() - t, (long long)n);
+    if (meta)
+        fclose(meta);
+    free(list);
+    dt_image_release(&im);
+    return rc;
+}
+
 int main(int argc, char **argv)
 {
     dt_err err = { 0 };
@@ -152,6 +180,8 @@ int main(int argc, char **argv)
         rc = tokenize(argv[2], atoi(argv[3]), &s, &err);
     else if (!strcmp(what, "load") && argc == 3)
         rc = load(argv[2], &err);
+    else if (!strcmp(what, "pictures") && argc == 5)
+        rc = pictures(argv[2], atoll(argv[3]), atoi(argv[4]), &err);
     dt_strs_release(&s);
     if (rc < 0)
         fprintf(stderr, "bench-data: %s\n", err.code ? err.msg : "see the head of driver.c");
