@@ -136,7 +136,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE packages all lib units progs check check-threads coverage cppflags deps demo test san bench bench-torch man install clean help
+.PHONY: FORCE packages all lib units progs check check-threads coverage cppflags deps demo test san bench bench-data bench-scale bench-torch man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)
@@ -174,8 +174,11 @@ bench: $(B)/bench $(B)/checkop      ## time every op and every network, as share
 	@$(B)/bench -t bf16
 bench-data: all $(B)/bench-data     ## work on data beside Pillow and tokenizers, one core: PYTHON=one that has them; tests/bench/data.sh
 	@B=$(B) PYTHON=$(or $(PYTHON),python3) tests/bench/data.sh
+bench-scale: all $(B)/bench-data    ## time and memory of dt-bucket and dt-cache-latents for 1,000 to 100,000 pictures
+	@B=$(B) tests/bench/scale.sh
 bench-torch: $(B)/bench     ## the same networks beside PyTorch's: PYTHON=one that has torch, diffusers, transformers and peft
 	@B=$(B) $(or $(PYTHON),python3) tests/bench/torch_compare.py
+	@$(MAKE) --no-print-directory bench-data
 man: all        ## write the OPTIONS sections of man/ anew from the tools
 	B=$(B) tests/man.t -u
 install: all    ## copy programs, manual pages and completion to $(DESTDIR)$(PREFIX)

@@ -112,6 +112,14 @@ bool dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b)
     return true;
 }
 
+void dt_cache_index_reserve(dt_cache_index *x, int64_t n)
+{
+    if (n <= x->cap)
+        return;
+    x->rec = dt_realloc(x->rec, (size_t)n * sizeof(*x->rec));
+    x->cap = n;
+}
+
 dt_cache_rec *dt_cache_index_add(dt_cache_index *x, enum dt_cache_kind kind, const char *req)
 {
     dt_grow(&x->rec, &x->cap, x->n + 1, sizeof(*x->rec));

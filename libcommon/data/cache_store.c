@@ -107,10 +107,20 @@ static const dt_cache_rec *known(const dt_cache_store *s, const dt_strmap *recs,
     return same ? r : NULL;
 }
 
+/* Walking through a shard touches each of its pages; those behind need not stay in memory. */
+static void forget_behind(const dt_map *map, size_t pos, size_t *seen)
+{
+    enum { AT_ONCE = 16 << 20 };
+    if (pos < *seen + AT_ONCE)
+        return;
+    dt_map_forget(map, map->data + *seen, pos - *seen);
+    *seen = pos;
+}
+
 static void add_members(dt_cache_store *s, const dt_strmap *recs, const char *shard, const dt_map *map)
 {
     dt_tar_member m;
-    size_t pos = 0;
+    size_t pos = 0, seen = 0;
     int64_t file = add_file(s, shard, (int64_t)map->bytes);
     while (dt_tar_next(map->data, map->bytes, &pos, &m, shard, NULL) == 1) {
         dt_hash key;
@@ -121,16 +131,17 @@ static void add_members(dt_cache_store *s, const dt_strmap *recs, const char *sh
         struct place *q = s->place[at];
         q->sum = r ? r->sum : dt_hash_bytes(map->data + m.off, m.bytes);
         q->file = file, q->off = (int64_t)m.off, q->bytes = (int64_t)m.bytes, q->put = true;
+        forget_behind(map, pos, &seen);
     }
 }
 
 static int check_shard(const dt_map *map, const char *path, dt_err *err)
 {
     dt_tar_member m;
-    size_t pos = 0;
+    size_t pos = 0, seen = 0;
     int rc;
     while ((rc = dt_tar_next(map->data, map->bytes, &pos, &m, path, err)) == 1)
-        ;
+        forget_behind(map, pos, &seen);
     return rc;
 }
 

@@ -67,6 +67,8 @@ const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *
 bool    dt_cache_recipe_fits(const dt_cache_recipe *a, const dt_cache_recipe *b, bool text);
 bool    dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b);
 
+/* Room for n records, so that adding them moves nothing. */
+void dt_cache_index_reserve(dt_cache_index *x, int64_t n);
 /* Adds an empty record; borrowed until the next. */
 dt_cache_rec *dt_cache_index_add(dt_cache_index *x, enum dt_cache_kind kind, const char *req);
 int  dt_cache_index_read(dt_cache_index *x, const char *text, size_t bytes, const char *name, dt_err *err);

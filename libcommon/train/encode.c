@@ -335,6 +335,7 @@ int dt_enc_texts(dt_enc *e, dt_err *err)
 static void fill_index(dt_enc *e, dt_cache_index *x)
 {
     x->recipe = e->recipe;
+    dt_cache_index_reserve(x, e->n + e->texts);
     for (int64_t i = 0; i < e->n; i++)
         if (e->image[i].place >= 0) {
             dt_cache_rec *rec = dt_cache_index_add(x, DT_CACHE_IMAGE, e->want[i].req);

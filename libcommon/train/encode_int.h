@@ -42,7 +42,7 @@ int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float 
                dt_err *err);
 
 /* encode_recipe.c: what entries depend on */
-enum { DT_ENC_CODE = 1 };           /* rises when entries made before would differ from new ones by more than rounding */
+enum { DT_ENC_CODE = 2 };           /* rises when entries made before would differ from new ones by more than rounding */
 struct dt_enc_part_kind {
     const char *name;               /* folder of the model */
     int  k;                         /* enum dt_flux_part; < 0: a tokenizer, all of whose files count */

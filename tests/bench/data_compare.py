@@ -1,4 +1,4 @@
-"""Work on data here and in Python, side by side on one core: `make bench-data PYTHON=...`, see data.sh.
+"""Work on data here and in Python, side by side on one core: `make bench-data PYTHON=...`; see data.sh.
 
     B=build data_compare.py FOLDER [--rounds N] [--json FILE]
 
@@ -167,14 +167,14 @@ def first_step(args):
     """Seconds from starting the program until it says that step 1 is done."""
     r, w = os.pipe()
     start = time.perf_counter()
-    p = subprocess.Popen([f"{B}/bin/dt-train", "lora", *args, "--max_train_steps=1", "--train_batch_size=1", f"--progress={w}", "-q"],
-                         pass_fds=[w], stderr=subprocess.DEVNULL)
+    p = subprocess.Popen([f"{B}/bin/dt-train", "lora", *args, "--max_train_steps=1", f"--progress={w}", "-q"],
+                         pass_fds=[w])
     os.close(w)
     seconds = None
     with os.fdopen(r) as f:
         for line in f:
             said = json.loads(line)
-            if seconds is None and said.get("stage", "train") == "train" and said.get("step", 0) >= 1:
+            if seconds is None and said["job"] == "train" and said["step"] >= 1:
                 seconds = time.perf_counter() - start
     if p.wait() or seconds is None:
         sys.exit("dt-train failed")
@@ -184,8 +184,9 @@ def first_step(args):
 def startup(folder, rounds):
     out, data = f"{folder}/run", f"{TREE}/examples/concept"
     model = f"--pretrained_model_name_or_path={TREE}/examples/tiny-flux"
-    plan = ["--train_data_dir=" + data, f"--train_data_meta={data}/metadata.json", "--image_sample_size=128", "--enable_bucket"]
-    subprocess.check_call([f"{B}/bin/dt-bucket", *plan, "--train_batch_size=1", "-q", "-o", f"{folder}/plan"])
+    plan = ["--train_data_dir=" + data, f"--train_data_meta={data}/metadata.json", "--image_sample_size=128", "--enable_bucket",
+            "--train_batch_size=1"]
+    subprocess.check_call([f"{B}/bin/dt-bucket", *plan, "-q", "-o", f"{folder}/plan"])
     subprocess.check_call([f"{B}/bin/dt-cache-latents", "--model", f"{TREE}/examples/tiny-flux", "--plan", f"{folder}/plan", "-q",
                            "-o", f"{folder}/cache"])
 

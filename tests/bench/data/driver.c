@@ -149,7 +149,7 @@ static int pictures(const char *dir, int64_t n, int side, dt_err *err)
     for (int64_t i = 0; i < n && rc == 0; i++) {
         char *name = dt_sprintf("%lld.png", (long long)i), *path = dt_path_join(dir, name);
         for (int k = 0; k < side * side * 3; k++)
-            im.rgb[k] = k / 97 * (i % 251) + i / 251 * (k % 3);
+            im.rgb[k] = k / 97 * (i % 256) + (k % 3 == 0 ? i >> 8 & 255 : i >> 16);
         FILE *f = fopen(path, "wb");
         rc = f ? dt_png_put(f, &im, NULL, 0, err) : dt_err_sys(err, DT_EIO, "%s", path);
         fprintf(meta, "{\"file_path\": \"%s\", \"text\": \"picture number %lld of a set\"}\n", name, (long long)i);
