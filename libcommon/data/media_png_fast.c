@@ -168,16 +168,17 @@ INLINE bool unfilter(uint8_t *out, const uint8_t *in, const uint8_t *up, size_t 
     return false;
 }
 
-/* raw: rows of a filter byte and w * bpp bytes.  RGB is reversed into the picture, the others in their place. */
+/* raw: rows of a filter byte and w * bpp bytes.  Those of RGB move together and are the picture then: what is written never
+ * gets ahead of what is read.  The others are reversed in their place. */
 static bool rows(dt_image *im, uint8_t *raw, const struct file *f)
 {
     size_t n = (size_t)f->w * f->bpp;
     uint8_t *zero = calloc(n + PAD, 1), *up = zero;
     bool ok = zero;
-    for (int y = 0; ok && y < im->h; y++, raw += 1 + n) {
-        uint8_t *rgb = im->rgb + (size_t)im->w * 3 * y, *to = f->bpp == 3 ? rgb : raw + 1;
-        ok = f->bpp == 1 ? unfilter(to, raw + 1, up, n, *raw, 1)
-           : f->bpp == 3 ? unfilter(to, raw + 1, up, n, *raw, 3) : unfilter(to, raw + 1, up, n, *raw, 4);
+    for (int y = 0; ok && y < im->h; y++) {
+        uint8_t *in = raw + (1 + n) * y, *to = f->bpp == 3 ? raw + n * y : in + 1, *rgb = im->rgb + (size_t)im->w * 3 * y;
+        ok = f->bpp == 1 ? unfilter(to, in + 1, up, n, *in, 1)
+           : f->bpp == 3 ? unfilter(to, in + 1, up, n, *in, 3) : unfilter(to, in + 1, up, n, *in, 4);
         up = to;
         for (int x = 0; f->bpp == 1 && x < im->w; x++)
             rgb[3 * x] = rgb[3 * x + 1] = rgb[3 * x + 2] = to[x];
@@ -202,6 +203,11 @@ bool dt_png_decode_fast(dt_image *out, const uint8_t *data, size_t bytes)
     }
     if (z)
         libdeflate_free_decompressor(z);
+    if (ok && f.bpp == 3) {             /* the other one was never touched, and takes no memory */
+        free(out->rgb);
+        out->rgb = raw;
+        raw = NULL;
+    }
     free(raw);
     free(f.packed);
     return ok;
