@@ -21,7 +21,7 @@ static void check_training(enum dt_method method, int argc, char **argv)
     dt_train_opts_init(&o, method);
     if (dt_cli_parse(dt_train_cli(method), &o, argc, argv, NULL, &err) == 0 &&
         dt_train_opts_check(&o, argc, argv, &err) == 0) {
-        dt_train_opts_hash(&o, hex);
+        dt_train_opts_hash(&o, o.gradient_checkpointing, hex);
         fuzz_check(strlen(hex) == 32);
     }
     dt_train_opts_release(&o);
