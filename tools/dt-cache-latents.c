@@ -12,7 +12,8 @@ struct opts {
     const char *model, *short_model, *vae_path, *plan, *output, *shard, *device, *explain, *progress;
     int64_t vae_mini_batch, vae_tile, max_sequence_length, max_shard_size, threads, workers;
     double  max_skipped_fraction;
-    int     text_padding, mixed_precision, cache_dtype, pictures_only, quiet;
+    int64_t memory_budget;
+    int     text_padding, mixed_precision, cache_dtype, pictures_only, memory_plan, quiet;
 };
 
 static const char *const precisions[] = { "no", "bf16", NULL };
@@ -56,6 +57,10 @@ static const dt_opt table[] = {
     { "threads", 0, "N", DT_OPT_INT, O(threads), 0, 1024, .help = "threads that compute (0: all cores)" },
     { "dataloader_num_workers", 0, "N", DT_OPT_INT, O(workers), 0, 64, .help =
       "threads that read pictures (0: one for each CPU, at most 8)" },
+    { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), .help = "print the memory plan by moment and kind, and stop" },
+    { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, .help =
+      "take no more memory than this: fewer pictures at once if that is needed; if it is not enough, say what would do and end "
+      "with status 5" },
     { "progress", 0, "FILE", DT_OPT_STR, O(progress), .help =
       "write progress as NDJSON to FILE, or to this descriptor if it is a number" },
     { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help =
@@ -123,6 +128,12 @@ static void say(void *ctx, bool warning, const char *line)
         dt_info("%s", line);
 }
 
+static void print_table(void *ctx, const char *text)
+{
+    (void)ctx;
+    fputs(text, stdout);
+}
+
 static void summary(const struct dt_encode_report *r)
 {
     const struct dt_encode_count *i = &r->images, *t = &r->texts;
@@ -177,6 +188,9 @@ static void fill_params(struct dt_encode_params *p, const struct opts *o)
     p->pictures_only = o->pictures_only;
     p->workers = o->workers ? (int)o->workers : cpus > 8 ? 8 : (int)cpus;
     p->max_skipped_fraction = o->max_skipped_fraction;
+    p->memory_budget = o->memory_budget;
+    p->memory_plan = o->memory_plan;
+    p->table = print_table;
     p->progress = o->progress;
     p->quiet = o->quiet;
     p->stop = &dt_stop;
@@ -207,7 +221,7 @@ int main(int argc, char **argv)
         fill_params(&p, &o);
         rc = run(&o, &p, &r, &err);
     }
-    if (!o.explain && (rc == 0 || rc == DT_ESIGNAL))
+    if (!o.explain && !o.memory_plan && (rc == 0 || rc == DT_ESIGNAL))
         summary(&r);
     int status = rc < 0 ? dt_die_err(&err) : r.skipped.n ? 3 : 0;
     dt_encode_report_release(&r);

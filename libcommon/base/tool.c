@@ -90,7 +90,7 @@ int dt_finish(int status)
 
 void dt_malloc_install(void)
 {
-    mallopt(M_MMAP_THRESHOLD, 256 << 10);       /* setting it stops glibc from raising it */
+    mallopt(M_MMAP_THRESHOLD, 128 << 10);       /* what it begins with; setting it stops glibc from raising it */
     mallopt(M_TRIM_THRESHOLD, 1 << 20);
     mallopt(M_ARENA_MAX, 1);
 }

@@ -179,6 +179,8 @@ int dt_enc_open(dt_enc *e, const struct dt_encode_params *p, struct dt_encode_re
 
 void dt_enc_close(dt_enc *e)
 {
+    dt_flux_run_free(&e->text);
+    dt_enc_close_images(e);
     dt_cache_store_close(&e->store);
     for (int64_t i = 0; i < e->n; i++)
         free(e->want[i].req);
@@ -294,37 +296,41 @@ static int encode_captions(dt_enc *e, dt_flux_run *run, dt_progress *bar, dt_err
     return rc;
 }
 
-int dt_enc_texts(dt_enc *e, dt_err *err)
+int dt_enc_find_texts(dt_enc *e, dt_err *err)
 {
-    int64_t missing = 0;
+    int rc = 0;
     for (int64_t i = 0; i < e->texts; i++) {
         dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i], e->text_len[i]);
         e->text_place[i] = dt_cache_store_find(e->store, &key);
-        missing += e->text_place[i] < 0;
+        e->missing_texts += e->text_place[i] < 0;
     }
-    e->r->texts.there = e->texts - missing;
-    if (!missing || dt_enc_stopped(e))
+    e->r->texts.there = e->texts - e->missing_texts;
+    if (!e->missing_texts)
         return 0;
+    e->text = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = e->p->pipe, .dev = e->p->dev, .act = e->p->compute });
+    for (int64_t i = 0; i < e->texts && rc == 0; i++)
+        if (e->text_place[i] < 0)
+            rc = dt_flux_run_plan_text(e->text, e->text_len[i], err);
+    return rc;
+}
+
+int dt_enc_texts(dt_enc *e, dt_err *err)
+{
     dt_flux_pipe *pipe = e->p->pipe;
     dt_progress *bar = NULL;
-    dt_flux_run *run = NULL;
+    if (!e->text || dt_enc_stopped(e))
+        return 0;
     int rc = dt_flux_pipe_load(pipe, DT_FLUX_CLIP, e->p->dev, e->p->compute, 0, err);
     if (rc == 0)
         rc = dt_flux_pipe_load(pipe, DT_FLUX_T5, e->p->dev, e->p->compute, 0, err);
-    if (rc == 0) {
-        run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = pipe, .dev = e->p->dev, .act = e->p->compute });
-        for (int64_t i = 0; i < e->texts && rc == 0; i++)
-            if (e->text_place[i] < 0)
-                rc = dt_flux_run_plan_text(run, e->text_len[i], err);
-    }
     if (rc == 0)
-        rc = dt_flux_run_alloc(run, NULL, err);
+        rc = dt_flux_run_alloc(e->text, NULL, err);
     if (rc == 0)
-        rc = dt_progress_open(&bar, "captions", "caption", missing, e->p->progress, e->p->quiet, err);
+        rc = dt_progress_open(&bar, "captions", "caption", e->missing_texts, e->p->progress, e->p->quiet, err);
     if (rc == 0)
-        rc = encode_captions(e, run, bar, err);
+        rc = encode_captions(e, e->text, bar, err);
     dt_progress_close(&bar);
-    dt_flux_run_free(&run);
+    dt_flux_run_free(&e->text);
     dt_flux_pipe_unload(pipe, DT_FLUX_CLIP);
     dt_flux_pipe_unload(pipe, DT_FLUX_T5);
     return rc;
@@ -438,33 +444,50 @@ static int stopped(const dt_enc *e, dt_err *err)
                       e->p->dir ? "; the same command goes on from here" : "");
 }
 
+/* Encodes what is missing and names all of it in the index. */
+static int fill_cache(dt_enc *e, dt_err *err)
+{
+    const struct dt_encode_params *p = e->p;
+    dt_cache_index x = { 0 };
+    int rc = p->dir ? 0 : put_plan(e, err);
+    if (rc == 0)
+        rc = dt_enc_texts(e, err);
+    if (rc == 0)
+        rc = dt_enc_images(e, err);
+    dt_enc_close_images(e);
+    if (rc == 0)
+        rc = check_skipped(e, err);
+    if (rc < 0 && rc != DT_EIO && p->dir)
+        dt_cache_store_finish(e->store, NULL);      /* what was made is not lost */
+    if (rc == 0 && (p->dir || !dt_enc_stopped(e))) {
+        fill_index(e, &x);
+        rc = dt_cache_store_commit(e->store, &x, &e->r->wrote_index, err);
+        add_up(e);
+    }
+    if (rc == 0 && p->dir)
+        rc = put_plan(e, err);
+    dt_cache_index_release(&x);
+    return rc == 0 && dt_enc_stopped(e) ? stopped(e, err) : rc;
+}
+
 int dt_encode_run(const struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err)
 {
     dt_enc e;
-    dt_cache_index x = { 0 };
     int rc = dt_enc_open(&e, p, r, err);
     if (rc == 0)
         rc = check_present(&e, err);
-    if (rc == 0 && !p->dir)
-        rc = put_plan(&e, err);
     if (rc == 0)
-        rc = dt_enc_texts(&e, err);
+        rc = dt_enc_find_texts(&e, err);
     if (rc == 0)
-        rc = dt_enc_images(&e, err);
+        rc = dt_enc_find_images(&e, err);
     if (rc == 0)
-        rc = check_skipped(&e, err);
-    if (rc < 0 && rc != DT_EIO && e.store && p->dir)
-        dt_cache_store_finish(e.store, NULL);       /* what was made is not lost */
-    if (rc == 0 && (p->dir || !dt_enc_stopped(&e))) {
-        fill_index(&e, &x);
-        rc = dt_cache_store_commit(e.store, &x, &r->wrote_index, err);
-        add_up(&e);
-    }
-    if (rc == 0 && p->dir)
-        rc = put_plan(&e, err);
-    if (rc == 0 && dt_enc_stopped(&e))
-        rc = stopped(&e, err);
-    dt_cache_index_release(&x);
+        rc = dt_enc_memory(&e, err);
+    if (rc == 0 && !p->memory_plan)
+        rc = fill_cache(&e, err);
+    char *peak = rc == 0 && !p->memory_plan ? dt_mem_report(&e.memory) : NULL;
+    if (peak)
+        dt_enc_say(&e, false, "%s", peak);
+    free(peak);
     dt_enc_close(&e);
     return rc;
 }

@@ -21,6 +21,9 @@ struct dt_encode_params {
     int64_t       shard, shards;    /* only what the hash of a path or caption gives to `shard` */
     int           workers;          /* threads that read pictures */
     double        max_skipped_fraction;
+    int64_t       memory_budget;    /* bytes: fewer pictures at once if that is needed, otherwise DT_ENOMEM; 0: none */
+    bool          memory_plan;      /* only this, to `table` */
+    void        (*table)(void *ctx, const char *text);
     const char   *progress;         /* NDJSON, or NULL */
     bool          quiet;
     const volatile int *stop;

@@ -18,14 +18,17 @@ struct group {                      /* waiting to be encoded, all of one size */
     int64_t  place[MAX_GROUP];
 };
 
-struct encoder {
+struct dt_encoder {
     dt_enc      *e;
+    int64_t     *order, missing;    /* pictures to encode, size by size */
+    int64_t      at_once;
     dt_flux_run *run;
     dt_progress *bar;
     struct size *size;
     int64_t      n_size, size_cap;
     struct group group;
-    float       *mean, *logvar;     /* for the largest group */
+    int64_t      latents, group_bytes;      /* floats and bytes of the largest group */
+    float       *mean, *logvar;
     int64_t      done;
 };
 
@@ -66,7 +69,7 @@ static int find_there(dt_enc *e, int64_t *order, dt_err *err)
     return rc;
 }
 
-static struct size *size_of(struct encoder *c, int w, int h)
+static struct size *size_of(struct dt_encoder *c, int w, int h)
 {
     for (int64_t i = 0; i < c->n_size; i++)
         if (c->size[i].w == w && c->size[i].h == h)
@@ -77,7 +80,7 @@ static struct size *size_of(struct encoder *c, int w, int h)
 }
 
 /* Missing pictures, size by size.  Returns how many. */
-static int64_t put_in_order(struct encoder *c, int64_t *order)
+static int64_t put_in_order(struct dt_encoder *c, int64_t *order)
 {
     dt_enc *e = c->e;
     int64_t n = 0;
@@ -93,48 +96,77 @@ static int64_t put_in_order(struct encoder *c, int64_t *order)
 
 /* --- the encoder --- */
 
-static int64_t group_of(const struct dt_encode_params *p, int w, int h)
+static int64_t group_of(const struct dt_encoder *c, int w, int h)
 {
-    int64_t most = GROUP_PX / ((int64_t)w * h), n = p->vae_mini_batch < most ? p->vae_mini_batch : most;
+    const struct dt_encode_params *p = c->e->p;
+    int64_t most = GROUP_PX / ((int64_t)w * h), n = c->at_once < most ? c->at_once : most;
     bool tiled = p->tile_px && (w > p->tile_px || h > p->tile_px);
     return n < 1 || tiled ? 1 : n > MAX_GROUP ? MAX_GROUP : n;
 }
 
-static int plan_sizes(struct encoder *c, dt_err *err)
+int dt_enc_plan_images(dt_enc *e, int64_t at_once, dt_err *err)
 {
-    const struct dt_encode_params *p = c->e->p;
-    int64_t f = dt_vae_factor(&p->pipe->vae), most = 0;
+    struct dt_encoder *c = e->images;
+    const struct dt_encode_params *p = e->p;
+    int64_t f = dt_vae_factor(&p->pipe->vae);
     int rc = 0;
+    dt_flux_run_free(&c->run);
+    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute, .tile_px = p->tile_px });
+    c->at_once = at_once;
+    c->latents = c->group_bytes = 0;
     for (int64_t i = 0; i < c->n_size && rc == 0; i++) {
         struct size *s = &c->size[i];
-        s->whole = group_of(p, s->w, s->h);
+        s->whole = group_of(c, s->w, s->h);
         s->rest = s->n % s->whole;
         if ((rc = dt_flux_run_plan_encode(c->run, 1, s->w, s->h, err)) == 0 && s->n >= s->whole && s->whole > 1)
             rc = dt_flux_run_plan_encode(c->run, s->whole, s->w, s->h, err);
         if (rc == 0 && s->rest > 1)
             rc = dt_flux_run_plan_encode(c->run, s->rest, s->w, s->h, err);
-        int64_t len = s->whole * p->pipe->vae.latent_channels * (s->h / f) * (s->w / f);
-        most = len > most ? len : most;
+        int64_t n = s->n < s->whole ? s->n : s->whole, len = n * p->pipe->vae.latent_channels * (s->h / f) * (s->w / f);
+        c->latents = len > c->latents ? len : c->latents;
+        c->group_bytes = 3 * n * s->w * s->h > c->group_bytes ? 3 * n * s->w * s->h : c->group_bytes;
     }
-    if (rc == 0)
-        rc = dt_flux_run_alloc(c->run, NULL, err);
-    c->mean = rc == 0 ? dt_try_alloc((size_t)most * sizeof(float)) : NULL;
-    c->logvar = rc == 0 ? dt_try_alloc((size_t)most * sizeof(float)) : NULL;
-    if (rc == 0 && (!c->mean || !c->logvar))
-        rc = dt_err_set(err, DT_ENOMEM, "no memory for latents");
     return rc;
 }
 
-static int open_encoder(struct encoder *c, int64_t n, dt_err *err)
+static struct dt_pictures_params reader(const struct dt_encoder *c)
+{
+    return (struct dt_pictures_params){ .want = c->e->want, .order = c->order, .n = c->missing, .threads = c->e->p->workers };
+}
+
+void dt_enc_rehearse_image(const dt_enc *e)
+{
+    const struct dt_encoder *c = e->images;
+    dt_got_picture got;
+    if (!c->missing)
+        return;
+    dt_picture_get(&got, &e->want[c->order[0]], false);
+    dt_image_release(&got.im);
+}
+
+void dt_enc_images_bytes(const dt_enc *e, int64_t *arena, int64_t *host)
+{
+    const struct dt_encoder *c = e->images;
+    *arena = *host = 0;
+    if (!c->missing)
+        return;
+    const struct dt_pictures_params read = reader(c);
+    int64_t entry = 2 * c->latents * (int64_t)dt_dtype_size(e->p->store);
+    *arena = dt_flux_run_bytes(c->run);
+    *host = dt_pictures_bytes(&read) + c->group_bytes + 2 * c->latents * (int64_t)sizeof(float) + dt_flux_run_host(c->run) + 2 * entry;
+}
+
+static int open_encoder(struct dt_encoder *c, dt_err *err)
 {
     const struct dt_encode_params *p = c->e->p;
     int rc = dt_flux_pipe_load(p->pipe, DT_FLUX_VAE, p->dev, p->compute, 0, err);
-    if (rc < 0)
-        return rc;
-    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute,
-                                                           .tile_px = p->tile_px });
-    rc = plan_sizes(c, err);
-    return rc == 0 ? dt_progress_open(&c->bar, "encode", "img", n, p->progress, p->quiet, err) : rc;
+    if (rc == 0)
+        rc = dt_flux_run_alloc(c->run, NULL, err);
+    c->mean = rc == 0 ? dt_try_alloc((size_t)c->latents * sizeof(float)) : NULL;
+    c->logvar = rc == 0 ? dt_try_alloc((size_t)c->latents * sizeof(float)) : NULL;
+    if (rc == 0 && (!c->mean || !c->logvar))
+        rc = dt_err_set(err, DT_ENOMEM, "no memory for latents");
+    return rc == 0 ? dt_progress_open(&c->bar, "encode", "img", c->missing, p->progress, p->quiet, err) : rc;
 }
 
 static void release_group(struct group *g)
@@ -144,19 +176,25 @@ static void release_group(struct group *g)
     g->n = 0;
 }
 
-static void close_encoder(struct encoder *c)
+void dt_enc_close_images(dt_enc *e)
 {
+    struct dt_encoder *c = e->images;
+    if (!c)
+        return;
     release_group(&c->group);
     dt_progress_close(&c->bar);
     dt_flux_run_free(&c->run);
-    dt_flux_pipe_unload(c->e->p->pipe, DT_FLUX_VAE);
+    dt_flux_pipe_unload(e->p->pipe, DT_FLUX_VAE);
+    free(c->order);
     free(c->size);
     free(c->mean);
     free(c->logvar);
+    free(c);
+    e->images = NULL;
 }
 
 /* Encodes the group; one by one if it has a size that was not announced, because pictures of it were left out. */
-static int flush(struct encoder *c, dt_err *err)
+static int flush(struct dt_encoder *c, dt_err *err)
 {
     static const char *const name[2] = { "mean", "logvar" };
     struct group *g = &c->group;
@@ -188,7 +226,7 @@ static int flush(struct encoder *c, dt_err *err)
 }
 
 /* Takes one picture: skipped, found, or into the group. */
-static int take(struct encoder *c, dt_got_picture *got, dt_err *err)
+static int take(struct dt_encoder *c, dt_got_picture *got, dt_err *err)
 {
     dt_enc *e = c->e;
     struct group *g = &c->group;
@@ -221,39 +259,33 @@ static int take(struct encoder *c, dt_got_picture *got, dt_err *err)
     return g->n == size_of(c, got->im.w, got->im.h)->whole ? flush(c, err) : 0;
 }
 
-static int encode(struct encoder *c, const int64_t *order, int64_t n, dt_err *err)
+int dt_enc_find_images(dt_enc *e, dt_err *err)
 {
-    dt_pictures *p = NULL;
-    dt_got_picture got;
-    int rc = open_encoder(c, n, err);
-    if (rc == 0)
-        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .want = c->e->want, .order = order, .n = n,
-                              .threads = c->e->p->workers }, err);
-    if (rc == 0)
-        dt_progress_step(c->bar, 0);
-    while (rc == 0 && !dt_enc_stopped(c->e) && dt_pictures_next(p, &got) == 1)
-        rc = take(c, &got, err);
-    if (rc == 0)
-        rc = flush(c, err);
-    dt_pictures_close(&p);
-    close_encoder(c);
+    struct dt_encoder *c = e->images = dt_alloc(sizeof(*c));
+    c->e = e;
+    c->order = dt_alloc((size_t)(e->n + 1) * sizeof(*c->order));
+    int rc = dt_cache_store_found(e->store) ? find_there(e, c->order, err) : 0;
+    c->missing = rc == 0 ? put_in_order(c, c->order) : 0;
     return rc;
 }
 
 int dt_enc_images(dt_enc *e, dt_err *err)
 {
-    struct encoder *c = dt_alloc(sizeof(*c));
-    int64_t *order = dt_alloc((size_t)(e->n + 1) * sizeof(*order));
-    int rc = 0;
-    c->e = e;
-    if (dt_cache_store_found(e->store))
-        rc = find_there(e, order, err);
-    int64_t n = rc == 0 ? put_in_order(c, order) : 0;
-    if (rc == 0 && n && !dt_enc_stopped(e))
-        rc = encode(c, order, n, err);
-    else
-        free(c->size);
-    free(order);
-    free(c);
+    struct dt_encoder *c = e->images;
+    const struct dt_pictures_params read = reader(c);
+    dt_pictures *p = NULL;
+    dt_got_picture got;
+    if (!c->missing || dt_enc_stopped(e))
+        return 0;
+    int rc = open_encoder(c, err);
+    if (rc == 0)
+        rc = dt_pictures_open(&p, &read, err);
+    if (rc == 0)
+        dt_progress_step(c->bar, 0);
+    while (rc == 0 && !dt_enc_stopped(e) && dt_pictures_next(p, &got) == 1)
+        rc = take(c, &got, err);
+    if (rc == 0)
+        rc = flush(c, err);
+    dt_pictures_close(&p);
     return rc;
 }

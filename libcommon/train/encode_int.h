@@ -6,6 +6,7 @@
 #include "models/flux_run.h"
 #include "tensor/strmap.h"
 #include "train/encode.h"
+#include "train/memory.h"
 #include "train/pictures.h"
 
 /* A picture of the plan at one size. */
@@ -29,6 +30,10 @@ typedef struct dt_enc {
     dt_strmap *reqs, *captions, *paths, *bad;   /* bad: path -> index into r->skipped */
     dt_cache_recipe recipe;
     dt_cache_store *store;
+    int64_t missing_texts;
+    dt_flux_run *text;              /* NULL: no caption is missing */
+    struct dt_encoder *images;      /* encode_images.c */
+    dt_mem_plan memory;
 } dt_enc;
 
 /* Opens plan and store, collects requests, computes the recipe. */
@@ -54,7 +59,18 @@ extern const struct dt_enc_part_kind dt_enc_parts[];    /* ends with a NULL name
 int  dt_enc_part(dt_cache_part *part, const dt_flux_pipe *pipe, const struct dt_enc_part_kind *kind,
                  bool (*known)(void *ctx, dt_cache_part *part), void *ctx, dt_err *err);
 
-int  dt_enc_images(dt_enc *e, dt_err *err);
+/* What is missing, then the shapes of the encoders that make it, up to `at_once` pictures together; then the work. */
+int  dt_enc_find_texts(dt_enc *e, dt_err *err);
+int  dt_enc_find_images(dt_enc *e, dt_err *err);
+int  dt_enc_plan_images(dt_enc *e, int64_t at_once, dt_err *err);
 int  dt_enc_texts(dt_enc *e, dt_err *err);
+int  dt_enc_images(dt_enc *e, dt_err *err);
+void dt_enc_close_images(dt_enc *e);
+/* Reads a picture that is missing, so that what its decoder keeps is there before the process is measured. */
+void dt_enc_rehearse_image(const dt_enc *e);
+/* Arena, and host memory for pictures ahead, at work and in the group; 0 if no picture is missing. */
+void dt_enc_images_bytes(const dt_enc *e, int64_t *arena, int64_t *host);
+/* encode_memory.c: plans the encoders, says what they take, and holds it against the budget. */
+int  dt_enc_memory(dt_enc *e, dt_err *err);
 
 #endif

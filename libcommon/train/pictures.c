@@ -3,6 +3,7 @@
  * A ring of slots: a thread takes the next request and its slot, works outside the lock; the consumer takes slots in order. */
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include "base/file.h"
 #include "base/mem.h"
 #include "train/pictures.h"
@@ -78,10 +79,30 @@ static void *worker(void *arg)
     return NULL;
 }
 
+static int threads_of(const struct dt_pictures_params *p)
+{
+    return p->threads < 1 ? 1 : p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
+}
+
+/* A thread has the file, the decoded picture and that in its new width; a slot has the result. */
+int64_t dt_pictures_bytes(const struct dt_pictures_params *p)
+{
+    int64_t work = 0, ready = 0, threads = threads_of(p), slots = SLOTS_PER_THREAD * threads;
+    for (int64_t k = 0; k < p->n; k++) {
+        const dt_want_picture *w = &p->want[p->order[k]];
+        struct stat st;
+        int64_t bytes = w->item->tar ? w->item->bytes : stat(w->item->path, &st) ? 0 : st.st_size, rgb = 3 * (int64_t)w->w * w->h;
+        bytes += 3 * (int64_t)(w->item->w + w->w) * w->item->h;
+        work = bytes > work ? bytes : work;
+        ready = rgb > ready ? rgb : ready;
+    }
+    return work * (p->n < threads ? p->n : threads) + ready * (p->n < slots ? p->n : slots);
+}
+
 int dt_pictures_open(dt_pictures **out, const struct dt_pictures_params *params, dt_err *err)
 {
     dt_pictures *p = dt_alloc(sizeof(*p));
-    int want = params->threads < 1 ? 1 : params->threads > MAX_THREADS ? MAX_THREADS : params->threads;
+    int want = threads_of(params);
     p->p = *params;
     p->nslot = SLOTS_PER_THREAD * want;
     p->slot = dt_alloc((size_t)p->nslot * sizeof(*p->slot));

@@ -36,6 +36,8 @@ int  dt_pictures_open(dt_pictures **out, const struct dt_pictures_params *p, dt_
 /* 1 and the next one, whose picture the caller releases; 0 at the end. */
 int  dt_pictures_next(dt_pictures *p, dt_got_picture *got);
 void dt_pictures_close(dt_pictures **p);
+/* Memory that it takes while its largest pictures are all under way. */
+int64_t dt_pictures_bytes(const struct dt_pictures_params *p);
 /* The same for one picture, in the caller's thread. */
 void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_only);
 

@@ -111,6 +111,8 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
     arg(&v, "--mixed_precision", dt_precision_names[o->mixed_precision]);
     arg_int(&v, "--vae_mini_batch", o->vae_mini_batch);
     arg_int(&v, "--vae_tile", o->vae_tile_px);
+    if (o->memory_budget)
+        arg_int(&v, "--memory_budget", o->memory_budget);
     if (o->max_sequence_length)
         arg_int(&v, "--max_sequence_length", o->max_sequence_length);
     arg(&v, "--text_padding", dt_padding_names[o->text_padding]);
