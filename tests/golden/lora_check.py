@@ -7,16 +7,18 @@ lora_all_{comfy,peft,kohya}.safetensors
                             these tensors, and reads them; `DT_LORA_KEEP=DIR build/unit/train_lora` leaves new ones in DIR
 
     python lora_check.py            makes lora_all.safetensors
-    python lora_check.py DIR        checks the three files of DIR: loaded at strength 1 each gives out.y
+    python lora_check.py DIR        checks the three files of DIR: every key finds its layer, and loaded at strength 1 each gives out.y
 """
 import inspect
+import json
 import os
 import sys
 
 import torch
 from diffusers import FluxPipeline
 from diffusers.loaders import lora_conversion_utils
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from common import HERE, generator, randn, save
@@ -60,6 +62,27 @@ def close(what, y, want, other):
     print(f"{what}: relative error {error:.1e}")
 
 
+def matched(what, model, n):
+    """The model has adapters on n layers, none of them as peft makes them (B is zero then)."""
+    halves = {k: p for k, p in model.named_parameters() if "lora_" in k}
+    assert len(halves) == 2 * n and all(p.abs().max() > 0 for p in halves.values()), (what, len(halves), n)
+    print(f"{what}: {n} of {n} layers found")
+
+
+def peft_loads(path):
+    """peft alone: the config from the file's metadata, the tensors as they are."""
+    with safe_open(path, "pt") as f:
+        settings = json.loads(f.metadata()["lora_adapter_metadata"])
+    model = model_b()
+    config = LoraConfig(**{k.removeprefix("transformer."): v for k, v in settings.items()})
+    inject_adapter_in_model(config, model)
+    state = {k.removeprefix("transformer."): v.float() for k, v in load_file(path).items()}
+    keys = set_peft_model_state_dict(model, state)
+    assert not keys.unexpected_keys and not [k for k in keys.missing_keys if "lora_" in k], keys
+    matched("peft in peft", model, len(state) // 2)
+    return predict(model)
+
+
 def diffusers_loads(path, only=None):
     """The pipeline's own loader, on a transformer of this size."""
     pipe = FluxPipeline(scheduler=None, vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
@@ -69,6 +92,8 @@ def diffusers_loads(path, only=None):
         pipe.load_lora_weights(os.path.dirname(path), weight_name=os.path.basename(path))
     else:
         pipe.load_lora_weights({k: v.float() for k, v in state.items() if only(k)})
+    if only is None:
+        matched(os.path.basename(path) + " in diffusers", pipe.transformer, sum("lora_A" in k for k in state))
     return predict(pipe.transformer)
 
 
@@ -159,6 +184,7 @@ def check(folder):
     path = {k: os.path.join(folder, f"lora_all_{k}.safetensors") for k in ("comfy", "peft", "kohya")}
     close("comfy in ComfyUI", comfy_loads(path["comfy"]), want, base)
     close("kohya in ComfyUI", comfy_loads(path["kohya"]), want, base)
+    close("peft in peft", peft_loads(path["peft"]), want, base)
     close("peft in diffusers", diffusers_loads(path["peft"]), want, base)
     close("comfy in diffusers", diffusers_loads(path["comfy"]), want, base)
     # diffusers loses the layers outside blocks of kohya's files (0.42: it forgets the prefix "transformer."); the rest is right.
