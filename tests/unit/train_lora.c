@@ -275,6 +275,30 @@ static void write_keys(const char *path, const struct key *k, const dt_st_kv *me
     assert_int_equal(dt_st_write(path, e, n, meta, NULL), 0);
 }
 
+/* Parts of a fused layer with ranks of their own go through it and come back as they were. */
+static void ranks_of_parts(void **state)
+{
+#define PAIR(module, r) { "transformer." module ".lora_A.weight", r, 4 }, { "transformer." module ".lora_B.weight", 4, r }
+    static const struct key keys[] = { PAIR("transformer_blocks.0.attn.to_q", 3), PAIR("transformer_blocks.0.attn.to_v", 1),
+                                       PAIR("single_transformer_blocks.0.attn.to_k", 2), { 0 } };
+    dt_params *p = flux();
+    char path[200];
+    snprintf(path, sizeof(path), "%s/ranks.safetensors", (char *)*state);
+    write_keys(path, keys, NULL);
+    dt_lora *l = open_lora(p, path);
+    assert_int_equal(l->n, 3);
+    assert_int_equal(dt_lora_rounds(l, DT_LORA_KOHYA), 0);
+    assert_int_equal(dt_lora_save(l, path, DT_LORA_KOHYA, DT_F32, false, NULL, NULL), 0);
+    dt_lora *now = open_lora(p, path);
+    same(l, now);
+    dt_lora_free(&now);
+    l->v[0].scale *= 3;                 /* to_q: now 3 times that of to_v */
+    assert_int_equal(dt_lora_rounds(l, DT_LORA_KOHYA), 1);
+    assert_int_equal(dt_lora_rounds(l, DT_LORA_PEFT), 0);
+    dt_lora_free(&l);
+    dt_params_free(&p);
+}
+
 static void variants(void **state)
 {
     static const struct { struct key k[4]; const char *layer; double scale; } v[] = {
@@ -536,7 +560,7 @@ int main(void)
         cmocka_unit_test(targets), cmocka_unit_test_setup_teardown(layouts, setup, teardown),
         cmocka_unit_test_setup_teardown(names_in_files, setup, teardown), cmocka_unit_test_setup_teardown(variants, setup, teardown),
         cmocka_unit_test_setup_teardown(alphas, setup, teardown), cmocka_unit_test_setup_teardown(bad_files, setup, teardown),
-        cmocka_unit_test_setup_teardown(readers, setup, teardown),
+        cmocka_unit_test_setup_teardown(readers, setup, teardown), cmocka_unit_test_setup_teardown(ranks_of_parts, setup, teardown),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("train/lora", tests, NULL, NULL);
