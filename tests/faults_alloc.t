@@ -22,10 +22,11 @@ dt-bucket -q $P -o plan data && dt-cache-latents -q --threads 1 --model "$M" --m
 R="--pretrained_model_name_or_path $M --max_train_steps 2 --checkpointing_steps 1 --quiet --output_dir out --resume_from_checkpoint latest"
 
 # What an output holds: sums and names, without what tells the time and what nobody takes for a result.
-holds() { [ ! -f "$1" ] || cksum "$1"; (cd "$1" 2>/dev/null && find . -type f ! -name '.*' ! -path '*/logs/*' ! -name 'events.out*' ! -name run.json ! -path '*.tmp/*' -exec cksum {} + | LC_ALL=C sort); :; }
+holds() { [ ! -f "$1" ] || cksum "$1"; (cd "$1" 2>/dev/null && find . -type f ! -name '.*' ! -path '*/logs/*' ! -path '*/cache/*' ! -name 'events.out*' ! -name run.json ! -path '*.tmp/*' -exec cksum {} + | LC_ALL=C sort); :; }
 
 # wrong STATUS: what is wrong with the run that left `out` and `said`, or nothing.  Metrics, chart and sheet grow during a
-# run, and a shard of the cache is complete with what there was time for: those are seen when the run goes on.
+# run, a shard of the cache is complete with what there was time for, a model's folder with its weights, written last: those are
+# seen when the run goes on.
 wrong() {
     local extra
     [ "$1" -eq 0 ] || [ "$1" -eq 5 ] || { echo "exit status $1"; return; }
@@ -33,7 +34,7 @@ wrong() {
     [ "$1" -eq 0 ] || grep -qiE 'memory|do not fit|cannot allocate' said || { echo 'the message does not speak of memory'; return; }
     [ "$(wc -l <said)" -le 3 ] || { echo 'too many words'; return; }
     holds out >now
-    extra=$(comm -23 now want | awk '{ print $3 }' | grep -vE '/(metrics.ndjson|samples.png|loss.png|shard-.*.tar)$')
+    extra=$(comm -23 now want | awk '{ print $3 }' | grep -vE '/(metrics.ndjson|samples.png|loss.png|shard-.*.tar|vae/config.json)$')
     [ -z "$extra" ] || { echo "half-written:" $extra; return; }
     [ "$1" -ne 0 ] || cmp -s now want || echo 'exit 0 without all of the output'
 }

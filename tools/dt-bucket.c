@@ -41,12 +41,22 @@ static const dt_cli cli = {
     .table = table,
 };
 
+static void list_skipped(const dt_strs *skipped)
+{
+    dt_strs lines = { 0 };
+    for (int64_t i = 0; skipped->n <= DT_PLAN_FEW && i < skipped->n; i++)
+        dt_warn("skipped %s", skipped->v[i]);
+    dt_plan_reasons(&lines, skipped);
+    for (int64_t i = 0; i < lines.n; i++)
+        dt_warn("%s", lines.v[i]);
+    dt_strs_release(&lines);
+}
+
 static void summary(const struct dt_plan_report *r)
 {
     for (int64_t i = 0; i < r->notes.n; i++)
         dt_info("%s", r->notes.v[i]);
-    for (int64_t i = 0; i < r->skipped.n; i++)
-        dt_warn("skipped %s", r->skipped.v[i]);
+    list_skipped(&r->skipped);
     if (r->left_out)
         dt_info("%lld pictures left out by skip_image_resolution", (long long)r->left_out);
     dt_info("%lld pictures of %lld entries, %lld skipped", (long long)r->items, (long long)r->entries,
@@ -141,8 +151,7 @@ int main(int argc, char **argv)
         rc = dt_out_commit(&out, &err);
         summary(&report);
     } else {
-        for (int64_t i = 0; i < report.skipped.n; i++)
-            dt_warn("skipped %s", report.skipped.v[i]);
+        list_skipped(&report.skipped);
     }
     int status = rc < 0 ? dt_die_err(&err) : report.skipped.n ? 3 : 0;
     dt_out_abort(&out);

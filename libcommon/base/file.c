@@ -225,19 +225,22 @@ static int read_all(char **data, size_t *bytes, int fd, size_t hint, size_t max_
     return 0;
 }
 
-int dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err)
+int dt_fd_read(char **data, size_t *bytes, int fd, size_t max_bytes, const char *path, dt_err *err)
 {
     struct stat st;
+    size_t hint = FIRST_BYTES;
+    if (!fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size > 0)
+        hint = (size_t)st.st_size;
+    return read_all(data, bytes, fd, hint > max_bytes ? max_bytes : hint, max_bytes, path, err);
+}
+
+int dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err)
+{
     bool in = !strcmp(path, "-");
     int fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return dt_err_open(err, path);
-    size_t hint = FIRST_BYTES;
-    if (!fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size > 0)
-        hint = (size_t)st.st_size;
-    if (hint > max_bytes)
-        hint = max_bytes;
-    int rc = read_all(data, bytes, fd, hint, max_bytes, in ? "<stdin>" : path, err);
+    int rc = dt_fd_read(data, bytes, fd, max_bytes, in ? "<stdin>" : path, err);
     if (!in)
         close(fd);
     return rc;
@@ -310,6 +313,35 @@ int dt_file_copy(const char *from, const char *to, dt_err *err)
         rc = dt_out_commit(&o, err);
     dt_out_abort(&o);
     close(in);
+    return rc;
+}
+
+int dt_open_regular(int64_t *bytes, const char *path, dt_err *err)
+{
+    struct stat st;
+    int rc, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a FIFO must not hold us up */
+    if (fd < 0)
+        return dt_err_sys(err, DT_EDATA, "%s: cannot open", path);
+    if (fstat(fd, &st) < 0)
+        rc = dt_err_sys(err, DT_EDATA, "%s: cannot stat", path);
+    else if (!S_ISREG(st.st_mode))
+        rc = dt_err_set(err, DT_EDATA, "%s: not a regular file", path);
+    else {
+        *bytes = st.st_size;
+        return fd;
+    }
+    close(fd);
+    return rc;
+}
+
+int dt_file_read_regular(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err)
+{
+    int64_t size;
+    int fd = dt_open_regular(&size, path, err);
+    if (fd < 0)
+        return fd;
+    int rc = dt_fd_read(data, bytes, fd, max_bytes, path, err);
+    close(fd);
     return rc;
 }
 

@@ -24,6 +24,11 @@ int   dt_fsync_dir(const char *dir, dt_err *err);
 /* Whole file as a NUL-terminated buffer (caller frees).  Larger than max_bytes: DT_EDATA.  "-" is stdin.
  * FIFOs and files that grow or shrink meanwhile are read to their end, never past max_bytes. */
 int   dt_file_read(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err);
+/* The same of what is left of a descriptor; `path` stands in messages. */
+int   dt_fd_read(char **data, size_t *bytes, int fd, size_t max_bytes, const char *path, dt_err *err);
+int   dt_file_read_regular(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err);
+/* Descriptor of a regular file and its size, or a DT_E code: a FIFO or a device is DT_EDATA and holds nobody up. */
+int   dt_open_regular(int64_t *bytes, const char *path, dt_err *err);
 
 /* Bytes [off, off + n) of a regular file; fewer there: DT_EDATA. */
 int   dt_file_read_part(char **data, const char *path, int64_t off, int64_t n, dt_err *err);

@@ -7,6 +7,7 @@
  * Everything here may be called by any number of threads at once. */
 #ifndef DT_DATA_MEDIA_H
 #define DT_DATA_MEDIA_H
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,6 +26,7 @@ typedef struct dt_image_info {
     int w, h;           /* px, after rotation */
     int orientation;    /* EXIF: 1 upright … 8 */
     enum dt_image_format format;
+    int64_t file_bytes;
 } dt_image_info;
 
 struct dt_image_limits {
@@ -50,6 +52,23 @@ int  dt_image_probe_part(dt_image_info *info, const char *path, int64_t off, int
 int  dt_image_decode(dt_image *out, const void *data, size_t bytes, const char *name,
                      const struct dt_image_limits *lim, dt_err *err);
 int  dt_image_read(dt_image *out, const char *path, const struct dt_image_limits *lim, dt_err *err);
+
+/* Threads that decode at once share this much memory: each waits until there is room for its picture.  A decoder holds
+ * at most DT_IMAGE_PEAK_BYTES for a pixel (TIFF of 16-bit RGBA, progressive CMYK JPEG; 3 for a baseline JPEG and a PNG
+ * without alpha) and the file, FFmpeg's twice; so all of them stay below the gate's bytes, the size of the largest
+ * picture that the limits let in. */
+#define DT_IMAGE_MAX_BYTES ((size_t)2 << 30)        /* of a file */
+#define DT_IMAGE_PEAK_BYTES 12
+#define DT_IMAGE_GATE_BYTES ((int64_t)DT_IMAGE_PEAK_BYTES << 28)
+typedef struct dt_image_gate {
+    pthread_mutex_t lock;
+    pthread_cond_t  moved;
+    int64_t         left;       /* bytes */
+} dt_image_gate;
+void    dt_image_gate_init(dt_image_gate *g);
+void    dt_image_gate_release(dt_image_gate *g);
+int64_t dt_image_gate_enter(dt_image_gate *g, int64_t px, int64_t file_bytes);     /* returns what leave takes */
+void    dt_image_gate_leave(dt_image_gate *g, int64_t entered);
 
 int  dt_image_alloc(dt_image *im, int w, int h, dt_err *err);   /* contents undefined */
 void dt_image_release(dt_image *im);                            /* leaves it empty; empty is fine */

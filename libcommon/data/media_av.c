@@ -113,39 +113,37 @@ out:
     return rc;
 }
 
-/* Palette pictures: an entry is 0xAARRGGBB in native byte order. */
-static void unpack_palette(uint8_t *rgba, const AVFrame *f)
+/* Row y of a palette picture: an entry is 0xAARRGGBB in native byte order. */
+static void unpack_palette(uint8_t *rgba, const AVFrame *f, int y)
 {
     const uint32_t *entry = (const uint32_t *)f->data[1];
-    for (int y = 0; y < f->height; y++)
-        for (int x = 0; x < f->width; x++, rgba += 4) {
-            uint32_t v = entry[f->data[0][(ptrdiff_t)y * f->linesize[0] + x]];
-            rgba[0] = v >> 16;
-            rgba[1] = v >> 8;
-            rgba[2] = v;
-            rgba[3] = v >> 24;
-        }
+    for (int x = 0; x < f->width; x++, rgba += 4) {
+        uint32_t v = entry[f->data[0][(ptrdiff_t)y * f->linesize[0] + x]];
+        rgba[0] = v >> 16;
+        rgba[1] = v >> 8;
+        rgba[2] = v;
+        rgba[3] = v >> 24;
+    }
 }
 
-/* RGB and grey pictures of any depth, component by component, scaled to 8 bits exactly. */
-static void unpack(uint8_t *rgba, uint16_t *line, const AVFrame *f, const AVPixFmtDescriptor *d)
+/* Row y of an RGB or grey picture of any depth, component by component, scaled to 8 bits exactly. */
+static void unpack(uint8_t *rgba, uint16_t *line, const AVFrame *f, const AVPixFmtDescriptor *d, int y)
 {
     bool grey = d->nb_components < 3;
     int flip = f->format == AV_PIX_FMT_MONOWHITE ? 255 : 0;
 
-    for (int y = 0; y < f->height; y++)
-        for (int ch = 0; ch < 4; ch++) {
-            uint8_t *p = rgba + (size_t)y * f->width * 4 + ch;
-            int c = !grey ? ch : ch == 3, max = (1 << d->comp[c].depth) - 1;    /* grey may come with alpha */
-            if (ch == 3 && !(d->flags & AV_PIX_FMT_FLAG_ALPHA)) {
-                for (int x = 0; x < f->width; x++)
-                    p[4 * x] = 255;
-                continue;
-            }
-            av_read_image_line2(line, (const uint8_t **)f->data, f->linesize, d, 0, y, c, f->width, 0, 2);
+    for (int ch = 0; ch < 4; ch++) {
+        uint8_t *p = rgba + ch;
+        int c = !grey ? ch : ch == 3, max = (1 << d->comp[c].depth) - 1;    /* grey may come with alpha */
+        if (ch == 3 && !(d->flags & AV_PIX_FMT_FLAG_ALPHA)) {
             for (int x = 0; x < f->width; x++)
-                p[4 * x] = ((line[x] * 255 + max / 2) / max) ^ (ch < 3 ? flip : 0);
+                p[4 * x] = 255;
+            continue;
         }
+        av_read_image_line2(line, (const uint8_t **)f->data, f->linesize, d, 0, y, c, f->width, 0, 2);
+        for (int x = 0; x < f->width; x++)
+            p[4 * x] = ((line[x] * 255 + max / 2) / max) ^ (ch < 3 ? flip : 0);
+    }
 }
 
 /* YUV pictures (in TIFF) go through swscale, at full chroma precision. */
@@ -174,17 +172,6 @@ static int convert(uint8_t *rgba, const AVFrame *f)
     return rows == f->height ? 0 : DT_EDATA;
 }
 
-static int to_rgba(uint8_t *rgba, uint16_t *line, const AVFrame *f, const AVPixFmtDescriptor *d)
-{
-    if (d->flags & AV_PIX_FMT_FLAG_PAL)
-        unpack_palette(rgba, f);
-    else if (d->flags & AV_PIX_FMT_FLAG_RGB || d->nb_components < 3)
-        unpack(rgba, line, f, d);
-    else
-        return convert(rgba, f);
-    return 0;
-}
-
 /* Frame to RGB over white; out's rest becomes white. */
 static int place(dt_image *out, const AVFrame *f, const char *name, dt_err *err)
 {
@@ -192,17 +179,23 @@ static int place(dt_image *out, const AVFrame *f, const char *name, dt_err *err)
     if (!d || f->width > out->w || f->height > out->h)
         return dt_err_set(err, DT_EDATA, "%s: a frame of %dx%d does not fit %dx%d", name, f->width, f->height, out->w,
                           out->h);
-    uint8_t *rgba = dt_try_alloc((size_t)f->width * f->height * 4);
+    bool palette = d->flags & AV_PIX_FMT_FLAG_PAL, yuv = !palette && !(d->flags & AV_PIX_FMT_FLAG_RGB) && d->nb_components >= 3;
+    uint8_t *rgba = dt_try_alloc((size_t)f->width * (yuv ? f->height : 1) * 4);    /* only swscale wants all of it */
     uint16_t *line = dt_try_alloc(f->width * sizeof *line);
     int rc = 0;
     if (!rgba || !line)
         rc = dt_err_set(err, DT_ENOMEM, "%s: no memory to decode %dx%d", name, f->width, f->height);
-    else if ((rc = to_rgba(rgba, line, f, d)) < 0)
+    else if (yuv && (rc = convert(rgba, f)) < 0)
         dt_err_set(err, rc, "%s: cannot convert %s to RGB", name, d->name);
     if (rc == 0 && (f->width < out->w || f->height < out->h))
         memset(out->rgb, 255, (size_t)out->w * out->h * 3);
-    for (int i = 0; rc == 0 && i < f->height; i++)
-        dt_rgba_over_white(out->rgb + (size_t)i * out->w * 3, rgba + (size_t)i * f->width * 4, f->width);
+    for (int i = 0; rc == 0 && i < f->height; i++) {
+        if (palette)
+            unpack_palette(rgba, f, i);
+        else if (!yuv)
+            unpack(rgba, line, f, d, i);
+        dt_rgba_over_white(out->rgb + (size_t)i * out->w * 3, rgba + (yuv ? (size_t)i * f->width * 4 : 0), f->width);
+    }
     free(rgba);
     free(line);
     return rc;

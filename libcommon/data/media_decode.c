@@ -1,8 +1,8 @@
 /* media_decode.c - a picture file to upright RGB: header, limits, decoder, rotation. */
 #include <stdlib.h>
 #include <string.h>
-#include <errno.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "base/mem.h"
 #include "data/media_int.h"
 
@@ -76,18 +76,46 @@ int dt_image_decode(dt_image *out, const void *data, size_t bytes, const char *n
 
 int dt_image_read(dt_image *out, const char *path, const struct dt_image_limits *lim, dt_err *err)
 {
-    int64_t bytes = 0, have = 0;
-    ssize_t got = 1;
-    int fd = dt_image_open_fd(path, &bytes, err);
-    if (fd < 0)
-        return fd;
-    uint8_t *data = dt_try_alloc(bytes + 1);
-    while (data && have < bytes && (got = read(fd, data + have, bytes - have)) > 0)
-        have += got;
-    int rc = !data ? dt_err_set(err, DT_ENOMEM, "%s: no memory for %lld bytes", path, (long long)bytes)
-           : got < 0 ? dt_err_sys(err, DT_EDATA, "%s: cannot read", path)
-           : dt_image_decode(out, data, have, path, lim, err);
+    size_t bytes = 0;
+    char *data = NULL;
+    int rc = dt_file_read_regular(&data, &bytes, path, DT_IMAGE_MAX_BYTES, err);
+    if (rc == 0)
+        rc = dt_image_decode(out, data, bytes, path, lim, err);
     free(data);
-    close(fd);
     return rc;
+}
+
+/* --- several at once --- */
+
+void dt_image_gate_init(dt_image_gate *g)
+{
+    pthread_mutex_init(&g->lock, NULL);
+    pthread_cond_init(&g->moved, NULL);
+    g->left = DT_IMAGE_GATE_BYTES;
+}
+
+void dt_image_gate_release(dt_image_gate *g)
+{
+    pthread_mutex_destroy(&g->lock);
+    pthread_cond_destroy(&g->moved);
+}
+
+int64_t dt_image_gate_enter(dt_image_gate *g, int64_t px, int64_t file_bytes)
+{
+    int64_t want = px * DT_IMAGE_PEAK_BYTES + 2 * file_bytes;
+    want = want > DT_IMAGE_GATE_BYTES ? DT_IMAGE_GATE_BYTES : want;    /* the largest goes alone */
+    pthread_mutex_lock(&g->lock);
+    while (g->left < want)
+        pthread_cond_wait(&g->moved, &g->lock);
+    g->left -= want;
+    pthread_mutex_unlock(&g->lock);
+    return want;
+}
+
+void dt_image_gate_leave(dt_image_gate *g, int64_t entered)
+{
+    pthread_mutex_lock(&g->lock);
+    g->left += entered;
+    pthread_cond_broadcast(&g->moved);
+    pthread_mutex_unlock(&g->lock);
 }

@@ -4,9 +4,6 @@
 #include <stdbool.h>
 #include "data/media.h"
 
-/* Opens a regular file for reading; returns the descriptor or a DT_E code. */
-int dt_image_open_fd(const char *path, int64_t *bytes, dt_err *err);
-
 /* Decoders of whole files in memory.  out has been allocated with the size that the header gives
  * before rotation; they fill it or fail. */
 int dt_jpeg_decode(dt_image *out, const uint8_t *data, size_t bytes, const char *name, dt_err *err);

@@ -2,11 +2,10 @@
  *
  * JPEG: ITU-T T.81 annex B.  PNG: W3C PNG 3rd ed.  WebP: RFC 9649.  TIFF 6.0; EXIF is a TIFF file inside
  * an APP1 segment, an eXIf chunk or an EXIF chunk.  GIF89a.  BMP: BITMAPCOREHEADER and later. */
-#include <fcntl.h>
 #include <stdbool.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "data/media.h"
 #include "data/media_int.h"
 
@@ -254,7 +253,7 @@ static const char *parse(struct src *s, dt_image_info *info, int64_t wh[2])
 static int probe(struct src *s, dt_image_info *info, const char *name,
                  const struct dt_image_limits *lim, dt_err *err)
 {
-    dt_image_info r = { .orientation = 1 };
+    dt_image_info r = { .orientation = 1, .file_bytes = s->bytes };
     int64_t wh[2] = { 0, 0 };
 
     lim = lim ? lim : dt_image_limits();
@@ -285,7 +284,7 @@ int dt_image_probe_mem(dt_image_info *info, const void *data, size_t bytes, cons
 int dt_image_probe(dt_image_info *info, const char *path, const struct dt_image_limits *lim, dt_err *err)
 {
     int64_t bytes = 0;
-    int fd = dt_image_open_fd(path, &bytes, err);
+    int fd = dt_open_regular(&bytes, path, err);
     if (fd < 0)
         return fd;
     struct src s = { .fd = fd, .bytes = bytes };
@@ -298,7 +297,7 @@ int dt_image_probe_part(dt_image_info *info, const char *path, int64_t off, int6
                         const struct dt_image_limits *lim, dt_err *err)
 {
     int64_t all = 0;
-    int fd = dt_image_open_fd(path, &all, err);
+    int fd = dt_open_regular(&all, path, err);
     if (fd < 0)
         return fd;
     struct src s = { .fd = fd, .base = off, .bytes = bytes };
@@ -306,18 +305,4 @@ int dt_image_probe_part(dt_image_info *info, const char *path, int64_t off, int6
                                                        : probe(&s, info, name, lim, err);
     close(fd);
     return rc;
-}
-
-int dt_image_open_fd(const char *path, int64_t *bytes, dt_err *err)
-{
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a FIFO must not hang the probe */
-    if (fd < 0)
-        return dt_err_sys(err, DT_EDATA, "%s: cannot open", path);
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
-        close(fd);
-        return dt_err_set(err, DT_EDATA, "%s: not a regular file", path);
-    }
-    *bytes = st.st_size;
-    return fd;
 }

@@ -63,6 +63,9 @@ struct dt_plan_report {             /* filled also on failure, as far as it got;
     int     n_bucket;
 };
 void dt_plan_report_release(struct dt_plan_report *r);
+/* Adds a line for each reason in report.skipped, the most frequent first: "2 skipped: damaged PNG: it ends early (a.png, b.png)". */
+void dt_plan_reasons(dt_strs *lines, const dt_strs *skipped);
+#define DT_PLAN_FEW 20          /* skipped pictures that are named one by one; of more, each reason with the first names */
 
 /* Can these settings work together?  DT_EUSAGE names the flag. */
 int dt_data_settings_check(const struct dt_data_settings *s, dt_err *err);

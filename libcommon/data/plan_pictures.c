@@ -16,6 +16,7 @@ struct job {
     dt_size *size;              /* [m->n], 0 x 0: not usable */
     char   **wrong;             /* [m->n] */
     int64_t  next, differs;
+    dt_image_gate gate;
     int64_t  no_memory;         /* 1 + the picture that there was no memory for: no fault of the picture's */
 };
 
@@ -52,8 +53,11 @@ static void look(struct job *j, int64_t i)
         return;
     }
     int rc = probe(j, it, &info, &err);
-    if (rc == 0 && j->s->verify_images)
+    if (rc == 0 && j->s->verify_images) {
+        int64_t entered = dt_image_gate_enter(&j->gate, (int64_t)info.w * info.h, info.file_bytes);
         rc = decode(j, it, &err);
+        dt_image_gate_leave(&j->gate, entered);
+    }
     if (rc < 0)
         j->wrong[i] = dt_strdup(err.msg);
     if (rc == DT_ENOMEM)
@@ -194,7 +198,9 @@ int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report
     if (rc < 0)
         return rc;
     struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size), .wrong = dt_alloc(m->n * sizeof *j.wrong) };
+    dt_image_gate_init(&j.gate);
     run(&j);
+    dt_image_gate_release(&j.gate);
     if (stopped(&j)) {
         rc = j.no_memory ? dt_err_set(err, DT_ENOMEM, "%s", j.wrong[j.no_memory - 1]) : dt_err_set(err, DT_ESIGNAL, "stopped");
         for (int64_t i = 0; i < m->n; i++)

@@ -3,12 +3,12 @@
 #include <string.h>
 #include "base/file.h"
 #include "base/json.h"
+#include "data/media.h"
 #include "data/plan.h"
 #include "tensor/strmap.h"
 
 #define MAX_LINE_BYTES (64 << 20)
 #define MAX_ITEMS INT32_MAX
-#define MAX_FILE_BYTES (2ll << 30)
 #define MAX_BATCH_ITEMS 65536
 #define MAX_SIDE_PX 65536
 #define MAX_RESIZE_PX (1 << 30)
@@ -145,7 +145,7 @@ static int read_place(dt_plan_item *it, const cJSON *o, const char *what, dt_err
         return 0;
     if ((rc = dt_json_str_or(&it->tar, t, "file", NULL, what, err)) < 0 ||
         (rc = dt_json_int(&it->off, t, "offset", 0, 1ll << 53, what, err)) < 0 ||
-        (rc = dt_json_int(&it->bytes, t, "bytes", 0, MAX_FILE_BYTES, what, err)) < 0)
+        (rc = dt_json_int(&it->bytes, t, "bytes", 0, (int64_t)DT_IMAGE_MAX_BYTES, what, err)) < 0)
         return rc;
     return it->tar ? 0 : dt_err_set(err, DT_EDATA, "%s: 'tar' has no 'file'", what);
 }
@@ -153,7 +153,7 @@ static int read_place(dt_plan_item *it, const cJSON *o, const char *what, dt_err
 int dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err *err)
 {
     if (!it->tar)
-        return dt_file_read(data, bytes, it->path, MAX_FILE_BYTES, err);
+        return dt_file_read_regular(data, bytes, it->path, DT_IMAGE_MAX_BYTES, err);
     int rc = dt_file_read_part(data, it->tar, it->off, it->bytes, err);
     *bytes = rc < 0 ? 0 : (size_t)it->bytes;
     return rc < 0 ? dt_err_prefix(err, "%s", it->path) : 0;

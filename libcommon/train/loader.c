@@ -31,15 +31,17 @@ struct dt_loader {
     int nthread;
     pthread_mutex_t lock;
     pthread_cond_t  moved;
+    dt_image_gate  *gate;           /* owned; workers see the rest of this as const */
 };
 
 /* --- filling --- */
 
-static int load_rgb(const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
 {
     dt_image in = { 0 }, out = { 0 };
     char *data = NULL;
     size_t bytes = 0;
+    int64_t entered = dt_image_gate_enter(l->gate, (int64_t)it->item->w * it->item->h, 0);
     int rc = dt_plan_item_read(&data, &bytes, it->item, err);
     if (rc == 0)
         rc = dt_image_decode(&in, data, bytes, it->item->path, NULL, err);
@@ -49,6 +51,7 @@ static int load_rgb(const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt
     if (rc == 0 && it->flip)
         dt_image_flip(&out);
     dt_image_release(&in);
+    dt_image_gate_leave(l->gate, entered);
     s->rgb = out.rgb;
     return rc;
 }
@@ -69,7 +72,7 @@ static int fill_sample(const dt_loader *l, const dt_batch_item *it, const dt_mic
             return rc;
         s->T = c.T, s->D = c.D, s->P = c.P, s->txt_dtype = c.dtype, s->states = c.states, s->pooled = c.pooled;
     }
-    return l->p.want & DT_WANT_RGB ? load_rgb(it, m, s, err) : 0;
+    return l->p.want & DT_WANT_RGB ? load_rgb(l, it, m, s, err) : 0;
 }
 
 /* T of a batch whose longest caption has `longest` states. */
@@ -246,6 +249,8 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
     dt_loader *l = dt_alloc(sizeof(*l));
     *out = NULL;
     l->p = *p;
+    l->gate = dt_alloc(sizeof(*l->gate));
+    dt_image_gate_init(l->gate);
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->moved, NULL);
     int want = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
@@ -284,6 +289,8 @@ void dt_loader_close(dt_loader **pl)
     dt_batches_close(&l->plan);
     pthread_mutex_destroy(&l->lock);
     pthread_cond_destroy(&l->moved);
+    dt_image_gate_release(l->gate);
+    free(l->gate);
     free(l->slot);
     free(l);
     *pl = NULL;

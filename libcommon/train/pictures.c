@@ -24,16 +24,20 @@ struct dt_pictures {
     int nthread;
     pthread_mutex_t lock;
     pthread_cond_t  moved;
+    dt_image_gate   gate;
 };
 
 static int make_ready(dt_got_picture *got, const dt_want_picture *w, const char *data, size_t bytes)
 {
     const dt_batch_item *t = &w->at;
     dt_image in = { 0 };
-    int rc = dt_image_decode(&in, data, bytes, w->item->path, NULL, &got->err);
-    if (rc == 0 && (in.w != w->item->w || in.h != w->item->h))
+    dt_image_info info;
+    int rc = dt_image_probe_mem(&info, data, bytes, w->item->path, NULL, &got->err);
+    if (rc == 0 && (info.w != w->item->w || info.h != w->item->h))
         rc = dt_err_set(&got->err, DT_EDATA, "%s: is %dx%d px, the plan says %dx%d; make the plan again",
-                        w->item->path, in.w, in.h, w->item->w, w->item->h);
+                        w->item->path, info.w, info.h, w->item->w, w->item->h);
+    if (rc == 0)
+        rc = dt_image_decode(&in, data, bytes, w->item->path, NULL, &got->err);
     if (rc == 0)
         rc = dt_image_resize(&got->im, &in, t->resize_w, t->resize_h, t->crop_x, t->crop_y, w->w, w->h, &got->err);
     if (rc == 0 && t->flip)
@@ -42,19 +46,34 @@ static int make_ready(dt_got_picture *got, const dt_want_picture *w, const char 
     return rc;
 }
 
-void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_only)
+/* What is hashed and what is decoded are the same bytes, read once: a file replaced meanwhile cannot come under the old
+ * one's hash.  gate: may be NULL. */
+static void get(dt_got_picture *got, const dt_want_picture *want, bool hash_only, dt_image_gate *gate)
 {
+    const char *file = dt_plan_item_file(want->item);
+    struct stat st;
     char *data = NULL;
     size_t bytes = 0;
+    int64_t entered = 0;
     got->err = (dt_err){ 0 };
     got->im = (dt_image){ 0 };
-    got->stat = dt_hash_stat(dt_plan_item_file(want->item));
+    got->stat = dt_hash_stat(file);
+    if (gate && stat(file, &st) == 0)
+        entered = dt_image_gate_enter(gate, hash_only ? 0 : (int64_t)want->item->w * want->item->h,
+                                      want->item->tar ? want->item->bytes : st.st_size);
     got->rc = dt_plan_item_read(&data, &bytes, want->item, &got->err);
     if (got->rc == 0)
         got->source = dt_hash_bytes(data, bytes);
     if (got->rc == 0 && !hash_only)
         got->rc = make_ready(got, want, data, bytes);
     free(data);
+    if (entered)
+        dt_image_gate_leave(gate, entered);
+}
+
+void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_only)
+{
+    get(got, want, hash_only, NULL);
 }
 
 static void *worker(void *arg)
@@ -70,7 +89,7 @@ static void *worker(void *arg)
         struct slot *s = &p->slot[k % p->nslot];
         pthread_mutex_unlock(&p->lock);
         s->got.i = p->p.order[k];
-        dt_picture_get(&s->got, &p->p.want[s->got.i], p->p.hash_only);
+        get(&s->got, &p->p.want[s->got.i], p->p.hash_only, &p->gate);
         pthread_mutex_lock(&p->lock);
         s->ready = true;
         pthread_cond_broadcast(&p->moved);
@@ -108,6 +127,7 @@ int dt_pictures_open(dt_pictures **out, const struct dt_pictures_params *params,
     p->slot = dt_alloc((size_t)p->nslot * sizeof(*p->slot));
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->moved, NULL);
+    dt_image_gate_init(&p->gate);
     while (p->nthread < want && pthread_create(&p->thread[p->nthread], NULL, worker, p) == 0)
         p->nthread++;
     *out = p;
@@ -150,6 +170,7 @@ void dt_pictures_close(dt_pictures **pp)
         dt_image_release(&p->slot[i].got.im);
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->moved);
+    dt_image_gate_release(&p->gate);
     free(p->slot);
     free(p);
 }

@@ -19,10 +19,15 @@ enum { WAIT_MS = 2 };           /* how often a child is looked at */
 
 static void report_plan(dt_job *j, const struct dt_plan_report *r)
 {
+    dt_strs lines = { 0 };
     for (int64_t i = 0; i < r->notes.n; i++)
         dt_job_say(j, "%s", r->notes.v[i]);
-    for (int64_t i = 0; i < r->skipped.n; i++)
+    for (int64_t i = 0; r->skipped.n <= DT_PLAN_FEW && i < r->skipped.n; i++)
         dt_job_warn(j, "skipped %s", r->skipped.v[i]);
+    dt_plan_reasons(&lines, &r->skipped);
+    for (int64_t i = 0; i < lines.n; i++)
+        dt_job_warn(j, "%s", lines.v[i]);
+    dt_strs_release(&lines);
     j->skipped |= r->skipped.n > 0;
     dt_job_say(j, "%" PRId64 " pictures, %" PRId64 " batches in %" PRId64 " epochs; %" PRId64 " without caption, %" PRId64 " skipped",
                r->used, r->batches, r->epochs, r->no_caption, r->skipped.n);

@@ -6,6 +6,8 @@ python3 tests/golden/data_images.py      (needs pillow and numpy; made with Pill
 """
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,6 +38,34 @@ def put(name, im, want=None, **kw):
     want.save(os.path.join(OUT, name + ".ppm"))
 
 
+def png16(a):
+    """PNG of 16-bit samples [h, w, c], which Pillow does not write."""
+    h, w, c = a.shape
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in a)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {3: 2, 4: 6}[c], 0, 0, 0)) +
+            chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def tiff16(a):
+    """TIFF of 16-bit RGB samples, one strip."""
+    h, w, c = a.shape
+    body = a.astype("<u2").tobytes()
+    tags = [(256, 3, 1, w), (257, 3, 1, h), (258, 3, 3, 8 + len(body)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
+            (277, 3, 1, c), (278, 3, 1, h), (279, 4, 1, len(body))]
+    ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body) + 6) + body + struct.pack("<3H", 16, 16, 16) + ifd
+
+
+def put_bytes(name, data):
+    path = os.path.join(OUT, name)
+    with open(path, "wb") as f:
+        f.write(data)
+    over_white(Image.open(path)).save(path + ".ppm")
+
+
 def exif(o):
     e = Image.Exif()
     e[0x0112] = o
@@ -64,6 +94,10 @@ put("palette.png", pal, transparency=3)
 g16 = (scene()[..., 0].astype(np.uint16) * 257) ^ 0x0100
 gray8 = Image.fromarray(np.repeat(((g16.astype(int) * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, -1))
 put("gray16.png", Image.fromarray(g16), want=gray8)
+put_bytes("rgb16.png", png16(scene().astype(np.uint16) * 257))
+put_bytes("rgba16.png", png16(scene(c=4).astype(np.uint16) * 257))
+put_bytes("rgb16.tiff", tiff16(scene().astype(np.uint16) * 257))
+put("palettea.png", pal, transparency=bytes([255, 128, 0, 64] * 4))
 
 put("lossy.webp", rgb, quality=95)
 put("lossless.webp", rgb, lossless=True)
