@@ -19,7 +19,7 @@
 struct dt_progress {
     char   *what, *unit;
     int64_t total, done, first; /* first: position at the first report */
-    double  opened_s, first_s, shown_s;
+    double  opened_s, first_s, shown_s, now_s;
     bool    begun, quiet, tty, stale;   /* stale: something was reported that is not on stderr yet */
     FILE   *ndjson;
     struct { const char *name; double value; bool share; } num[MAX_NUMS];
@@ -31,6 +31,13 @@ static double now_s(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* The time, but never earlier than it was: rates and times left are not negative whatever the clock does. */
+static double tick(dt_progress *p)
+{
+    double t = now_s();
+    return p->now_s = t > p->now_s ? t : p->now_s;
 }
 
 int dt_progress_open(dt_progress **out, const char *what, const char *unit, int64_t total, const char *ndjson,
@@ -47,6 +54,7 @@ int dt_progress_open(dt_progress **out, const char *what, const char *unit, int6
     dt_progress *p = dt_alloc(sizeof *p);
     *p = (dt_progress){ .what = dt_strdup(what), .unit = dt_strdup(unit), .total = total, .quiet = quiet,
                         .tty = isatty(STDERR_FILENO), .ndjson = f, .opened_s = now_s() };
+    p->now_s = p->opened_s;
     p->shown_s = p->tty ? 0 : p->opened_s;
     *out = p;
     return 0;
@@ -177,7 +185,7 @@ static void show(dt_progress *p, double t, bool last)
 
 void dt_progress_step(dt_progress *p, int64_t done)
 {
-    double t = now_s();
+    double t = tick(p);
     if (!p->begun) {
         p->begun = true;
         p->first = done;
@@ -197,7 +205,7 @@ void dt_progress_close(dt_progress **pp)
     if (!p)
         return;
     if (!p->quiet && p->begun && (p->stale || p->tty))
-        show(p, now_s(), true);
+        show(p, tick(p), true);
     if (p->ndjson)
         fclose(p->ndjson);
     free(p->what);

@@ -22,7 +22,8 @@ int  dt_finish(int status);
 void dt_malloc_install(void);
 
 /* Signals.  First SIGINT/SIGTERM: dt_stop becomes the signal's number and the program goes on until it looks;
- * a second one, not at the same moment, kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly. */
+ * a second one, not at the same moment, kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly.  SIGBUS in a mapped file that
+ * was cut short ends with exit status 4 and the file's name. */
 extern volatile int dt_stop, dt_save;
 void dt_signals_install(void);
 

@@ -1,4 +1,5 @@
 /* tfevents.c - see tfevents.h.  The messages are in tfevents.proto. */
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 struct dt_events {
     FILE *f;
     char *path;
+    double last_s;              /* of the event before: a clock that goes backwards must not turn a curve back */
 };
 
 /* CRC-32C (Castagnoli), reflected polynomial 0x82f63b78, a nibble at a time. */
@@ -50,7 +52,8 @@ static int write_event(dt_events *e, Tfevents__Event *ev, dt_err *err)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    ev->wall_time = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    double t = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    ev->wall_time = e->last_s = t > e->last_s ? t : e->last_s;
 
     size_t bytes = tfevents__event__get_packed_size(ev);
     uint8_t *data = dt_try_alloc(bytes + 4), head[12];
@@ -144,6 +147,20 @@ static int write_opening(dt_events *e, int64_t done_step, dt_err *err)
     return rc < 0 ? rc : dt_events_flush(e, err);
 }
 
+/* The time for a new file's name: readers take the files of a folder in the order of their names, so it is not earlier than
+ * what is there, even if the clock was set back between two runs. */
+static long long stamp(const char *logdir)
+{
+    long long t = time(NULL), other;
+    DIR *d = opendir(logdir);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (sscanf(e->d_name, "events.out.tfevents.%10lld.", &other) == 1 && other > t)
+            t = other + 1;
+    if (d)
+        closedir(d);
+    return t;
+}
+
 int dt_events_open(dt_events **out, const char *logdir, int64_t done_step, dt_err *err)
 {
     dt_events *e = dt_alloc(sizeof(*e));
@@ -151,9 +168,10 @@ int dt_events_open(dt_events **out, const char *logdir, int64_t done_step, dt_er
     int fd = -1, rc = dt_mkdirs(logdir, err);
     if (rc < 0)
         goto out;
+    long long t = stamp(logdir);
     gethostname(host, sizeof(host) - 1);
     for (int i = 0; i < 1000 && fd < 0; i++) {          /* runs that start within one second in one process */
-        char *name = dt_sprintf("events.out.tfevents.%010lld.%s.%ld.%d", (long long)time(NULL), host,
+        char *name = dt_sprintf("events.out.tfevents.%010lld.%s.%ld.%d", t, host,
                                 (long)getpid(), i);
         free(e->path);
         e->path = dt_path_join(logdir, name);

@@ -100,6 +100,12 @@ static int one_step(dt_trainer *t, struct step *s, dt_err *err)
     return rc < 0 ? rc : 0;
 }
 
+/* A clock that stood still or went backwards tells no rate. */
+static double per_s(double n, double seconds)
+{
+    return seconds > 0 ? n / seconds : 0;
+}
+
 static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *err)
 {
     int64_t k = t->state.step;
@@ -112,18 +118,18 @@ static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *e
         dt_metrics_num(t->metrics, "grad_norm", s->norm);
         rc = dt_metrics_end(t->metrics, err);
     }
-    double rate = s->flops / seconds, memory = (double)dt_mem_resident();
+    double rate = per_s(s->flops, seconds), memory = (double)dt_mem_resident();
     if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "train/loss", k, s->loss, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "train/lr", k, s->lr, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "train/grad_norm", k, s->norm, err)) == 0)
-        rc = dt_events_scalar(t->events, "performance/img_per_s", k, (double)s->images / seconds, err);
+        rc = dt_events_scalar(t->events, "performance/img_per_s", k, per_s((double)s->images, seconds), err);
     if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "performance/memory_MiB", k, memory / 1048576, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "performance/TFLOP_per_s", k, rate * 1e-12, err)) == 0 && t->peak_flops > 0)
         rc = dt_events_scalar(t->events, "performance/of_peak", k, rate / t->peak_flops, err);
     if (t->progress) {
         dt_progress_num(t->progress, "loss", s->loss);
         dt_progress_num(t->progress, "lr", s->lr);
-        dt_progress_num(t->progress, "img/s", (double)s->images / seconds);
+        dt_progress_num(t->progress, "img/s", per_s((double)s->images, seconds));
         if (t->peak_flops > 0)
             dt_progress_share(t->progress, "of_peak", rate / t->peak_flops);
         dt_progress_num(t->progress, "TFLOP/s", rate * 1e-12);
@@ -209,7 +215,7 @@ int dt_train(dt_trainer *t, dt_err *err)
             double seconds = now() - t0;
             t->state.step++;
             t->last_loss = s.loss;
-            t->seconds += seconds;
+            t->seconds += seconds > 0 ? seconds : 0;
             t->images += (double)s.images;
             rc = report(t, &s, seconds, err);
         }
