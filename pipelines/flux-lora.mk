@@ -97,9 +97,10 @@ $(lora): $(plan) $(shards) $(call changed,lora,$(lora_cmd))
 	$(call stage,lora,$(lora_cmd))
 
 # --- samples ---
-# Four captions of the plan, as JSON strings in JSON lines.
+# Four captions of the plan, as JSON strings in JSON lines; the empty prompt if there are none.
 $(OUTPUT_DIR)/prompts.ndjson: $(plan)
 	sed -n 's/^{"item":.*"text":\("\([^"\\]\|\\.\)\{1,\}"\).*/{"prompt":\1}/p' $< | awk '!seen[$$0]++' | head -n 4 >$@.tmp
+	[ -s $@.tmp ] || echo '{"prompt":""}' >$@.tmp
 	mv $@.tmp $@
 
 samples_cmd := $(DT)dt-sample --pretrained_model_name_or_path=$(MODEL_NAME) --lora=$(lora) --compare_base $(compute) \

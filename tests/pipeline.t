@@ -84,6 +84,9 @@ plan.ndjson
 prompts.ndjson
 run.json
 samples.png'
+check 'pictures without captions are sampled with the empty prompt' "${make[*]} MODEL_NAME=tests/golden/tiny-flux \
+    DATASET_NAME=examples/pictures OUTPUT_DIR=$T/n DT=$B/bin/ BUCKET_FLAGS=--max_train_samples=3 EPOCHS=1 $T/n/prompts.ndjson \
+    >/dev/null 2>&1; cat $T/n/prompts.ndjson" '{"prompt":""}'
 files "$T/a" >"$T/before"
 check 'again: nothing is done' "real $T/a 2>&1; files $T/a | cmp - $T/before" "make: Nothing to be done for 'all'."
 run='exec' real "$T/b" >/dev/null 2>&1 &

@@ -61,7 +61,9 @@ static void summary(const struct dt_plan_report *r)
         dt_info("%lld pictures left out by skip_image_resolution", (long long)r->left_out);
     dt_info("%lld pictures of %lld entries, %lld skipped", (long long)r->items, (long long)r->entries,
             (long long)r->skipped.n);
-    if (r->no_caption)
+    if (r->items && r->no_caption == r->items)
+        dt_warn("no picture has a caption");
+    else if (r->no_caption)
         dt_info("%lld without a caption", (long long)r->no_caption);
     if (r->size_differs)
         dt_info("%lld whose size in the metadata is not the picture's: the picture's was taken",

@@ -139,7 +139,8 @@ static void describe(const dt_progress *p, double t, bool last, char *buf, size_
         n += (size_t)snprintf(buf + n, size - n, "/%lld", (long long)p->total);
     n += (size_t)snprintf(buf + n, size - n, " %.32s", p->unit);
     if (r > 0)
-        n += (size_t)snprintf(buf + n, size - n, ", %.3g %.32s/s", r, p->unit);
+        n += (size_t)(r >= 1 ? snprintf(buf + n, size - n, ", %.3g %.32s/s", r, p->unit)
+                             : snprintf(buf + n, size - n, ", %.3g s/%.32s", 1 / r, p->unit));
     if (last) {
         duration(time, sizeof time, t - p->opened_s);
         n += (size_t)snprintf(buf + n, size - n, ", took %s", time);

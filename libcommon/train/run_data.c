@@ -31,6 +31,8 @@ static void report_plan(dt_job *j, const struct dt_plan_report *r)
     j->skipped |= r->skipped.n > 0;
     dt_job_say(j, "%" PRId64 " pictures, %" PRId64 " batches in %" PRId64 " epochs; %" PRId64 " without caption, %" PRId64 " skipped",
                r->used, r->batches, r->epochs, r->no_caption, r->skipped.n);
+    if (r->items && r->no_caption == r->items)
+        dt_job_warn(j, "no picture has a caption: what is learned will be in every picture, whatever the prompt");
     for (int i = 0; i < r->n_bucket; i++)
         dt_job_say(j, "  bucket %dx%d: %" PRId64 " pictures, %" PRId64 " batches", r->bucket[i].w, r->bucket[i].h,
                    r->bucket[i].items, r->bucket[i].batches);
