@@ -84,6 +84,12 @@ check 'a picture that is not here cannot be compared, which is said' \
     "dt-train lora --pretrained_model_name_or_path m $Q ${N% --quiet} --plan p --latents k --output_dir run 2>&1 | grep -c '1 pictures are not here'" 1
 mv gone.png pics/3.png
 
+rm -rf k; cp -r c k; cp -a pics/4.png saved; head -c 100 saved >pics/4.png; dt-cache-latents -q --threads 1 --model m $Q -o k p 2>/dev/null
+check 'a picture that could not be used is left out, which is said' \
+    "dt-train lora --pretrained_model_name_or_path m $Q ${N% --quiet} --plan p --latents k --output_dir run 2>&1 | grep -c \"1 pictures are left out.*first: 'pics/4.png'\"" 1
+cp -a saved pics/4.png
+check 'until it is whole again' 'encoded k p; train k p' '0 0'
+
 # --- what the plan says of them ---
 edit() { sed "$1" p >p2; cmp -s p p2 && not_ok "the plan has no '$1'"; }
 first='0,/"item":0,"resize"/'

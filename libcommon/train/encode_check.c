@@ -10,6 +10,8 @@
 #include "base/file.h"
 #include "train/encode_int.h"
 
+enum { MANY = 1000 };               /* pictures take long enough to say so */
+
 struct check {
     const struct dt_check_params *p;
     dt_batches *plan;
@@ -17,6 +19,9 @@ struct check {
     dt_want_picture *want;          /* to be hashed */
     const dt_cache_rec **rec;       /* [n] what the cache says of each */
     int64_t n, cap, rec_cap, absent;
+    dt_strmap  *skipped;            /* paths that the cache could not use */
+    const char *first_skipped;
+    int64_t     n_skipped;
 };
 
 static void say(const struct check *k, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -134,6 +139,14 @@ static int note_caption(struct check *k, const char *text, dt_err *err)
     return T < 0 ? (int)T : 0;
 }
 
+static void note_skip(struct check *k, const char *path)
+{
+    if (dt_strmap_get(k->skipped, path) >= 0)
+        return;
+    dt_strmap_add(k->skipped, path, 0);
+    k->first_skipped = k->n_skipped++ ? k->first_skipped : path;
+}
+
 static int go_through(struct check *k, dt_err *err)
 {
     dt_batch b;
@@ -142,8 +155,10 @@ static int go_through(struct check *k, dt_err *err)
         rc = 0;
         for (int i = 0; i < b.n && rc == 0; i++) {
             const dt_batch_item *it = &b.item[i];
-            if (dt_cache_skips(k->p->cache, it->item->path))
+            if (dt_cache_skips(k->p->cache, it->item->path)) {
+                note_skip(k, it->item->path);
                 continue;
+            }
             if ((rc = note_picture(k, &b, it, err)) == 0)
                 rc = note_caption(k, it->text, err);
         }
@@ -154,6 +169,8 @@ static int go_through(struct check *k, dt_err *err)
 /* Reads the pictures that were noted. */
 static int compare(const struct check *k, dt_err *err)
 {
+    if (k->n >= MANY)
+        say(k, "reading %" PRId64 " pictures, to see whether they are those of the cache", k->n);
     int64_t *order = dt_alloc((size_t)(k->n + 1) * sizeof(*order)), changed = 0, first = 0;
     dt_pictures *p = NULL;
     dt_got_picture got;
@@ -176,7 +193,8 @@ static int compare(const struct check *k, dt_err *err)
 
 int dt_encode_check(const struct dt_check_params *p, dt_err *err)
 {
-    struct check k = { .p = p, .reqs = dt_strmap_new(), .captions = dt_strmap_new() };
+    struct check k = { .p = p, .reqs = dt_strmap_new(), .captions = dt_strmap_new(),
+                       .skipped = dt_strmap_new() };
     int rc = check_recipe(&k, false, err);
     if (rc == 0 && p->texts)
         rc = check_recipe(&k, true, err);
@@ -186,6 +204,10 @@ int dt_encode_check(const struct dt_check_params *p, dt_err *err)
         rc = compare(&k, err);
     if (rc == 0 && k.absent)
         say(&k, "%" PRId64 " pictures are not here: what the cache in '%s' has of them is taken without comparing", k.absent, p->dir);
+    if (rc == 0 && k.n_skipped)
+        say(&k, "%" PRId64 " pictures are left out, which dt-cache-latents could not use; the first: '%s'", k.n_skipped,
+            k.first_skipped);
+    dt_strmap_free(&k.skipped);
     dt_strmap_free(&k.reqs);
     dt_strmap_free(&k.captions);
     dt_batches_close(&k.plan);
