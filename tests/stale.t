@@ -174,12 +174,13 @@ alone 'pictures_only' '0 0' --pictures_only
 alone 'max_skipped_fraction' '0 0' --max_skipped_fraction 0
 alone 'shard' '0 0' --shard 0/2
 alone 'device' '0 0' --device cpu
+alone 'memory_budget' '0 0' --memory_budget 4G
 alone 'vae_mini_batch' '0 0' --vae_mini_batch 1
 alone 'threads' '0 0' ''
 alone 'dataloader_num_workers' '0 0' --dataloader_num_workers 1
 alone 'max_shard_size' '0 0' --max_shard_size 4K
 alone 'progress' '0 0' --progress /dev/null
-done_with="$done_with pretrained_model_name_or_path model plan output explain quiet"    # where, and how much is said
+done_with="$done_with pretrained_model_name_or_path model plan output explain quiet memory_plan"    # where, and what is said
 
 # --- old entries beside new ones ---
 rm -rf k; cp -r c k
