@@ -165,6 +165,15 @@ static float row_max(const float *s, int64_t n, float m)
     return m;
 }
 
+/* A maximum passes NaNs over: a row of nothing else has none. */
+static bool has_nan(const float *s, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++)
+        if (s[j] != s[j])
+            return true;
+    return false;
+}
+
 /* s = exp(s - m), returns the sum. */
 static float row_exp(float *s, int64_t n, float m)
 {
@@ -268,10 +277,11 @@ static void online_softmax(const struct attn *a, const struct tile *t, const flo
         float *s = w->s + i * LDS, *o = w->o + i * a->ld;
         mask_row(a, t, i, bias, mask, s);
         float m = row_max(s, t->kn, w->m[i]);
-        if (m == -INFINITY) {                   /* nothing attended yet */
+        if (m == -INFINITY && !has_nan(s, t->kn)) {     /* nothing attended yet */
             memset(s, 0, (size_t)t->kn * sizeof(*s));
             continue;
         }
+        m = m == -INFINITY ? 0 : m;
         float f = dt_expf(w->m[i] - m);
         w->l[i] = w->l[i] * f + row_exp(s, t->kn, m);
         w->m[i] = m;

@@ -9,6 +9,7 @@
  *               with each epilogue: that function of the result;
  *               on another number of threads: the same bits
  *   values      equal, tiny, huge and one-hot inputs give no NaN
+ *   NaN         in an input or a gradient is passed on, in fp32 and bf16
  *   bf16        against fp32 on the same values
  *   plan        the planned run gives the bits of the node-by-node run, and twice the gradient when run twice
  * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and bf16, and three times
@@ -558,6 +559,10 @@ static void check_on_cpu(struct opts *o, const struct family *f, const check_cas
         for (int fill = FILL_EQUAL; fill < NFILL && !large; fill++)
             if (fill != FILL_HUGE || !(c->flags & CHECK_NO_HUGE))
                 report(o, f, c, fill_name[fill], check_values(c, o, (enum check_fill)fill));
+        if (!large)
+            report(o, f, c, "NaN", check_nan(c, o->cpu, DT_F32, o->seed));
+        if (!large)
+            report(o, f, c, "NaN, bf16", check_nan(c, o->cpu, DT_BF16, o->seed));
         report(o, f, c, "bf16", check_bf16(&x, &d, o));
         if (grad)
             report(o, f, c, "plan", check_plan(&x, &d, o));

@@ -48,6 +48,7 @@ enum {
     CHECK_LARGE   = 1,              /* compare and time only: too big for central differences */
     CHECK_NO_GRAD = 2,              /* the op has no gradient */
     CHECK_NO_HUGE = 4,              /* values of 1e4 overflow by nature (exp) */
+    CHECK_MASKED  = 8,              /* all there is is masked: a NaN in the gradient goes nowhere */
 };
 
 typedef struct check_case {

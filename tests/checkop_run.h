@@ -55,6 +55,9 @@ bool check_skips(const dt_node *n);     /* views and checkop's own ops */
 
 float *check_floats(const dt_tensor *t, const void *host);  /* as fp32; caller frees */
 
+/* --- checkop_nan.c --- */
+const char *check_nan(const check_case *c, dt_device *cpu, dt_dtype type, uint64_t seed);   /* NULL: passed on, else what was lost */
+
 /* --- checkop_bench.c --- */
 struct check_peak { double flops, bytes; };         /* per second */
 
