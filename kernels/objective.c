@@ -48,7 +48,7 @@ dt_tensor *dt_flow_noise(dt_graph *g, dt_tensor *x0, dt_tensor *noise, dt_tensor
                    DT_IN(x0, noise, sigma));
 }
 
-/* ---- mse_loss: mean(w 1[|d| <= limit] d^2), d = p - t; masked elements count in the mean.   attr.f[0] = limit, <= 0: none
+/* ---- mse_loss: mean(w 1[|d| <= limit or not finite] d^2), d = p - t; masked elements count in the mean.   attr.f[0] = limit, <= 0: none
  *      l1_loss:  mean |d| ---- */
 
 static const char *loss_shape(dt_node *n)
@@ -76,13 +76,16 @@ static int loss_prepare(const dt_node *n, dt_prep *p)
     return 0;
 }
 
+/* A NaN and an infinity are no outliers: they have to be seen. */
+static inline bool outlies(float d, float limit) { return fabsf(d) > limit && fabsf(d) < INFINITY; }
+
 static float square_sum(const float *p, const float *t, int64_t n, float limit)
 {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) {
         float d = p[i] - t[i];
-        sum += fabsf(d) > limit ? 0.0f : d * d;             /* a NaN is not masked */
+        sum += outlies(d, limit) ? 0.0f : d * d;
     }
     return sum;
 }
@@ -144,7 +147,7 @@ static void square_slope(float *dp, const float *p, const float *t, int64_t n, f
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
         float d = p[i] - t[i];
-        dp[i] = fabsf(d) > limit ? 0.0f : 2.0f * k * d;
+        dp[i] = outlies(d, limit) ? 0.0f : 2.0f * k * d;
     }
 }
 
