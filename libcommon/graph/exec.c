@@ -1,11 +1,10 @@
 /* exec.c - running a plan: bind pointers once, then walk the list. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include "graph/plan.h"
 
-static void *pointer(const dt_plan *p, const dt_tensor *t)
+void *dt_plan_pointer(const dt_plan *p, const dt_tensor *t)
 {
     if (!t)
         return NULL;
@@ -25,9 +24,9 @@ void dt_plan_bind(dt_plan *p, void *arena)
     for (int64_t i = 0; i < p->nitem; i++) {
         dt_item *it = &p->item[i];
         for (int k = 0; k < it->node->nin; k++)
-            it->in[k] = pointer(p, it->node->in[k]);
+            it->in[k] = dt_plan_pointer(p, it->node->in[k]);
         for (int k = 0; k < it->node->nout; k++)
-            it->out[k] = pointer(p, it->node->out[k]);
+            it->out[k] = dt_plan_pointer(p, it->node->out[k]);
         it->ws = it->ws_slot < 0 ? NULL : p->arena + p->slot[it->ws_slot].offset;
     }
     if (p->captured)
@@ -37,17 +36,17 @@ void dt_plan_bind(dt_plan *p, void *arena)
 
 void dt_plan_write(dt_plan *p, const dt_tensor *t, const void *data)
 {
-    void *dst = pointer(p, t);
+    void *dst = dt_plan_pointer(p, t);
     if (dst)
         p->dev->upload(p->dev, dst, data, dt_bytes(t));
 }
 
 void dt_plan_read(dt_plan *p, const dt_tensor *t, void *data)
 {
-    p->dev->download(p->dev, data, pointer(p, t), dt_bytes(t));
+    p->dev->download(p->dev, data, dt_plan_pointer(p, t), dt_bytes(t));
 }
 
-static void launch(const dt_plan *p, const dt_item *it)
+void dt_plan_launch(const dt_plan *p, const dt_item *it)
 {
     dt_run r = { .dev = p->dev, .in = it->in, .out = it->out, .workspace = it->ws, .state = it->state };
     it->kernel->run(it->node, &r);
@@ -57,11 +56,11 @@ static void launch_all(void *ctx)
 {
     const dt_plan *p = ctx;
     for (int64_t i = 0; i < p->nitem; i++)
-        launch(p, &p->item[i]);
+        dt_plan_launch(p, &p->item[i]);
 }
 
 /* Plans share one arena in turn, so constants are written before every run. */
-static void write_consts(dt_plan *p)
+void dt_plan_consts(dt_plan *p)
 {
     for (int64_t i = 0; i < p->g->ntensor; i++)
         if (p->g->tensor[i]->kind == DT_CONST)
@@ -70,7 +69,7 @@ static void write_consts(dt_plan *p)
 
 int dt_plan_run(dt_plan *p, dt_err *err)
 {
-    write_consts(p);
+    dt_plan_consts(p);
     if (p->captured)
         return p->dev->replay(p->dev, p->captured, err);
     /* The first run is plain: libraries may allocate or tune in it, which a capture forbids. */
@@ -82,39 +81,6 @@ int dt_plan_run(dt_plan *p, dt_err *err)
     return p->dev->sync(p->dev, err);
 }
 
-static bool tensor_finite(dt_plan *p, const dt_tensor *t)
-{
-    void *ptr = pointer(p, t);
-    if (!ptr || (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16))
-        return true;
-    int64_t n = dt_numel(t->dims);
-    void *raw = dt_try_alloc((size_t)dt_bytes(t));
-    float *x = dt_try_alloc((size_t)n * sizeof(*x));
-    bool ok = true;
-    if (raw && x) {
-        p->dev->download(p->dev, raw, ptr, dt_bytes(t));
-        dt_convert(x, DT_F32, raw, t->dtype, n);
-        for (int64_t i = 0; i < n && ok; i++)
-            ok = isfinite(x[i]);
-    }
-    free(raw);
-    free(x);
-    return ok;
-}
-
-const dt_node *dt_plan_find_nan(dt_plan *p)
-{
-    write_consts(p);
-    for (int64_t i = 0; i < p->nitem; i++) {
-        launch(p, &p->item[i]);
-        p->dev->sync(p->dev, NULL);
-        for (int o = 0; o < p->item[i].node->nout; o++)
-            if (!tensor_finite(p, p->item[i].node->out[o]))
-                return p->item[i].node;
-    }
-    return NULL;
-}
-
 static double now(void)
 {
     struct timespec ts;
@@ -124,10 +90,10 @@ static double now(void)
 
 void dt_plan_profile(dt_plan *p, void (*fn)(void *ctx, const dt_node *n, double seconds), void *ctx)
 {
-    write_consts(p);
+    dt_plan_consts(p);
     for (int64_t i = 0; i < p->nitem; i++) {
         double t0 = now();
-        launch(p, &p->item[i]);
+        dt_plan_launch(p, &p->item[i]);
         p->dev->sync(p->dev, NULL);
         fn(ctx, p->item[i].node, now() - t0);
     }

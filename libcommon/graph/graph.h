@@ -178,8 +178,11 @@ void  dt_plan_bind(dt_plan *p, void *arena);
 void  dt_plan_write(dt_plan *p, const dt_tensor *input, const void *data);      /* host data of the input's dtype */
 void  dt_plan_read(dt_plan *p, const dt_tensor *t, void *data);                 /* inputs and outputs, after a run */
 int   dt_plan_run(dt_plan *p, dt_err *err);
-/* Runs node by node and returns the first one with a non-finite output (inputs finite), or NULL. */
-const dt_node *dt_plan_find_nan(dt_plan *p);
+/* Runs node by node on the inputs as they are, up to the first node with an output that is not finite; NULL: there is none.
+ * *from is the input or the parameter that it had it from, or NULL: it made it itself.  Gradients are added to: zero them first. */
+const dt_node *dt_plan_find_nan(dt_plan *p, const dt_tensor **from);
+/* DT_ENAN: "WHAT is not finite; first in 'matmul' of single_transformer_blocks.3 (backward), from 'latents'". */
+int   dt_plan_blame(dt_plan *p, const char *what, dt_err *err);
 /* Seconds by op name of one run, for `make bench` and --profile; calls back per op. */
 void  dt_plan_profile(dt_plan *p, void (*fn)(void *ctx, const dt_node *n, double seconds), void *ctx);
 

@@ -32,6 +32,11 @@ struct dt_plan {
     dt_plan_stats stats;
 };
 
+/* exec.c: where a tensor lies (NULL: nowhere), one launch, the constants that launches read */
+void *dt_plan_pointer(const dt_plan *p, const dt_tensor *t);
+void  dt_plan_launch(const dt_plan *p, const dt_item *it);
+void  dt_plan_consts(dt_plan *p);
+
 /* Lets live nodes do the work of their only readers, where their kernels can. */
 void dt_fuse(dt_graph *g);
 

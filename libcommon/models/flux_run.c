@@ -224,13 +224,19 @@ static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int6
                                (long long)T);
 }
 
-static int run_one(dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, dt_err *err)
+/* `what` comes out: "the latents". */
+static int run_one(dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, const char *what, dt_err *err)
 {
+    const dt_tensor *y = dt_find(g, "out");
     dt_plan_write(p, dt_find(g, in), data);
     int rc = dt_plan_run(p, err);
-    if (rc == 0)
-        dt_plan_read(p, dt_find(g, "out"), out);
-    return rc;
+    if (rc < 0)
+        return rc;
+    dt_plan_read(p, y, out);
+    for (int64_t i = 0, n = dt_numel(y->dims); i < n; i++)
+        if (!isfinite(out[i]))
+            return dt_plan_blame(p, what, err);
+    return 0;
 }
 
 int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *pooled, dt_err *err)
@@ -243,10 +249,10 @@ int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *
     int rc = T < 0 ? (int)T : use(r, TEXT_CLIP, 1, 0, 0, 0, &p, &g, err);
     if (rc == 0) {
         dt_plan_write(p, dt_find(g, "eos"), &eos);
-        rc = run_one(p, g, "ids", ids, pooled, err);
+        rc = run_one(p, g, "ids", ids, pooled, "CLIP's output for a caption", err);
     }
     if (rc == 0 && (rc = use(r, TEXT_T5, 1, 0, 0, T, &p, &g, err)) == 0)
-        rc = run_one(p, g, "ids", ids + pipe->clip_len, states, err);
+        rc = run_one(p, g, "ids", ids + pipe->clip_len, states, "T5's output for a caption", err);
     free(ids);
     return rc;
 }
@@ -282,7 +288,7 @@ static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, fl
         out[i] = dt_try_alloc((size_t)(C * (a.w / f) * (a.h / f)) * sizeof(float));
         rc = out[i] ? use(r, ENCODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
-            rc = run_one(p, g, "in", in, out[i], err);
+            rc = run_one(p, g, "in", in, out[i], "the latent of a picture", err);
     }
     if (rc == 0)
         dt_tiles_join(&t, out, C, 1, f, moments);
@@ -310,7 +316,7 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
         dt_graph *g;
         rc = use(r, ENCODE, n, w, h, 0, &p, &g, err);
         if (rc == 0)
-            rc = run_one(p, g, "in", x, m, err);
+            rc = run_one(p, g, "in", x, m, "the latent of a picture", err);
     }
     if (rc == 0)
         split_moments(m, n, half, mean, logvar);
@@ -351,7 +357,9 @@ int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
         dt_plan_write(p, dt_find(g, "sigma"), &t);
         if (pipe->dit.guidance)
             dt_plan_write(p, dt_find(g, "guidance"), &guidance);
-        rc = run_one(p, g, "in", s->latents, v, err);
+        rc = run_one(p, g, "in", s->latents, v, "the transformer's prediction", err);
+        if (rc == DT_ENAN)
+            dt_err_prefix(err, "sampling step %lld", (long long)i + 1);
         if (rc == 0)
             rc = euler(s->latents, v, dt, n, i, err);
         if (rc == 0 && s->on_step && !s->on_step(s->ctx, i + 1))
@@ -380,7 +388,7 @@ static int decode_tiled(dt_flux_run *r, const float *lat, int64_t w, int64_t h, 
         out[i] = dt_try_alloc((size_t)(a.w * a.h * 3) * sizeof(float));
         rc = out[i] ? use(r, DECODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
-            rc = run_one(p, g, "in", in, out[i], err);
+            rc = run_one(p, g, "in", in, out[i], "a decoded picture", err);
     }
     if (rc == 0)
         dt_tiles_join(&t, out, 1, 3, 1, x);
@@ -402,7 +410,7 @@ int dt_flux_run_decode(dt_flux_run *r, const float *latents, int64_t w, int64_t 
         dt_graph *g;
         rc = use(r, DECODE, 1, w, h, 0, &p, &g, err);
         if (rc == 0)
-            rc = run_one(p, g, "in", latents, x, err);
+            rc = run_one(p, g, "in", latents, x, "a decoded picture", err);
     }
     for (int64_t i = 0; i < w * h * 3 && rc == 0; i++)
         rgb[i] = (uint8_t)lrintf(fminf(1.0f, fmaxf(0.0f, x[i] * 0.5f + 0.5f)) * 255.0f);

@@ -40,3 +40,22 @@ void dt_optim_step(dt_optim *o, double lr, double norm)
     }
     dt_optim_zero(o);
 }
+
+const dt_param *dt_optim_not_finite(const dt_optim *o, const char **set, const char **role)
+{
+    static const char *const names[] = { "weight", "first moment", "second moment", "average" };
+    for (int i = 0; i < o->nset; i++) {
+        const dt_params *p = o->set[i];
+        float *const block[] = { p->master, p->m, p->v2, p->ema };
+        for (int r = 0; r < 4; r++) {
+            if (!block[r] || !p->n_train || isfinite(p->dev->flat->sumsq(p->dev, block[r], p->n_train)))
+                continue;
+            *set = p->name;
+            *role = names[r];
+            for (int64_t k = 0; k < p->n; k++)
+                if (p->v[k]->trainable && !isfinite(p->dev->flat->sumsq(p->dev, block[r] + p->v[k]->off, p->v[k]->numel)))
+                    return p->v[k];
+        }
+    }
+    return NULL;
+}

@@ -21,5 +21,7 @@ double dt_optim_norm(const dt_optim *o);    /* global gradient norm, fp64; not f
  * copies and the EMA (diffusers' EMAModel: update k keeps min(ema_decay, k / (9 + k)) of it, the first one nothing),
  * zeroes the gradients. */
 void   dt_optim_step(dt_optim *o, double lr, double norm);
+/* The first parameter with a weight, a moment or an average that is not finite, its set and which of these; NULL: none. */
+const dt_param *dt_optim_not_finite(const dt_optim *o, const char **set, const char **role);
 
 #endif

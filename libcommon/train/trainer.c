@@ -23,14 +23,24 @@ static double now(void)
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
-/* The first op and block that made the NaN; the gradients added meanwhile do not matter any more. */
-static int not_finite(const dt_trainer *t, dt_plan *p, const char *what, dt_err *err)
+/* Names the first op and block that made it.  Gradients as they are would show each node that adds to them. */
+static int not_finite(const dt_trainer *t, dt_plan *p, const char *what, int64_t batch, dt_err *err)
 {
-    const dt_node *n = p ? dt_plan_find_nan(p) : NULL;
-    if (!n)
-        return dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s is not finite", t->state.step + 1, what);
-    return dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s is not finite; first in '%s' of %s%s", t->state.step + 1, what,
-                      n->op->name, n->scope[0] ? n->scope : "the objective", n->backward ? " (backward)" : "");
+    dt_err found = { 0 };
+    char *text = dt_sprintf("step %" PRId64 ": the %s", t->state.step + 1, what);
+    dt_optim_zero(t->optim);
+    dt_plan_blame(p, text, &found);
+    free(text);
+    return dt_err_set(err, DT_ENAN, "%s; batch %" PRId64 " of the plan", found.msg, batch);
+}
+
+/* What goes to the disk and into pictures are numbers. */
+static int sound(const dt_trainer *t, dt_err *err)
+{
+    const char *role, *set;
+    const dt_param *q = dt_optim_not_finite(t->optim, &set, &role);
+    return q ? dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s of '%s' in '%s' is not finite; nothing is saved", t->state.step, role,
+                          q->name, set) : 0;
 }
 
 static int run_micro(dt_trainer *t, const dt_micro *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan, dt_err *err)
@@ -51,7 +61,9 @@ static int run_micro(dt_trainer *t, const dt_micro *b, struct step *s, int micro
         return rc;
     dt_plan_read(p, dt_find(g, "loss"), &loss);
     if (!isfinite(loss))
-        return not_finite(t, p, "loss", err);
+        return not_finite(t, p, "loss", b->index, err);
+    if (t->accumulate > 1 && !isfinite(dt_optim_norm(t->optim)))        /* later its inputs are gone */
+        return not_finite(t, p, "gradient", b->index, err);
     s->loss += (double)loss * (double)scale;
     s->images += b->n;
     s->flops += dt_plan_stat(p)->flops - dt_plan_stat(p)->flops_recompute;
@@ -65,7 +77,7 @@ static int update(dt_trainer *t, struct step *s, dt_plan *plan, dt_dump *dump, d
         return rc;
     s->norm = dt_optim_norm(t->optim);
     if (!isfinite(s->norm))
-        return not_finite(t, plan, "gradient", err);
+        return not_finite(t, plan, "gradient", t->state.batch - 1, err);
     s->lr = dt_lr_at(&t->lr, t->state.step);
     dt_optim_step(t->optim, s->lr, s->norm);
     if (!dump)
@@ -143,8 +155,8 @@ static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *e
 static int save(dt_trainer *t, dt_err *err)
 {
     char *dir = dt_sprintf("%s/checkpoint-%" PRId64, t->output_dir, t->state.step);
-    int rc = 0;
-    if (t->metrics) {
+    int rc = sound(t, err);
+    if (rc == 0 && t->metrics) {
         t->state.metrics_bytes = dt_metrics_offset(t->metrics);
         rc = dt_metrics_sync(t->metrics, err);
     }
@@ -172,7 +184,9 @@ static int validate(dt_trainer *t, bool last, dt_err *err)
     if (!t->validate || !t->validate_every || !(last || due(t->validate_every, t->state.step)) ||
         t->state.validated == t->state.step + 1)
         return 0;
-    int rc = t->validate(t->ctx, t->state.step, err);
+    int rc = sound(t, err);
+    if (rc == 0)
+        rc = t->validate(t->ctx, t->state.step, err);
     if (rc == 0)
         t->state.validated = t->state.step + 1;
     return rc;
