@@ -1,17 +1,13 @@
-/* moves.c - every tensor that should train moves within the first steps, and no other does: for each way of training, all
+/* steps_moves.c - every tensor that should train moves within the first steps, and no other does: for each way of training, all
  * parameters of the run's model are compared, bit by bit, from step to step.  What should train is said here in words of the
- * tensors' names, not asked of the library.
- *
- *   moves [PART]                only the cases with PART in their names */
+ * tensors' names, not asked of the library. */
 #include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include "base/file.h"
-#include "train/run_int.h"
+#include "tests/steps.h"
 
-enum { STEPS = 3, MAX_PARTS = 5, MAX_ARGS = 48 };
+enum { STEPS = 3, MAX_PARTS = 5 };
 
 /* --- what should train: globs of names; a leading '!' takes away, the last that fits decides --- */
 
@@ -140,141 +136,35 @@ static int judge(const way *w, const copy *a, const copy *b, int step)
     return wrong;
 }
 
-/* --- a run, as run.c sets one up, stopped after each step --- */
-
-static void words(void *ctx, const char *line)
+static int run(const way *w, dt_err *err)
 {
-    if (*(bool *)ctx)
-        printf("# %s\n", line);
-}
-
-static int set_up(dt_job *j, dt_err *err)
-{
-    int rc = dt_device_open(&j->dev, "cpu", err);
-    if (rc == 0)
-        rc = dt_mkdirs(j->o->output_dir, err);
-    if (rc == 0)
-        rc = dt_job_data(j, err);
-    if (rc == 0)
-        rc = dt_job_model(j, err);
-    if (rc == 0)
-        rc = dt_job_shapes(j, err);
-    j->t = (dt_trainer){ .accumulate = j->o->data.gradient_accumulation_steps, .lr = { .base = 1e-3, .total = STEPS },
-                         .output_dir = j->o->output_dir };
-    if (rc == 0)
-        rc = dt_job_task(j, err);
-    if (rc == 0)
-        rc = dt_job_memory(j, err);
-    if (rc == 0)
-        rc = dt_job_weights(j, err);
-    if (rc == 0 && !(j->arena = j->dev->alloc(j->dev, j->arena_bytes)))
-        rc = dt_err_set(err, DT_ENOMEM, "no memory");
-    if (rc == 0)
-        rc = dt_session_alloc(j->session, j->arena, err);
-    struct dt_loader_params p = dt_job_loader(j);
-    if (rc == 0)
-        rc = dt_loader_open(&j->loader, &p, err);
-    if (rc < 0)
-        return rc;
-    j->t.task = &j->task;
-    j->t.source = dt_loader_source(j->loader);
-    j->t.session = j->session;
-    j->t.optim = &j->optim;
-    j->t.dev = j->dev;
-    j->t.state = (dt_train_state){ .seed = (uint64_t)j->info.seed, .threads = j->dev->threads };
-    return 0;
-}
-
-static void release(dt_job *j)
-{
-    dt_loader_close(&j->loader);
-    dt_session_free(&j->session);
-    if (j->o->method == DT_METHOD_VAE)
-        dt_vae_task_release(&j->task);
-    else
-        dt_flux_task_release(&j->task);
-    if (j->arena)
-        j->dev->free(j->dev, j->arena);
-    dt_lora_free(&j->lora);
-    dt_flux_pipe_close(&j->pipe);
-    dt_cache_close(&j->cache);
-    dt_device_close(&j->dev);
-    free(j->shape);
-    free(j->plan);
-}
-
-static int run(const way *w, dt_train_opts *o, const char *bin, dt_err *err)
-{
-    bool loud = getenv("VERBOSE") != NULL;
-    const dt_ui ui = { .ctx = &loud, .say = words, .warn = words, .table = words, .bin_dir = bin };
-    dt_job j = { .o = o, .ui = &ui, .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing };
+    steps s;
     copy a = { 0 }, b = { 0 };
-    int wrong = 0, rc = set_up(&j, err);
+    int wrong = 0, rc = steps_open(&s, w->method, w->args, err);
     if (rc == 0)
-        rc = take(&a, &j, err);
+        rc = take(&a, &s.j, err);
     for (int step = 1; step <= STEPS && rc == 0; step++) {
-        j.t.max_steps = step;
-        if ((rc = dt_train(&j.t, err)) == 0 && (rc = take(&b, &j, err)) == 0)
+        s.j.t.max_steps = step;
+        if ((rc = dt_train(&s.j.t, err)) == 0 && (rc = take(&b, &s.j, err)) == 0)
             wrong += judge(w, &a, &b, step);
         drop(&a);
         a = b;
         b = (copy){ 0 };
     }
     drop(&a);
-    release(&j);
+    steps_close(&s);
     return rc < 0 ? rc : wrong;
 }
 
-static bool one(const way *w, const char *dir, const char *bin)
+void steps_moves(void)
 {
-    dt_train_opts o;
-    dt_err err = { 0 };
-    char *line = dt_sprintf("x --pretrained_model_name_or_path tests/golden/tiny-flux --train_data_meta %s/m.jsonl --image_sample_size 32 "
-                            "--train_batch_size 2 --report_to none --quiet --threads 1 --adam_weight_decay 0 --output_dir %s/out %s%s",
-                            dir, dir, w->method == DT_METHOD_LORA ? "--rank 2 " : "", w->args);
-    char *argv[MAX_ARGS + 1] = { NULL }, *save = NULL;
-    int argc = 0;
-    for (char *s = strtok_r(line, " ", &save); s && argc < MAX_ARGS; s = strtok_r(NULL, " ", &save))
-        argv[argc++] = s;
-    dt_train_opts_init(&o, w->method);
-    int rc = dt_cli_parse(dt_train_cli(w->method), &o, argc, argv, NULL, &err);
-    if (rc == 0)
-        rc = dt_train_opts_check(&o, argc, argv, &err);
-    if (rc == 0)
-        rc = run(w, &o, bin, &err);
-    if (rc < 0)
-        printf("# %s\n", err.msg);
-    dt_train_opts_release(&o);
-    free(line);
-    return rc == 0;
-}
-
-int main(int argc, char **argv)
-{
-    char dir[] = "/tmp/dt-moves-XXXXXX", cwd[4096];
-    const char *b = getenv("B");
-    char *bin = dt_sprintf("%s/bin", b ? b : "build"), *meta = NULL, *pictures = NULL;
-    int bad = 0, n = 0;
-    dt_err err = { 0 };
-    if (!mkdtemp(dir) || !getcwd(cwd, sizeof(cwd)))
-        return 1;
-    pictures = dt_sprintf("{\"file_path\":\"%s/examples/pictures/crown.png\",\"text\":\"a crown\"}\n"
-                          "{\"file_path\":\"%s/examples/pictures/rocket.png\",\"text\":\"a rocket that flies\"}\n", cwd, cwd);
-    meta = dt_path_join(dir, "m.jsonl");
-    if (dt_file_write(meta, pictures, strlen(pictures), &err) < 0)
-        printf("Bail out! %s\n", err.msg);
     for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
-        if (argc > 1 && !strstr(ways[i].name, argv[1]))
+        dt_err err = { 0 };
+        if (!steps_wanted(ways[i].name))
             continue;
-        bool ok = one(&ways[i], dir, bin);
-        bad += !ok;
-        printf("%s %d - %s: what should train moves, the rest stays\n", ok ? "ok" : "not ok", ++n, ways[i].name);
-        fflush(stdout);
+        int wrong = run(&ways[i], &err);
+        if (wrong < 0)
+            printf("# %s\n", err.msg);
+        steps_result(wrong == 0, "%s: what should train moves, the rest stays", ways[i].name);
     }
-    dt_rmtree(dir, NULL);
-    printf("1..%d\n", n);
-    free(pictures);
-    free(meta);
-    free(bin);
-    return bad > 0;
 }
