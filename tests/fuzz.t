@@ -8,7 +8,7 @@ clang -fopenmp -fsanitize=fuzzer,address,undefined -o "$T/t" "$T/t.c" 2>"$T/log"
     { echo "1..0 # SKIP clang here has no libFuzzer or OpenMP: $(tail -n 1 "$T/log")"; exit 0; }
 
 check 'targets are built' "env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL make -s -j$(nproc) FUZZ_BUILD=1 B=$B-fuzz fuzzers 2>&1"
-B=$B-fuzz FINDINGS=$T tests/fuzz/run -s "${FUZZ_SECONDS:-4}" -j "$(nproc)" >"$T/fuzz" 2>&1
+B=$B-fuzz FINDINGS=$T tests/fuzz/run -s "${FUZZ_SECONDS:-4}" -j $(($(nproc) + 1)) >"$T/fuzz" 2>&1
 while IFS= read -r line; do
     case $line in
     *', no finding') ok "${line%, no finding}" ;;

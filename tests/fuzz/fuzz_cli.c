@@ -8,6 +8,7 @@
 
 int dt_bucket_main(int argc, char **argv);
 int dt_cache_latents_main(int argc, char **argv);
+int dt_merge_shards_main(int argc, char **argv);
 int dt_sample_main(int argc, char **argv);
 int dt_train_main(int argc, char **argv);
 
@@ -48,6 +49,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         dt_bucket_main(argc, argv);
     else if (which == 'c')
         dt_cache_latents_main(argc, argv);
+    else if (which == 'm')
+        dt_merge_shards_main(argc, argv);
     else if (which == 's')
         dt_sample_main(argc, argv);
     free(text);
