@@ -15,7 +15,7 @@
 #include "bench/work.h"
 #include "graph/internal.h"
 
-enum { WARM_UP = 2 };
+enum { WARM_UP = 1 };
 
 struct row {                        /* of one op, or of one op and shape */
     const char *op;
