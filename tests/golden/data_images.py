@@ -125,3 +125,13 @@ src = Image.fromarray(np.clip(scene(61, 47) * 0.6 + rng.integers(0, 100, (47, 61
 src.save(os.path.join(OUT, "resize_src.ppm"))
 for w, h in [(20, 15), (31, 47), (61, 20), (90, 70), (7, 64), (1, 1)]:
     src.resize((w, h), Image.BILINEAR).save(os.path.join(OUT, f"resize_{w}x{h}.ppm"))
+
+# From a file to a bucket: decoded, resized to 85x64, cropped.
+w, h = 150, 113
+grain = np.random.default_rng(8).normal(0, 12, (h, w, 3))
+src = Image.fromarray(np.clip(scene(w, h) * 0.8 + 25 + grain, 0, 255).astype(np.uint8))
+src.paste((250, 240, 20), (40, 30, 75, 80))
+for name, kw in [("fit.jpg", dict(quality=90)), ("fit.png", {}), ("fit.webp", dict(quality=85))]:
+    path = os.path.join(OUT, name)
+    src.save(path, **kw)
+    Image.open(path).convert("RGB").resize((85, 64), Image.BILINEAR).crop((10, 0, 74, 64)).save(path + ".ppm")

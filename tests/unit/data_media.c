@@ -202,6 +202,29 @@ static void test_resize(void **state)
     dt_image_release(&src);
 }
 
+/* The way of a training picture, against Pillow: another build of a library may round otherwise. */
+static void test_file_to_bucket(void **state)
+{
+    (void)state;
+    static const struct { const char *name; double mean; } fit[] = {
+        { DIR "fit.jpg", .5 }, { DIR "fit.png", 0 }, { DIR "fit.webp", .5 },
+    };
+    for (int i = 0; i < COUNT(fit); i++) {
+        char ppm[64];
+        dt_image im, out, want;
+        snprintf(ppm, sizeof ppm, "%s.ppm", dt_path_base(fit[i].name));
+        read_ppm(&want, ppm);
+        assert_int_equal(dt_image_read(&im, fit[i].name, NULL, NULL), 0);
+        assert_int_equal(dt_image_resize(&out, &im, 85, 64, 10, 0, 64, 64, NULL), 0);
+        double d = mean_diff(&out, &want);
+        if (d > fit[i].mean)
+            fail_msg("%s: mean difference %g", fit[i].name, d);
+        dt_image_release(&im);
+        dt_image_release(&out);
+        dt_image_release(&want);
+    }
+}
+
 /* A random picture of `ch` channels with all its rows filtered by `filter`, in IDAT chunks of 100 bytes. */
 static void filtered_png(const char *path, const uint8_t *px, int w, int h, int ch, int filter)
 {
@@ -284,7 +307,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decode), cmocka_unit_test(test_truncated), cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_refused), cmocka_unit_test(test_resize), cmocka_unit_test(test_png_write),
-        cmocka_unit_test(test_png_filters),
+        cmocka_unit_test(test_png_filters), cmocka_unit_test(test_file_to_bucket),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
