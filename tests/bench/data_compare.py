@@ -159,6 +159,8 @@ def load(folder, rounds):
     cat()
     dt, python, read = in_turn(rounds, lambda: driver("load", path)[0], lambda: clock(copied), lambda: clock(cat))
     show("%.1f GiB of weights" % gib, dt, {"load_file, clone": python, "cat": read}, "file in the page cache")
+    dt, python = in_turn(rounds, lambda: driver("map", path)[0], lambda: clock(load_file, path))
+    show("%.1f GiB of weights, --low_vram" % gib, dt, {"load_file": python}, "they stay in the file")
 
 
 # --- start-up ---
