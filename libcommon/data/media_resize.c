@@ -15,7 +15,9 @@
 
 /* The horizontal pass takes four rows at once: a pixel of each, with a fourth byte that means nothing, is 16 lanes. */
 enum { ROWS = 4, LANES = 4 * ROWS };
+typedef int32_t v4 __attribute__((vector_size(16), may_alias));
 typedef int32_t v8 __attribute__((vector_size(32)));
+typedef uint8_t b16 __attribute__((vector_size(16)));
 typedef struct px4 { v8 lo, hi; } px4;
 
 /* Taps of output cells [first, first + n): cell i reads in[at[i]] … in[at[i] + len[i] - 1]. */
@@ -69,24 +71,30 @@ static int taps_init(struct taps *t, int in, int out, int first, int n)
 struct across {
     struct taps taps;
     px4     *in, *sum;          /* [input width], [taps.n] */
-    uint8_t *narrow;            /* [the wider of them, LANES] */
+    uint8_t *narrow;            /* [taps.n, LANES] */
 };
 
-/* `n` <= ROWS rows src [n, w, 3] side by side.  The fourth byte of a pixel is whatever comes next. */
+/* A pixel's bytes as lanes; the fourth is whatever comes next. */
+static inline v4 spread(const uint8_t *p, size_t bytes)
+{
+    uint32_t u = 0;
+    memcpy(&u, p, bytes);
+    b16 v = (b16)(v4){ (int32_t)u };
+    return (v4)__builtin_shufflevector(v, (b16){ 0 }, 0, 16, 16, 16, 1, 16, 16, 16, 2, 16, 16, 16, 3, 16, 16, 16);
+}
+
+/* `n` <= ROWS rows src [n, w, 3] side by side. */
 static void interleave(struct across *a, const uint8_t *src, int w, int n)
 {
     const uint8_t *row[ROWS];
-    uint8_t *q = a->narrow;
-    int32_t *v = (int32_t *)a->in;
+    v4 *v = (v4 *)a->in;
     for (int r = 0; r < ROWS; r++)
         row[r] = src + (size_t)(r < n ? r : 0) * w * 3;
-    for (int x = 0; x < w - 1; x++, q += LANES)
+    for (int x = 0; x < w - 1; x++)
         for (int r = 0; r < ROWS; r++)
-            memcpy(q + 4 * r, row[r] + 3 * x, 4);
+            *v++ = spread(row[r] + 3 * x, 4);
     for (int r = 0; r < ROWS; r++)
-        memcpy(q + 4 * r, row[r] + 3 * (w - 1), 3);
-    for (size_t i = 0; i < (size_t)LANES * w; i++)
-        v[i] = a->narrow[i];
+        *v++ = spread(row[r] + 3 * (w - 1), 3);
 }
 
 /* The reverse: n rows dst [n, w, 3] of a->sum.  No clamping: the taps are not negative and sum up to 2^22, give or take
@@ -166,7 +174,7 @@ int dt_image_resize(dt_image *out, const dt_image *in, int rw, int rh, int x, in
     }
     across.in = dt_try_alloc(in->w * sizeof *across.in);
     across.sum = dt_try_alloc(w * sizeof *across.sum);
-    across.narrow = dt_try_alloc((size_t)LANES * (in->w > w ? in->w : w));
+    across.narrow = dt_try_alloc((size_t)LANES * w);
     if (!across.in || !across.sum || !across.narrow || taps_init(&across.taps, in->w, rw, x, w) < 0 ||
         taps_init(&down, in->h, rh, y, h) < 0) {
         rc = dt_err_set(err, DT_ENOMEM, "no memory to resize %dx%d to %dx%d", in->w, in->h, rw, rh);
