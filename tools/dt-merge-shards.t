@@ -89,6 +89,13 @@ check 'says what it did' "dt-merge-shards merge -o 1.safetensors $M/flux1-tiny.s
 'dt-merge-shards: all.peft: 50 layers, rank 2, alpha 1, strength 1
 dt-merge-shards: some.peft: 13 layers, rank 3, alpha 2, strength 0.5
 dt-merge-shards: 1.safetensors: 36 of 84 tensors changed'
+mkdir -p .late.tmp/transformer; echo x >.late.tmp/transformer/left
+check 'what a killed run has left is taken over' "dt-merge-shards merge -q -o late model --lora all.comfy && ls -A late/transformer" \
+'config.json
+diffusion_pytorch_model.safetensors'
+mkdir .busy.tmp
+fails 1 'two at once' "flock .busy.tmp dt-merge-shards merge -q -o busy model --lora all.comfy" "'.busy.tmp' is being written by another process"
+rmdir .busy.tmp
 check 'nothing but files named' 'ls -A | grep -c tmp; :' 0
 
 # --- bad input ---

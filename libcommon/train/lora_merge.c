@@ -4,9 +4,11 @@
  * their naming: an adapter of to_k changes its rows of a fused qkv. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "models/flux_pipe.h"
@@ -222,25 +224,47 @@ static int write_folder(struct merge *m, const char *from, const char *to, bool 
     return rc;
 }
 
+/* An empty folder for us alone while *lock is open; what a killed process has left there is removed. */
+static int take_folder(const char *dir, int *lock, dt_err *err)
+{
+    *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool busy = *lock >= 0 && flock(*lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+    int rc = busy ? dt_err_set(err, DT_EFAIL, "'%s' is being written by another process", dir) : 0;
+    if (rc == 0 && *lock >= 0)
+        rc = dt_rmtree(dir, err);
+    if (*lock >= 0)
+        close(*lock);
+    *lock = -1;
+    if (rc == 0)
+        rc = dt_mkdirs(dir, err);
+    if (rc == 0 && (*lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) >= 0)
+        flock(*lock, LOCK_EX | LOCK_NB);
+    return rc;
+}
+
 /* As write_folder, but whole or not at all. */
 static int write_whole(struct merge *m, const char *to, dt_err *err)
 {
     size_t len = strlen(to);
+    int lock = -1;
     while (len > 1 && to[len - 1] == '/')
         len--;
-    char *clean = dt_sprintf("%.*s", (int)len, to), *base = dt_strdup(dt_path_base(clean));
-    char *tmp = dt_sprintf("%.*s.%s.%ld.tmp", (int)(len - strlen(base)), clean, base, (long)getpid());
-    int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
-    if (rc == 0)
+    char *clean = dt_sprintf("%.*s", (int)len, to);
+    const char *base = dt_path_base(clean);
+    char *tmp = dt_sprintf("%.*s.%s.tmp", (int)(base - clean), clean, base);
+    int rc = take_folder(tmp, &lock, err);
+    if (rc == 0) {
         rc = write_folder(m, m->p->base, tmp, false, 1, err);
-    if (rc == 0 && rename(tmp, clean) < 0)
-        rc = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
-                 ? dt_err_set(err, DT_EUSAGE, "'%s' is there already", clean)
-                 : dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", tmp, clean);
-    if (rc < 0 && dt_exists(tmp))
-        dt_rmtree(tmp, NULL);
+        if (rc == 0 && rename(tmp, clean) < 0)
+            rc = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
+                     ? dt_err_set(err, DT_EUSAGE, "'%s' is there already", clean)
+                     : dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", tmp, clean);
+        if (rc < 0)
+            dt_rmtree(tmp, NULL);
+    }
+    if (lock >= 0)
+        close(lock);
     free(tmp);
-    free(base);
     free(clean);
     return rc;
 }
