@@ -65,7 +65,7 @@ check 'progress' "$S -p x -o p.png --progress prog >/dev/null; tail -n 1 prog | 
 check 'nothing but files named' "ls -A | grep -c tmp; :" 0
 
 fails 2 'no model' "dt-sample -p x -o x.png" 'pretrained_model_name_or_path is missing'
-fails 4 'model folder that is not there' "dt-sample --pretrained_model_name_or_path nowhere -p x -o x.png" "'nowhere' is not a folder"
+fails 4 'model folder that is not there' "dt-sample --pretrained_model_name_or_path nowhere -p x -o x.png" "cannot open 'nowhere'"
 fails 2 'no prompt' "$S -o x.png" 'nothing to sample'
 fails 2 'nowhere to write' "$S -p x" 'nowhere to write'
 fails 2 'two pictures, one file' "$S -p x -n 2 -o x.png" '2 pictures do not go into one file'
