@@ -29,7 +29,8 @@ const check_case objective_cases[] = {
     { "mse weights",          mse_w,      { ACT(2, 3, 5), CONST_F32(2, 3, 5), CONST_F32(2) }, .k = 30 },
     /* |p - t| is in (0.5, 1.5) for the first target, beyond the limit of 3.5 for no element or for all */
     { "mse within limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 1, 1.5, 2, 15), CONST_F32(2) }, .k = 30 },
-    { "mse beyond limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 5, 6, 2, 15), CONST_F32(2) }, .k = 30, .flags = CHECK_MASKED },
+    { "mse beyond limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 5, 6, 2, 15), CONST_F32(2) }, .k = 30,
+      .flags = CHECK_MASKED },
     { "mse 2x1100",           mse,        { ACT(2, 1100), CONST_F32(2, 1100) }, .k = 2200 },
     { "mse rows",             mse_rows,   { CONST(3, 1100), CONST_F32(3, 1100), CONST_F32(3) }, .k = 1100, .flags = CHECK_NO_GRAD },
     { "mse large",            mse,        { ACT(1, 4096, 64), CONST_F32(1, 4096, 64) }, .k = 262144, .flags = CHECK_LARGE },

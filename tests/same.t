@@ -47,11 +47,25 @@ fails 2 'and another one is refused, with both numbers' "$L $rest --threads 3 --
     'checkpoint-5 was made with 1 compute threads, this run has 3; add --threads 1 to get the same bits'
 check 'as the manual says' "for p in dt.7 dt-train.1 dt-checkpoint.5; do man -l '$OLDPWD/man/'\$p 2>/dev/null | tr -s ' \n' ' ' | grep -c 'number of.*threads'; done | sort -u" 1
 
+# --- what else a run that goes on meets ---
+check 'begun anew by mistake: it is said' \
+    "cp -r lora0 over && ${L/steps 5 --checkpointing_steps 2/steps 1 --checkpointing_steps 9} $rest --output_dir over 2>&1 | grep -c 'starting over, though there is over/checkpoint-5'" 1
+check 'and the checkpoint can still be gone on with' \
+    "rm -r over/checkpoint-5; $L $rest --output_dir over --resume_from_checkpoint latest 2>said && cmp over/lora.safetensors lora0/lora.safetensors &&
+     grep -c 'earlier lines of this run are missing' said" 1
+cp -r "$M" other; f=$(ls other/transformer/*00002-of*)
+printf '\0' | dd of="$f" bs=1 seek=$(($(stat -c %s "$f") - 2)) conv=notrunc 2>/dev/null
+fails 2 'another model' "${L/"$M"/other} $rest --output_dir lora0 --resume_from_checkpoint latest" 'lora0/checkpoint-5 was made from another model than other'
+
 # What the budget chose is a setting like those of the command line.
 B1="dt-train lora ${N/--max_train_steps 5 /} --train_data_dir data --image_sample_size 256 --train_batch_size 2 --rank 2 --max_sequence_length 16"
-budget=$($B1 --memory_budget 1M --output_dir small 2>&1 | sed -n 's/.*smallest memory budget that would do is \([0-9]*M\).*/\1/p')
+budget=1M               # each stage says what it needs itself
+while said=$($B1 --max_train_steps 1 --memory_budget $budget --output_dir small 2>&1 | sed -n 's/.*budget that would do is \([0-9]*M\).*/\1/p'); [ -n "$said" ]; do
+    budget=$said
+done
+rm -rf small
 check 'recompute chosen by the budget: the bits of --gradient_checkpointing' \
-    "$B1 --max_train_steps 2 --memory_budget ${budget:-none} --output_dir small && $B1 --max_train_steps 2 --gradient_checkpointing --output_dir asked &&
+    "$B1 --max_train_steps 2 --memory_budget $budget --output_dir small && $B1 --max_train_steps 2 --gradient_checkpointing --output_dir asked &&
      cmp small/lora.safetensors asked/lora.safetensors"
 check 'gone on with as it was' "$B1 --max_train_steps 3 --gradient_checkpointing --output_dir small --resume_from_checkpoint latest"
 fails 2 'and not otherwise' "$B1 --max_train_steps 4 --output_dir small --resume_from_checkpoint latest" 'other settings'

@@ -126,6 +126,7 @@ static cJSON *manifest_of(const dt_train_state *s)
     cJSON_AddNumberToObject(j, "metrics_bytes", (double)s->metrics_bytes);
     cJSON_AddNumberToObject(j, "threads", s->threads);
     cJSON_AddNumberToObject(j, "world_size", 1);
+    cJSON_AddStringToObject(j, "base", s->base);
     cJSON_AddStringToObject(j, "settings", s->settings);
     return j;
 }
@@ -223,7 +224,7 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
 {
     const int64_t big = (int64_t)1 << 53;
     int64_t format, threads;
-    const char *seed, *settings;
+    const char *seed, *base, *settings;
     *s = (dt_train_state){ 0 };
     int rc;
     if ((rc = dt_json_int(&format, j, "format", FORMAT, FORMAT, what, err)) < 0 ||
@@ -235,10 +236,12 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
         (rc = dt_json_int(&s->metrics_bytes, j, "metrics_bytes", 0, big, what, err)) < 0 ||
         (rc = dt_json_int(&threads, j, "threads", 1, 1 << 20, what, err)) < 0 ||
         (rc = dt_json_str_or(&seed, j, "seed", "0", what, err)) < 0 ||
+        (rc = dt_json_str_or(&base, j, "base", "", what, err)) < 0 ||
         (rc = dt_json_str_or(&settings, j, "settings", "", what, err)) < 0)
         return rc;
     s->threads = (int)threads;
     s->seed = strtoull(seed, NULL, 10);
+    snprintf(s->base, sizeof(s->base), "%s", base);
     snprintf(s->settings, sizeof(s->settings), "%s", settings);
     return 0;
 }

@@ -18,6 +18,7 @@ typedef struct dt_train_state {     /* all that a run is, besides parameters; st
     uint64_t seed;                  /* every draw is keyed by (seed, batch or step, item): these are the RNG's counters */
     int64_t metrics_bytes;          /* length of metrics.ndjson at this step */
     int     threads;                /* CPU compute threads: part of what makes bits */
+    char    base[33];               /* hash of the weights that training began with, "" = fresh ones or not known */
     char    settings[33];           /* hash of every setting that changes the weights */
 } dt_train_state;
 

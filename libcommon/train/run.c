@@ -66,8 +66,12 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
 {
     char *dir = NULL;
     dt_train_state s;
-    if (!j->o->resume)
+    if (!j->o->resume) {
+        if ((dir = dt_checkpoint_latest(j->o->output_dir)))
+            dt_job_warn(j, "starting over, though there is %s: --resume_from_checkpoint latest would go on with it", dir);
+        free(dir);
         return 0;
+    }
     if (!strcmp(j->o->resume, "latest")) {
         dir = dt_checkpoint_latest(j->o->output_dir);
         if (!dir) {
@@ -78,6 +82,10 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
         dir = dt_strdup(j->o->resume);
     }
     int rc = dt_checkpoint_state(dir, &s, err);
+    if (rc == 0)
+        rc = dt_job_base_hash(j, err);
+    if (rc == 0 && *s.base && *j->base.hex && strcmp(s.base, j->base.hex))
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made from another model than %s", dir, j->o->model);
     if (rc == 0 && strcmp(s.settings, settings))
         rc = dt_err_set(err, DT_EUSAGE, "%s was made with other settings; resume with the same ones", dir);
     if (rc == 0 && s.seed != (uint64_t)j->info.seed)
@@ -99,13 +107,26 @@ static int resume(dt_job *j, const char *settings, dt_err *err)
 
 #define PEAK_S 0.02                 /* how long the processor is measured, if somebody watches */
 
+/* A file that was begun anew since the checkpoint lacks lines: that is no reason not to go on. */
+static int open_metrics(dt_job *j, const char *path, dt_err *err)
+{
+    dt_err why = { 0 };
+    int64_t offset = 0;
+    int rc = dt_metrics_open(&j->t.metrics, path, j->t.state.metrics_bytes, &why);
+    if (rc == DT_EDATA && (rc = dt_metrics_find(&offset, path, j->t.state.step + 1, err)) == 0) {
+        dt_job_warn(j, "%s; earlier lines of this run are missing in it", why.msg);
+        return dt_metrics_open(&j->t.metrics, path, offset, err);
+    }
+    return rc < 0 ? dt_err_set(err, rc, "%s", why.msg) : rc;
+}
+
 static int open_watchers(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
     if (j->dev->kind == DT_CPU && (!o->quiet || o->progress || o->report_to == 0))
         j->t.peak_flops = dt_peak_fma(j->dev->threads, PEAK_S);
     char *metrics = dt_path_join(o->output_dir, "metrics.ndjson");
-    int rc = dt_metrics_open(&j->t.metrics, metrics, j->t.state.metrics_bytes, err);
+    int rc = open_metrics(j, metrics, err);
     if (rc == 0 && o->report_to == 0) {
         char *logs = dt_path_join(o->output_dir, o->logging_dir), *dir = dt_path_join(logs, o->project);
         rc = dt_events_open(&j->t.events, dir, j->t.state.step, err);
@@ -307,6 +328,7 @@ static int train(dt_job *j, dt_err *err)
         rc = open_loader(j, err);
     if (rc == 0)
         rc = fill_manifest(j, err);
+    memcpy(j->t.state.base, j->base.hex, sizeof(j->t.state.base));
     if (rc < 0)
         return rc;
     char *dump = o->dump_dir ? dt_strdup(o->dump_dir) : dt_path_join(o->output_dir, "dump");
