@@ -118,7 +118,7 @@ fails 2 'resume with other settings' "dt-train lora ${L/rank 4/rank 8} --output_
 fails 4 'a changed checkpoint is noticed' \
     "cp -r a c && printf x | dd of=c/checkpoint-6/lora.m.safetensors bs=1 seek=9000 conv=notrunc 2>/dev/null
      dt-train lora $L --output_dir c --resume_from_checkpoint latest" 'not what the checkpoint'
-fails 2 'another number of threads is refused' "dt-train lora $L --threads 2 --output_dir a --resume_from_checkpoint latest" 'made with 1 compute threads; add --threads 1'
+fails 2 'another number of threads is refused' "dt-train lora $L --threads 2 --output_dir a --resume_from_checkpoint latest" 'made with 1 compute threads, this run has 2; add --threads 1'
 check 'checkpoints_total_limit' "dt-train lora $L --checkpoints_total_limit 1 --output_dir lim && ls -d lim/checkpoint-*" lim/checkpoint-6
 fails 3 'a corrupt picture among good ones is skipped and listed' \
     "cp -r data some; head -c 60 data/crown.png >some/bad.png; dt-train lora ${L/data_dir data/data_dir some} --output_dir sk" 'bad.png'
