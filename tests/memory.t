@@ -1,24 +1,68 @@
 #!/bin/bash
-# memory.t - the memory plan is true: the peak that the system saw is within 5 % of it, for three kinds of run.
+# memory.t - the memory plan of training is true: the peak that the system saw is within 5 % of it, for LoRA, full and
+# autoencoder training, with and without recomputation, at three shapes each; and a budget is kept, or refused.
 [ -z "${SAN-}" ] || { echo '1..0 # SKIP sanitizers have memory of their own'; exit 0; }
 . tests/lib.sh
-E=$PWD/examples M=$PWD/examples/tiny-flux D=$PWD/examples/pictures/metadata.json
+E=$PWD/examples M=$PWD/examples/tiny-flux
 cd "$T" || exit 1
 export OMP_NUM_THREADS=1
-C="--pretrained_model_name_or_path $M --train_data_meta $D --max_train_samples 32 --max_train_steps 2 --report_to none"
 
-near() {
-    dt-train "$@" --output_dir "run$tests" >said 2>&1 || { cat said; return; }
-    sed -n 's/.*peak memory \([0-9.]*\) MiB, planned \([0-9.]*\) MiB.*/\1 \2/p' said |
+# peak OUTPUT: what a run said of itself
+peak() {
+    sed -n 's/^dt-train: peak memory \([0-9.]*\) MiB, planned \([0-9.]*\) MiB.*/\1 \2/p' "$1" |
         awk '{ r = $1 / $2; print (r > 0.95 && r < 1.05) ? "within 5 %" : "peak " $1 ", planned " $2 }'
 }
-check 'lora' "near lora $C --image_sample_size 128 --train_batch_size 16 --rank 16" 'within 5 %'
-check 'lora, recompute, bf16' "near lora $C --image_sample_size 128 --train_batch_size 32 --rank 16 --gradient_checkpointing --mixed_precision bf16" 'within 5 %'
-check 'full, text encoders too, ema' "near full $C --image_sample_size 64 --train_batch_size 24 --train_text_encoder --use_ema" 'within 5 %'
-check 'vae' "near vae $C --image_sample_size 64 --train_batch_size 16" 'within 5 %'
+# near METHOD OPTION...: one step
+near() {
+    dt-train "$@" --pretrained_model_name_or_path "$M" --output_dir "run$tests" >said 2>&1 || { cat said; return; }
+    peak said
+    rm -rf "run$tests"
+}
+# data NAME DT-BUCKET-OPTION...: a plan of one batch and its cache
+data() {
+    name=$1; shift
+    dt-bucket --train_data_meta "$E/pictures/metadata.json" --max_train_steps 1 --gradient_accumulation_steps 1 "$@" -q -o "$name" &&
+        dt-cache-latents --model "$M" --vae_mini_batch 4 -q -o "$name.cache" "$name" || exit 1
+}
+data a --image_sample_size 64 --train_batch_size 4 --max_train_samples 4
+data b --image_sample_size 128 --train_batch_size 2 --max_train_samples 2
+data c --fix_sample_size 64 160 --train_batch_size 3 --max_train_samples 3
 
+for how in '' --gradient_checkpointing; do
+    for d in a b c; do
+        check "lora, plan $d $how" "near lora --plan $d --latents $d.cache --rank 16 $how" 'within 5 %'
+        check "full, plan $d $how" "near full --plan $d --latents $d.cache $how" 'within 5 %'
+    done
+    for s in '64 2' '64 8' '128 1'; do
+        set -- $s
+        check "vae, $1 px, batch of $2 $how" "near vae --train_data_meta $E/pictures/metadata.json --max_train_steps 1 \
+            --image_sample_size $1 --train_batch_size $2 --max_train_samples $2 $how" 'within 5 %'
+    done
+done
+
+# --- what else takes memory ---
+check 'text encoders too, bf16, ema' "near full --plan a --latents a.cache --train_text_encoder --use_ema --mixed_precision bf16" 'within 5 %'
+check 'weights left in their file' "near lora --plan a --latents a.cache --rank 16 --low_vram" 'within 5 %'
+check 'readers, and a step that is dumped' "near full --plan a --latents a.cache --dataloader_num_workers 8 --dump_steps 1" 'within 5 %'
 # What `make demo` does: samples of prompts with their sheet, a held-out loss, a chart, events for TensorBoard.
-dt-bucket --train_data_meta "$E/concept/demo.json" --image_sample_size 64 --train_batch_size 8 --max_train_steps 2 -q -o plan.ndjson &&
-    dt-cache-latents --model "$M" -q -o cache plan.ndjson || exit 1
-check 'lora, samples, held-out loss' "near lora --pretrained_model_name_or_path $M --plan plan.ndjson --latents cache --max_train_steps 2 --rank 16 \
-    --validation_data_meta $E/concept/heldout.json --validation_prompts 'a cat' 'a dog' --validation_steps 1" 'within 5 %'
+check 'samples, held-out loss' "near lora --plan a --latents a.cache --rank 16 --validation_data_meta $E/concept/heldout.json \
+    --validation_prompts 'a cat' 'a dog' --validation_steps 1 --validation_inference_steps 4" 'within 5 %'
+
+# --- budgets ---
+# smallest OPTION...: the budget that a refused run names
+smallest() { dt-train "$@" --memory_budget 1M --output_dir no 2>&1 | sed -n 's/.*the smallest memory budget that would do is \([0-9]*\)M.*/\1/p'; }
+# kept METHOD OPTION...: it is enough, and the run stays within it; two MiB less are not
+kept() {
+    n=$(smallest "$@" --pretrained_model_name_or_path "$M") || return
+    near "$@" --memory_budget "${n}M" >near
+    sed -n 's/.*peak memory \([0-9.]*\) MiB.*/\1/p' said | awk -v n="$n" '{ print ($1 <= n) ? "kept" : "peak " $1 " of " n }'
+    near "$@" --memory_budget "$((n - 4))M" | grep -o 'smallest memory budget that would do'
+}
+check 'lora: the smallest budget is enough, and kept' "kept lora --plan b --latents b.cache --rank 16" 'kept
+smallest memory budget that would do'
+check 'full' "kept full --plan a --latents a.cache" 'kept
+smallest memory budget that would do'
+check 'vae' "kept vae --train_data_meta $E/pictures/metadata.json --max_train_steps 1 --image_sample_size 64 --train_batch_size 4 --max_train_samples 4" 'kept
+smallest memory budget that would do'
+check 'which recomputes' "dt-train lora --pretrained_model_name_or_path $M --plan b --latents b.cache --rank 16 --output_dir no \
+    --memory_budget \$(smallest lora --pretrained_model_name_or_path $M --plan b --latents b.cache --rank 16)M --memory_plan | grep -c 'gradient checkpointing is on'" 1

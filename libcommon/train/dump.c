@@ -46,11 +46,24 @@ static void *add(dt_dump *d, char *name, dt_dtype t, dt_dims dims, dt_err *err)
     return data;
 }
 
+static bool dumped(const dt_tensor *t) { return t->name && (t->kind == DT_INPUT || (t->kind == DT_ACT && t->keep)); }
+
+int64_t dt_dump_bytes(const dt_graph *g, int64_t micros, const dt_optim *o)
+{
+    int64_t bytes = 0, numbers = 0;
+    for (int64_t i = 0; i < g->ntensor; i++)
+        bytes += dumped(g->tensor[i]) ? dt_bytes(g->tensor[i]) : 0;
+    for (int i = 0; i < o->nset; i++)
+        for (int64_t j = 0; j < o->set[i]->n; j++)
+            numbers += o->set[i]->v[j]->trainable ? o->set[i]->v[j]->numel : 0;
+    return micros * bytes + 2 * numbers * (int64_t)sizeof(float);
+}
+
 int dt_dump_micro(dt_dump *d, dt_graph *g, dt_plan *p, int64_t micro, dt_err *err)
 {
     for (int64_t i = 0; i < g->ntensor; i++) {
         dt_tensor *t = g->tensor[i];
-        if (!t->name || !(t->kind == DT_INPUT || (t->kind == DT_ACT && t->keep)))
+        if (!dumped(t))
             continue;
         void *data = add(d, dt_sprintf("micro.%" PRId64 ".%s", micro, t->name), t->dtype, t->dims, err);
         if (!data)

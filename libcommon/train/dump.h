@@ -13,6 +13,8 @@ typedef struct dt_dump dt_dump;
 
 dt_dump *dt_dump_new(void);
 void     dt_dump_free(dt_dump **d);
+/* Host memory that a step of `micros` micro-batches takes until it is written. */
+int64_t  dt_dump_bytes(const dt_graph *g, int64_t micros, const dt_optim *o);
 /* Copies every input and output of a plan that has just run. */
 int      dt_dump_micro(dt_dump *d, dt_graph *g, dt_plan *p, int64_t micro, dt_err *err);
 int      dt_dump_grads(dt_dump *d, const dt_optim *o, dt_err *err);

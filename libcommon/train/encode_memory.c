@@ -45,11 +45,6 @@ static void count(dt_enc *e)
     dt_mem_add(&e->memory, "index", process)->kind[DT_MEM_BATCHES] = index_bytes(e);
 }
 
-static bool fits(const dt_enc *e)
-{
-    return !e->p->memory_budget || dt_mem_total(dt_mem_largest(&e->memory)) <= e->p->memory_budget;
-}
-
 int dt_enc_memory(dt_enc *e, dt_err *err)
 {
     const struct dt_encode_params *p = e->p;
@@ -60,14 +55,14 @@ int dt_enc_memory(dt_enc *e, dt_err *err)
     dt_enc_rehearse_image(e);
     while ((rc = dt_enc_plan_images(e, at_once, err)) == 0) {
         count(e);
-        if (fits(e) || at_once == 1)
+        if (dt_mem_fits(&e->memory, p->memory_budget) || at_once == 1)
             break;
         at_once = (at_once + 1) / 2;
     }
     if (rc < 0)
         return rc;
-    if (at_once < p->vae_mini_batch && fits(e))
-        dt_enc_say(e, false, "at most %lld pictures are encoded at once, so that the budget is kept", (long long)at_once);
+    if (at_once < p->vae_mini_batch && dt_mem_fits(&e->memory, p->memory_budget))
+        dt_enc_say(e, false, "pictures are encoded %lld at a time, so that the budget is kept", (long long)at_once);
     char *text = NULL, *line = dt_mem_line(&e->memory);
     size_t bytes = 0;
     FILE *f = p->memory_plan && p->table ? open_memstream(&text, &bytes) : NULL;

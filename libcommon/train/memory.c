@@ -5,7 +5,8 @@
 #include "train/memory.h"
 
 static const char *const names[DT_MEM_NKIND] = {
-    "process", "weights", "gradients", "master weights", "optimiser moments", "ema", "activations", "batches", "pictures",
+    "process", "weights", "gradients", "master weights", "optimiser moments", "ema", "activations", "batches", "dump",
+    "pictures",
 };
 
 static double mib(int64_t bytes) { return (double)bytes / 1048576.0; }
@@ -77,12 +78,17 @@ char *dt_mem_line(const dt_mem_plan *p)
     return line;
 }
 
+bool dt_mem_fits(const dt_mem_plan *p, int64_t budget)
+{
+    return !budget || dt_mem_total(dt_mem_largest(p)) + DT_MEM_RESERVE <= budget;
+}
+
 int dt_mem_accept(const dt_mem_plan *p, int64_t budget, const dt_device *dev, dt_err *err)
 {
     int64_t most = dt_mem_total(dt_mem_largest(p));
-    if (budget && most > budget)        /* a MiB more: the process is not of the same size every time */
-        return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM", ceil(mib(most)) + 1,
-                          mib(budget));
+    if (!dt_mem_fits(p, budget))        /* a MiB more: the process is not of the same size every time */
+        return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM",
+                          ceil(mib(most + DT_MEM_RESERVE)) + 1, mib(budget));
     if (dev->mem_bytes > 0 && most > dev->mem_bytes)
         return dt_err_set(err, DT_ENOMEM, "this run needs %.1f MiB, %s has %.1f MiB", mib(most), dev->name, mib(dev->mem_bytes));
     return 0;

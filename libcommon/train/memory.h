@@ -14,6 +14,7 @@ enum dt_mem_kind {
     DT_MEM_GRADS, DT_MEM_MASTER, DT_MEM_MOMENTS, DT_MEM_EMA,    /* of what trains */
     DT_MEM_ACTIVATIONS,             /* the arena: inputs, activations, workspaces of the largest shape */
     DT_MEM_BATCHES,                 /* host copies of batches: read ahead, and staged for the device */
+    DT_MEM_DUMP,                    /* --dump_steps: tensors of a step until they are written */
     DT_MEM_PICTURES,                /* text states and pictures of samples, sheets and charts while they are drawn */
     DT_MEM_NKIND
 };
@@ -39,7 +40,11 @@ int64_t dt_mem_total(const dt_mem_moment *m);
 void    dt_mem_table(FILE *f, const dt_mem_plan *p);
 /* "memory plan: 1.0 MiB peak (…)"; caller frees. */
 char   *dt_mem_line(const dt_mem_plan *p);
-/* DT_ENOMEM: more than the budget (0: none; the message has the smallest that would do), or than the device has. */
+/* A budget must leave a reserve for what no plan knows: code is read in when it runs first, stacks and the heap grow by pages.
+ * 0: there is none, and everything fits. */
+enum { DT_MEM_RESERVE = 2 << 20 };
+bool    dt_mem_fits(const dt_mem_plan *p, int64_t budget);
+/* DT_ENOMEM: it does not fit (the message has the smallest budget that would do), or the device has less. */
 int     dt_mem_accept(const dt_mem_plan *p, int64_t budget, const dt_device *dev, dt_err *err);
 
 /* Bytes of this process in memory, now and at most until now; 0 if the system does not say. */

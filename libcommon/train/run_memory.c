@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "train/dump.h"
 #include "train/run_int.h"
 
 static int plan_shapes(dt_job *j, dt_err *err)
@@ -54,6 +55,19 @@ static int64_t batch_bytes(const dt_job *j, const int64_t source[2])
     return most + j->staged_bytes;
 }
 
+static int64_t dump_bytes(const dt_job *j)
+{
+    int64_t most = 0;
+    dt_shape_key key;
+    dt_graph *g;
+    for (int i = 0; j->o->dump_steps && dt_session_stats(j->session, i, &key); i++) {
+        dt_session_use(j->session, &key, &g);
+        int64_t bytes = dt_dump_bytes(g, j->o->data.gradient_accumulation_steps, &j->optim);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 static int count(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
@@ -74,12 +88,13 @@ static int count(dt_job *j, dt_err *err)
         dt_mem_add_params(m, dt_params_size(j->pipe->part[DT_FLUX_DIT], j->act, flags));
     m->kind[DT_MEM_ACTIVATIONS] = dt_session_bytes(j->session);
     m->kind[DT_MEM_BATCHES] = batch_bytes(j, source);
+    m->kind[DT_MEM_DUMP] = dump_bytes(j);
     if (j->val)
         dt_validator_memory(j->val, p, m);
     dt_mem_moment *last = &p->at[p->n++];           /* the arena is gone when the chart of the loss is drawn */
     *last = *m;
     last->name = "loss.png";
-    last->kind[DT_MEM_ACTIVATIONS] = last->kind[DT_MEM_BATCHES] = 0;
+    last->kind[DT_MEM_ACTIVATIONS] = last->kind[DT_MEM_BATCHES] = last->kind[DT_MEM_DUMP] = 0;
     last->kind[DT_MEM_PICTURES] = chart;
     return 0;
 }
@@ -136,7 +151,7 @@ int dt_job_memory(dt_job *j, dt_err *err)
     int rc = plan_shapes(j, err);
     if (rc == 0)
         rc = count(j, err);
-    if (rc == 0 && budget && dt_mem_total(dt_mem_largest(&j->memory)) > budget && !j->checkpoint &&
+    if (rc == 0 && !dt_mem_fits(&j->memory, budget) && !j->checkpoint &&
         (rc = retry_with_checkpointing(j, err)) == 0)
         rc = count(j, err);
     if (rc < 0)

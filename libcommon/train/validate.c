@@ -307,7 +307,7 @@ void dt_validator_memory(const dt_validator *v, dt_mem_plan *plan, dt_mem_moment
     int64_t *k = training->kind, arena = dt_validator_bytes(v);
     if (arena > k[DT_MEM_ACTIVATIONS])
         k[DT_MEM_ACTIVATIONS] = arena;
-    k[DT_MEM_BATCHES] += v->held_read;
+    k[DT_MEM_BATCHES] += v->held_read + (j->o->use_ema ? 2 * EMA_CHUNK * (int64_t)sizeof(float) : 0);
     if (!v->run)
         return;
     dt_mem_add_params(training, dt_params_size(part[DT_FLUX_VAE], j->act, DT_PARAMS_NO_OPTIM));

@@ -1,0 +1,51 @@
+#!/bin/bash
+# memory_tools.t - the memory plans of dt-sample and dt-cache-latents are true within 5 %, and their budgets are kept or refused.
+[ -z "${SAN-}" ] || { echo '1..0 # SKIP sanitizers have memory of their own'; exit 0; }
+. tests/lib.sh
+E=$PWD/examples M=$PWD/examples/tiny-flux
+cd "$T" || exit 1
+export OMP_NUM_THREADS=1
+
+# near COMMAND...
+near() {
+    "$@" >out 2>said </dev/null || { cat said; return; }
+    sed -n 's/.*peak memory \([0-9.]*\) MiB, planned \([0-9.]*\) MiB.*/\1 \2/p' said |
+        awk '{ r = $1 / $2; print (r > 0.95 && r < 1.05) ? "within 5 %" : "peak " $1 ", planned " $2 }'
+}
+# kept COMMAND...: the budget that a refused run names is enough, and the run stays within it; a little less is refused
+kept() {
+    n=$("$@" --memory_budget 1M 2>&1 >out | sed -n 's/.*the smallest memory budget that would do is \([0-9]*\)M.*/\1/p')
+    near "$@" --memory_budget "${n}M" >near
+    sed -n 's/.*peak memory \([0-9.]*\) MiB.*/\1/p' said | awk -v n="$n" '{ print ($1 <= n) ? "kept" : "peak " $1 " of " n }'
+}
+less() { "$@" --memory_budget "$((n - 4))M" 2>&1 | grep -o 'smallest memory budget that would do'; }
+twice='kept
+smallest memory budget that would do'
+
+# --- sampling ---
+S="dt-sample --pretrained_model_name_or_path $M --steps 1 -p cat"
+for how in '' --low_vram '--mixed_precision bf16'; do
+    for size in '64 64' '256 256' '512 320'; do
+        set -- $size
+        check "sampling, $1x$2 $how" "near $S --width $1 --height $2 -o one.png $how" 'within 5 %'
+    done
+done
+check 'sampling in tiles' "near $S --width 512 --height 512 --vae_tile 128 -o one.png" 'within 5 %'
+check 'many pictures, a sheet, latents' "near $S -p dog -n 4 --width 128 --height 128 --grid sheet.png --save_latents l.safetensors -o many" 'within 5 %'
+check 'sampling: the smallest budget is enough, and kept' "kept $S --width 256 --height 256 -o one.png; less $S --width 256 --height 256 -o one.png" "$twice"
+
+# --- caching ---
+for s in 64 128 256; do
+    dt-bucket --train_data_meta "$E/pictures/metadata.json" --max_train_samples 12 --num_train_epochs 1 --image_sample_size $s -q -o p$s || exit 1
+done
+C="dt-cache-latents --model $M --vae_mini_batch"
+for how in 1 8 '4 --mixed_precision bf16'; do
+    for s in 64 128 256; do
+        check "caching, $s px, by $how" "near $C $how --plan p$s -o c-$s-${how%% *}" 'within 5 %'
+    done
+done
+check 'caching in tiles, eight readers' "near $C 1 --vae_tile 64 --dataloader_num_workers 8 --plan p256 -o tiles" 'within 5 %'
+check 'nothing is missing' "near $C 1 --plan p64 -o c-64-1" 'within 5 %'
+check 'caching: the smallest budget is enough, and kept' "kept $C 8 --plan p64 -o b; less $C 8 --plan p64 -o b2" "$twice"
+check 'by encoding fewer pictures at once, which changes nothing' "kept $C 8 --plan p64 -o b3 >/dev/null; grep -o 'pictures are encoded 1 at a time' said
+    cmp b3/shard-000001-0of1-0000.tar c-64-8/shard-000001-0of1-0000.tar" 'pictures are encoded 1 at a time'
