@@ -134,11 +134,17 @@ static dt_tensor *head_norm(dt_graph *g, const dt_flux_config *c, const char *na
     return dt_rmsnorm(g, split(g, c, x), w, LN_EPS);
 }
 
-/* q, k [B, n, heads, head_dim], v [B, n, D] -> [B, n, D] */
-static dt_tensor *rotary_attention(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in, dt_tensor *q,
-                                   dt_tensor *k, dt_tensor *v)
+static dt_tensor *from_token(dt_graph *g, dt_tensor *x, int dim, int64_t first)
 {
-    q = dt_reshape(g, dt_rope(g, q, in->cos, in->sin), v->dims);
+    return first ? dt_slice(g, x, dim, first, x->dims.d[dim] - first) : x;
+}
+
+/* q [B, n - first, heads, head_dim]: of tokens first.., k [B, n, heads, head_dim], v [B, n, D] -> [B, n - first, D] */
+static dt_tensor *rotary_attention(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in, dt_tensor *q,
+                                   dt_tensor *k, dt_tensor *v, int64_t first)
+{
+    q = dt_rope(g, q, from_token(g, in->cos, 0, first), from_token(g, in->sin, 0, first));
+    q = dt_reshape(g, q, DT_DIMS(q->dims.d[0], q->dims.d[1], v->dims.d[2]));
     k = dt_reshape(g, dt_rope(g, k, in->cos, in->sin), v->dims);
     return dt_attention(g, q, k, v, &(dt_attn){ .heads = (int)c->heads, .mask = in->mask });
 }
@@ -173,7 +179,7 @@ static void double_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in 
     dt_tensor *k[2] = { head_norm(g, c, "norm_added_k.weight", dt_linear(g, "add_k_proj", tn, D, true)),
                         head_norm(g, c, "norm_k.weight", dt_linear(g, "to_k", xn, D, true)) };
     dt_tensor *v[2] = { dt_linear(g, "add_v_proj", tn, D, true), dt_linear(g, "to_v", xn, D, true) };
-    dt_tensor *o = rotary_attention(g, c, in, dt_concat(g, 1, 2, q), dt_concat(g, 1, 2, k), dt_concat(g, 1, 2, v));
+    dt_tensor *o = rotary_attention(g, c, in, dt_concat(g, 1, 2, q), dt_concat(g, 1, 2, k), dt_concat(g, 1, 2, v), 0);
     dt_tensor *ot = dt_linear(g, "to_add_out", dt_slice(g, o, 1, 0, T), D, true);
     dt_tensor *ox = dt_linear(g, "to_out.0", dt_slice(g, o, 1, T, S), D, true);
     dt_scope_end(g);
@@ -187,21 +193,26 @@ static void double_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in 
     *pc = dt_gated_add(g, t, n[GATE2], feed_forward(g, "ff_context", tn, D));
 }
 
-static dt_tensor *single_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in, dt_tensor *act_e, dt_tensor *z)
+/* Of tokens first..: the last block is asked for the image alone, so that no product is made for text that nobody reads. */
+static dt_tensor *single_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in, dt_tensor *act_e, dt_tensor *z,
+                               int64_t first)
 {
     dt_tensor *m[3];
     int64_t D = c->heads * c->head_dim;
     dt_chunk(g, dt_linear(g, "norm.linear", act_e, 3 * D, true), 3, m);
     dt_tensor *n = dt_modulate(g, dt_layernorm(g, z, NULL, NULL, LN_EPS), m[SHIFT1], m[SCALE1]);
 
+    dt_tensor *r = from_token(g, n, 1, first);
+
     dt_scope(g, "attn");
-    dt_tensor *q = head_norm(g, c, "norm_q.weight", dt_linear(g, "to_q", n, D, true));
+    dt_tensor *q = head_norm(g, c, "norm_q.weight", dt_linear(g, "to_q", r, D, true));
     dt_tensor *k = head_norm(g, c, "norm_k.weight", dt_linear(g, "to_k", n, D, true));
-    dt_tensor *a = rotary_attention(g, c, in, q, k, dt_linear(g, "to_v", n, D, true));
+    dt_tensor *a = rotary_attention(g, c, in, q, k, dt_linear(g, "to_v", n, D, true), first);
     dt_scope_end(g);
 
-    dt_tensor *mlp = dt_gelu_tanh(g, dt_linear(g, "proj_mlp", n, 4 * D, true));
+    dt_tensor *mlp = dt_gelu_tanh(g, dt_linear(g, "proj_mlp", r, 4 * D, true));
     dt_tensor *am[2] = { a, mlp };
+    z = from_token(g, z, 1, first);
     return dt_gated_add(g, z, m[GATE1], dt_linear(g, "proj_out", dt_concat(g, 2, 2, am), D, true));  /* (single) */
 }
 
@@ -225,11 +236,11 @@ dt_tensor *dt_flux(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in)
     for (int i = 0; i < c->single_layers; i++) {
         dt_block(g);
         dt_scope(g, "single_transformer_blocks.%d", i);
-        z = single_block(g, c, in, e, z);
+        z = single_block(g, c, in, e, z, i == c->single_layers - 1 ? T : 0);
         dt_scope_end(g);
         dt_block_end(g);
     }
-    x = dt_slice(g, z, 1, T, S);
+    x = c->single_layers ? z : dt_slice(g, z, 1, T, S);
 
     enum { SCALE, SHIFT };
     dt_tensor *m[2];
