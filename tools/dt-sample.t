@@ -72,7 +72,7 @@ fails 2 'two pictures, one file' "$S -p x -n 2 -o x.png" '2 pictures do not go i
 fails 2 'unknown flag' "$S -p x --guidance_scal 3 -o x.png" 'did you mean .--guidance_scale'
 fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be multiples of 4'
 fails 2 'tiles that do not fit' "$S -p x --vae_tile 30 -o x.png" 'tiles of 30 px: must be a multiple of 8'
-fails 6 'not finite' "$S -p x --init_latents nan.safetensors -o x.png" 'sampling step 1: .* is not finite; first in 'permute' of the objective, from 'in''
+fails 6 'not finite' "$S -p x --init_latents nan.safetensors -o x.png" "sampling step 1: .* is not finite; first in 'permute' of the objective, from 'in'"
 fails 2 'steps twice' "$S -p x --num_inference_steps 3 -o x.png" 'give one'
 fails 2 'compare with what' "$S -p x --compare_base -o x" '--compare_base needs --lora'
 fails 4 'no such LoRA' "$S -p x --lora none.safetensors:0.5 -o x.png" 'none.safetensors'
