@@ -202,6 +202,27 @@ static void blown_up(const char *name, enum dt_method method, const char *args, 
     steps_close(&s);
 }
 
+/* Finite in fp32, not in what is saved. */
+static void beyond_fp16(const char *name, enum dt_method method, const char *set, const char *weight)
+{
+    steps s;
+    dt_err err = { 0 };
+    int checkpoints = 0;
+    if (!steps_wanted(name))
+        return;
+    int rc = steps_open(&s, method, "--save_dtype fp16", &err);
+    if (rc == 0)
+        rc = poke(&s.j, set, weight, 1, 1e5f, &err);
+    s.j.t.max_steps = 1;
+    s.j.t.ctx = &s.j;
+    s.j.t.save_extra = dt_job_save_extra;
+    if (rc == 0)
+        rc = dt_train(&s.j.t, &err);
+    unsound_files(s.dir, 1, &checkpoints);
+    judge(name, "not saved", checkpoints ? 0 : rc, &err, (const char *const[3]){ "is not finite in F16, or beyond its range" }, NULL);
+    steps_close(&s);
+}
+
 /* Halves of a bias: scale and shift of a modulation. */
 static int set_halves(const dt_job *j, const char *name, float scale, float shift, dt_err *err)
 {
@@ -250,6 +271,8 @@ void steps_nan(void)
     blown_up("overflow, full", DT_METHOD_FULL, "", 1e20);
     blown_up("overflow, full, weights at once", DT_METHOD_FULL, "", 1e39);
     blown_up("overflow, vae", DT_METHOD_VAE, "", 1e25);
+    beyond_fp16("overflow, lora, beyond fp16", DT_METHOD_LORA, "lora", "transformer_blocks.0.attn.to_q.lora_A.weight");
+    beyond_fp16("overflow, full, beyond fp16", DT_METHOD_FULL, DIT, "norm_out.linear.bias");
     backward("backward, full", DT_METHOD_FULL, "--outlier_limit 0");
     backward("backward, full, two batches a step", DT_METHOD_FULL, "--outlier_limit 0 --gradient_accumulation_steps 2");
     backward("backward, lora, recompute", DT_METHOD_LORA, "--outlier_limit 0 --gradient_checkpointing");

@@ -1,25 +1,18 @@
 /* nan.c - which node made the first number that is none. */
-#include <math.h>
 #include <stdlib.h>
 #include "graph/plan.h"
 
 static bool is_finite(const dt_plan *p, const dt_tensor *t)
 {
     void *ptr = dt_plan_pointer(p, t);
-    if (!ptr || (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16))
+    if (!ptr)
         return true;
-    int64_t n = dt_numel(t->dims);
-    void *raw = dt_try_alloc((size_t)dt_bytes(t));
-    float *x = dt_try_alloc((size_t)n * sizeof(*x));
-    bool ok = true;
-    if (raw && x) {
-        p->dev->download(p->dev, raw, ptr, dt_bytes(t));
-        dt_convert(x, DT_F32, raw, t->dtype, n);
-        for (int64_t i = 0; i < n && ok; i++)
-            ok = isfinite(x[i]);
-    }
-    free(raw);
-    free(x);
+    void *host = dt_try_alloc((size_t)dt_bytes(t));
+    if (!host)
+        return true;
+    p->dev->download(p->dev, host, ptr, dt_bytes(t));
+    bool ok = dt_finite(host, t->dtype, dt_numel(t->dims));
+    free(host);
     return ok;
 }
 

@@ -233,10 +233,7 @@ static int run_one(dt_plan *p, dt_graph *g, const char *in, const void *data, fl
     if (rc < 0)
         return rc;
     dt_plan_read(p, y, out);
-    for (int64_t i = 0, n = dt_numel(y->dims); i < n; i++)
-        if (!isfinite(out[i]))
-            return dt_plan_blame(p, what, err);
-    return 0;
+    return dt_finite(out, DT_F32, dt_numel(y->dims)) ? 0 : dt_plan_blame(p, what, err);
 }
 
 int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *pooled, dt_err *err)

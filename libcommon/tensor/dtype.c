@@ -248,3 +248,18 @@ void dt_convert(void *dst, dt_dtype dt, const void *src, dt_dtype st, int64_t n)
             put_float(d, dt, get_float(s, st));
     }
 }
+
+/* All bits of the exponent are set in what is not finite, and in nothing else. */
+bool dt_finite(const void *x, dt_dtype t, int64_t n)
+{
+    const uint16_t *half = x, mask = t == DT_F16 ? 0x7c00 : 0x7f80;
+    const float *single = x;
+    bool ok = true;
+    if (t == DT_F32)
+        for (int64_t i = 0; i < n; i++)
+            ok &= isfinite(single[i]) != 0;
+    else if (t == DT_F16 || t == DT_BF16)
+        for (int64_t i = 0; i < n; i++)
+            ok &= (half[i] & mask) != mask;
+    return ok;
+}

@@ -1,6 +1,7 @@
 /* dtype.h - element types and conversion. */
 #ifndef DT_TENSOR_DTYPE_H
 #define DT_TENSOR_DTYPE_H
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -25,6 +26,8 @@ int         dt_dtype_parse(const char *name);       /* -1 if unknown */
 /* Converts n elements; floats round to nearest even, integers convert to floats and back by value.
  * dst and src must not overlap unless they are equal and of the same size. */
 void dt_convert(void *dst, dt_dtype dst_type, const void *src, dt_dtype src_type, int64_t n);
+/* No NaN and no infinity among n numbers of a float type; true for others. */
+bool dt_finite(const void *x, dt_dtype t, int64_t n);
 
 static inline float dt_bf16_to_f32(uint16_t h)
 {

@@ -536,6 +536,8 @@ static int fetch_param(void *ctx, int64_t i, const void **data, dt_err *err)
     if (type != s->dtype) {
         dt_convert(s->out, s->dtype, src, type, q->numel);
         *data = s->out;
+        if (!dt_finite(s->out, s->dtype, q->numel))
+            return dt_err_set(err, DT_ENAN, "'%s' is not finite in %s, or beyond its range", q->name, dt_dtype_name(s->dtype));
     }
     return d->sync(d, err);
 }

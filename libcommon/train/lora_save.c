@@ -227,8 +227,11 @@ static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
     const struct unit *u = &s->u[i / 2];
     int rc = i % 2 ? 0 : fill_unit(s, u, err);
     const float *x = i % 2 ? s->up : s->down;
-    dt_convert(s->out, s->dtype, x, DT_F32, u->r * (i % 2 ? u->out : u->in));
+    int64_t n = u->r * (i % 2 ? u->out : u->in);
+    dt_convert(s->out, s->dtype, x, DT_F32, n);
     *data = s->out;
+    if (rc == 0 && !dt_finite(s->out, s->dtype, n))
+        rc = dt_err_set(err, DT_ENAN, "the adapter of '%s' is not finite in %s, or beyond its range", u->stem, dt_dtype_name(s->dtype));
     return rc;
 }
 

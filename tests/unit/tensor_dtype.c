@@ -165,12 +165,36 @@ static void names_and_sizes(void **state)
     assert_int_equal(dt_numel((dt_dims){ 0 }), 1);
 }
 
+static void finite_or_not(void **state)
+{
+    (void)state;
+    static const dt_dtype type[] = { DT_F32, DT_BF16, DT_F16 };
+    const float odd[] = { NAN, -NAN, INFINITY, -INFINITY };
+    for (int t = 0; t < 3; t++) {
+        float v[9] = { 0, -0.0f, 1e-7f, -65504, 60000, 1, 2, 3, 4 };
+        char x[36];
+        dt_convert(x, type[t], v, DT_F32, 9);
+        assert_true(dt_finite(x, type[t], 9));
+        for (int k = 0; k < 4; k++) {
+            v[8] = odd[k];
+            dt_convert(x, type[t], v, DT_F32, 9);
+            assert_false(dt_finite(x, type[t], 9));
+            assert_true(dt_finite(x, type[t], 8));
+        }
+    }
+    const float beyond = 65520;
+    uint16_t h;
+    dt_convert(&h, DT_F16, &beyond, DT_F32, 1);
+    assert_false(dt_finite(&h, DT_F16, 1));
+    assert_true(dt_finite((const int32_t[]){ -1 }, DT_I32, 1));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f16_all_codes), cmocka_unit_test(bf16_all_codes), cmocka_unit_test(rounds_to_nearest_even),
         cmocka_unit_test(rows_agree_with_scalars), cmocka_unit_test(f64_rounds_once), cmocka_unit_test(integers_by_value),
-        cmocka_unit_test(unaligned), cmocka_unit_test(names_and_sizes),
+        cmocka_unit_test(unaligned), cmocka_unit_test(names_and_sizes), cmocka_unit_test(finite_or_not),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("tensor/dtype", tests, NULL, NULL);
