@@ -71,3 +71,15 @@ for to in 'dt-train alone' 'the process group, as a terminal does'; do
 done
 check 'what was encoded is kept' \
     "dt-cache-latents --model $M --max_sequence_length 16 -o cache/cache --plan cache/plan.ndjson 2>&1 | grep -Eq ' [1-9][0-9]* there already'"
+
+# --- the other tools ---
+mkfifo meta
+check 'SIGINT to dt-bucket: nothing is written' \
+    "dt-bucket -q --train_data_dir many --train_data_meta meta -o plan.out 2>bucket.said & pid=\$!
+     exec 9>meta; until_caught \$pid; kill -INT \$pid; printf 'file_path\nairplane.png\nant.png\n' >&9; exec 9>&-
+     wait \$pid; echo \$?; ls -A | grep -c plan.out; :" '130
+0'
+check 'SIGTERM to dt-sample: no half of a picture' \
+    "dt-sample --pretrained_model_name_or_path $M --max_sequence_length 16 --steps 1000 --height 128 --width 128 -q -o pictures -p x y 2>sample.said & pid=\$!
+     until_caught \$pid; sleep 0.3; kill -TERM \$pid; wait \$pid; echo \$? \$(asked sample.said); ls -A pictures 2>/dev/null | wc -l" '143 1
+0'
