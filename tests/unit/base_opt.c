@@ -306,6 +306,7 @@ static void config_text(void **state)
                            "\"output_dir\":{\"value\":null,\"from\":\"default\"},\"prompts\":{\"value\":[\"a b\",\"c\"],\"from\":\"flag\"},"
                            "\"targets\":{\"value\":[],\"from\":\"default\"},\"memory\":{\"value\":0,\"from\":\"default\"}}\n");
     free(s);
+    dt_strs_release(&shown.words);
     char *argv[] = { "dt-x", "--prompts", "it's", "c", "-q", "--rank=9" };
     ok(&shown, "--prompts|it's|c|-q|--rank=9");
     shown.rank = 9;

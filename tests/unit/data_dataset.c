@@ -144,6 +144,7 @@ static void what_cannot_be_honoured_is_named(void **state)
 {
     (void)state;
     refused("[[datasets]\n", "c.toml: line 1, column ");
+    refused("[general]\n====\n", "c.toml: ");           /* where the parser itself gives up */
     refused("[general]\n", "no [[datasets]]");
     refused("[[datasets]]\nresolution = 512\n", "datasets[0]: no [[datasets.subsets]]");
     refused("[[datasets]]\n" FOLDER, "'resolution' is missing");
