@@ -196,6 +196,17 @@ rm -rf k; cp -r c k; sed -i '1s/"code":[0-9]*/"code":0/' k/index-*
 check 'code: a cache of another version' "train k p | grep -c 'made by another version of dt'" 1
 done_with="$done_with code"
 
+# --- a cache that brings its plan; a stream of before ---
+dt-cache-latents -q --threads 1 --model m $Q -o - p >stream
+check 'a stream is trained on' "rm -rf run; dt-train lora --pretrained_model_name_or_path m $Q $N --latents - --output_dir run <stream"
+printf x >>pics/2.png
+REFUSED="pics/2.png. is not what it was.*$AGAIN"
+check 'not when a picture is another' \
+    "rm -rf run; dt-train lora --pretrained_model_name_or_path m $Q $N --latents - --output_dir run <stream 2>&1 | grep -c '$REFUSED'; ls run/lora.safetensors 2>&1 | grep -c 'No such'" '1
+1'
+check 'nor a cache without --plan' "dt-train lora --pretrained_model_name_or_path m $Q $N --latents c --output_dir run 2>&1 | grep -c '$REFUSED'" 1
+restore pics
+
 # --- dt-train that makes its own cache ---
 own() {
     dt-train lora --pretrained_model_name_or_path m $Q ${N% --quiet} --train_data_dir pics --image_sample_size 32 --train_batch_size 6 \
