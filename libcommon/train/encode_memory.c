@@ -43,6 +43,7 @@ static void count(dt_enc *e)
         m->kind[DT_MEM_BATCHES] = host;
     }
     dt_mem_add(&e->memory, "index", process)->kind[DT_MEM_BATCHES] = index_bytes(e);
+    dt_mem_add_start(&e->memory);
 }
 
 int dt_enc_memory(dt_enc *e, dt_err *err)

@@ -20,6 +20,13 @@ dt_mem_moment *dt_mem_add(dt_mem_plan *p, const char *name, int64_t process)
     return m;
 }
 
+void dt_mem_add_start(dt_mem_plan *p)
+{
+    int64_t peak = dt_mem_peak();
+    if (peak > dt_mem_total(dt_mem_largest(p)))
+        dt_mem_add(p, "start", peak);
+}
+
 void dt_mem_add_params(dt_mem_moment *m, dt_params_bytes b)
 {
     m->kind[DT_MEM_WEIGHTS] += b.weights;

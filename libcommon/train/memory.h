@@ -32,6 +32,8 @@ typedef struct dt_mem_plan {
 
 /* A new moment in which the process takes `process` bytes. */
 dt_mem_moment *dt_mem_add(dt_mem_plan *p, const char *name, int64_t process);
+/* If the program has taken more until now than any moment will, that is a moment too: "start". */
+void    dt_mem_add_start(dt_mem_plan *p);
 void    dt_mem_add_params(dt_mem_moment *m, dt_params_bytes b);
 const dt_mem_moment *dt_mem_largest(const dt_mem_plan *p);
 int64_t dt_mem_total(const dt_mem_moment *m);

@@ -261,12 +261,10 @@ static int end_manifest(dt_job *j, int rc, dt_err *err)
 
 static void say_saved(void *job, const char *line) { dt_job_say(job, "%s", line); }
 
-static int set_up(dt_job *j, dt_err *err)
+static int plan_run(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    int rc = dt_job_data(j, err);
-    if (rc == 0)
-        rc = dt_job_model(j, err);
+    int rc = dt_job_model(j, err);
     if (rc == 0)
         rc = dt_job_check_cache(j, err);
     if (rc == 0)
@@ -383,6 +381,35 @@ static void release(dt_job *j)
     dt_device_close(&j->dev);
     free(j->shape);
     free(j->plan);
+}
+
+/* A budget is refused before the run fills a cache, not after: the training that follows is planned from the plan alone. */
+static int foresee(dt_job *j, dt_err *err)
+{
+    dt_train_opts *o = j->o;
+    const dt_ui quiet = { .stop = j->ui->stop, .bin_dir = j->ui->bin_dir };
+    dt_job f = { .o = o, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint };
+    o->memory_plan = true;                      /* nothing is encoded */
+    int rc = dt_device_open(&f.dev, o->device, err);
+    if (rc == 0)
+        rc = dt_job_data(&f, err);
+    f.ui = &quiet;
+    if (rc == 0)
+        rc = plan_run(&f, err);
+    o->memory_plan = false;
+    j->plan = f.plan;
+    f.plan = NULL;
+    release(&f);
+    return rc;
+}
+
+static int set_up(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    int rc = o->memory_budget && !o->latents && !o->memory_plan && o->method != DT_METHOD_VAE ? foresee(j, err) : 0;
+    if (rc == 0)
+        rc = dt_job_data(j, err);
+    return rc == 0 ? plan_run(j, err) : rc;
 }
 
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)

@@ -224,15 +224,16 @@ int dt_job_data(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
     int rc = 0;
-    if (o->plan)
+    bool made = j->plan != NULL;                /* by an earlier look at what the run needs */
+    if (o->plan && !made)
         j->plan = dt_strdup(o->plan);
     if (o->latents && !strcmp(o->latents, "-")) {
         char *dir = dt_path_join(o->output_dir, "cache");
         rc = receive_stream(j, dir, err);
         free(dir);
-    } else if (!o->plan && o->latents) {
+    } else if (!o->plan && o->latents && !made) {
         j->plan = dt_path_join(o->latents, "plan.ndjson");
-    } else if (!o->plan) {
+    } else if (!o->plan && !made) {
         j->plan = dt_path_join(o->output_dir, "plan.ndjson");
         o->data.stop = j->ui->stop;
         rc = dt_job_make_plan(j, &o->data, j->plan, err);

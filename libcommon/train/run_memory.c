@@ -96,6 +96,7 @@ static int count(dt_job *j, dt_err *err)
     last->name = "loss.png";
     last->kind[DT_MEM_ACTIVATIONS] = last->kind[DT_MEM_BATCHES] = last->kind[DT_MEM_DUMP] = 0;
     last->kind[DT_MEM_PICTURES] = chart;
+    dt_mem_add_start(p);
     return 0;
 }
 

@@ -322,6 +322,7 @@ static int plan_memory(struct job *j, dt_err *err)
     j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
     if (j->grid)
         dt_mem_add(&j->memory, "sheet", j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
+    dt_mem_add_start(&j->memory);
     char *text = NULL, *line = dt_mem_line(&j->memory);
     size_t bytes = 0;
     FILE *f = j->o.memory_plan ? open_memstream(&text, &bytes) : NULL;
