@@ -172,6 +172,11 @@ check 'run.json: what was run, from what, how it ended' \
 "lora_format":{"value":"comfy","from":"default"'
 fails 2 'a run that fails' "dt-train lora $L --output_dir toml --target_name nonsense"
 check 'is in it too, behind the first' "grep -o '\"status\":.*' toml/run.json | tr -d ' \t\n'; grep -c 'matches no linear' toml/run.json" '"status":"done","status":"failed",1'
+mkdir tars && (cd data && tar -cf ../tars/0.tar crown.* rocket.* && tar -cf ../tars/1.tar sun*)
+check 'pictures in tars, cached: the same adapter as from files' \
+    "dt-train lora ${L/_dir data/_dir tars} --output_dir wds && cmp wds/lora.safetensors a/lora.safetensors"
+check 'and read while training' "dt-train vae ${C/_dir data/_dir tars} --max_train_steps 2 --report_to none --output_dir wv &&
+    dt-train vae $C --max_train_steps 2 --report_to none --output_dir fv && cmp wv/metrics.ndjson fv/metrics.ndjson"
 check 'full training of chosen modules' \
     "dt-train full $C --trainable_modules norm_q --max_train_steps 2 --report_to none --output_dir f && ls f/transformer" 'config.json
 diffusion_pytorch_model.safetensors'

@@ -168,7 +168,7 @@ static void errors(void **state)
     fails("--train_flag|--no_train_flag", "option '--train_flag' is given twice");
     fails("--xformers", "--xformers: attention is always fused");
     fails("--xformers=yes", "--xformers: attention is always fused");
-    fails("a.png", "unexpected operand 'a.png'");
+    fails("a.png", "unexpected operand 'a.png' (a value with blanks, * or {} must be in quotes)");
 }
 
 static void operands(void **state)
