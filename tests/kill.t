@@ -33,6 +33,17 @@ cache_is() {
     find "$1" -name '*.tmp'
 }
 
+# A machine that loses its power keeps what was synced: a file before it gets its name, the folder after it, and
+# metrics.ndjson before a checkpoint that counts on it.  Prints what was not.
+unsynced() {
+    awk '$1 == "write" { dirty[$2] = 1 }
+        $1 == "fsync" { delete dirty[$2]; if ($2 !~ /^\./) named = "" }
+        $1 == "rename" && ("." $2 ".tmp" in dirty) { print "named before it was synced:", $2 }
+        $1 == "rename" && $2 ~ /^checkpoint-[0-9]+$/ && ("metrics.ndjson" in dirty) { print "not synced before " $2 ": metrics.ndjson" }
+        $1 == "rename" && $2 !~ /tmp$/ { named = $2 }
+        END { if (named != "") print "its folder was not synced:", named }' "$1" | sort | uniq -c
+}
+
 # --- one kind of run ---
 # hunt NAME MOMENTS START RESULT WHOLE COMMAND: START makes the folder out as it is before, RESULT prints what out is worth,
 # WHOLE prints what is wrong with out right after the kill.
@@ -48,6 +59,7 @@ hunt() {
     rm -rf out; $start
     ./killer -d "$T" -l list $cmd >said 2>&1 </dev/null || { not_ok "$name, counted" "$(cat said)"; return; }
     $result >now; cmp -s now want || { not_ok "$name: two runs differ" "$(diff now want)"; return; }
+    check "$name: synced in time" 'unsynced list'
     mapfile -t list <list
     calls=${#list[@]}
     mapfile -t kind < <(awk '{ k = $1 " " $2; gsub(/[0-9]+/, "0", k); if (!(k in n)) print NR; n[k] }' list)
@@ -136,4 +148,5 @@ finished() { cp -r whole out; }
 dt-train lora $R --train_data_dir data --rank 2 --output_dir whole -q --use_ema >said 2>&1 || cat said
 replaced_is() { sums out; }
 hunt train-again 8 finished replaced_is train_whole "dt-train lora $R --train_data_dir data --rank 2 --output_dir out -q --use_ema"
+hunt full 4 nothing replaced_is : "dt-train full $R --use_ema --trainable_modules norm_out --train_data_dir data --output_dir out --resume_from_checkpoint latest -q"
 echo "# $killed kills"
