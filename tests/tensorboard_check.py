@@ -3,13 +3,15 @@
 
     tests/tensorboard_check.py LOGDIR
 
-Prints what TensorBoard shows: of every scalar its steps and last value, of every image its size.  Exits 1 if there is nothing
-to show, a step goes back (a resumed run must replace the points that it computes again), or an image is no PNG.
+Prints what TensorBoard shows: of every scalar its steps and last value, of every image its size.  Exits 1 if a curve of
+training is missing, a step goes back (a resumed run must replace the points that it computes again), or an image is no PNG.
 """
 import struct
 import sys
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+CURVES = ["train/loss", "train/lr", "train/grad_norm", "performance/img_per_s", "performance/memory_MiB"]
 
 
 def main():
@@ -34,8 +36,9 @@ def main():
             print(f"image {tag}: step {im.step}, {im.width}x{im.height}")
     for tag in tags["tensors"]:
         print(f"text {tag}: {acc.Tensors(tag)[0].tensor_proto.string_val[0].decode()!r}")
-    if not (tags["scalars"] or tags["images"] or tags["tensors"]):
-        print(f"{sys.argv[1]}: nothing to show")
+    missing = [tag for tag in CURVES if tag not in tags["scalars"]]
+    if missing:
+        print(f"{sys.argv[1]}: no {', '.join(missing)}")
         bad = 1
     return bad
 

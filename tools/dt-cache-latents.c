@@ -22,8 +22,9 @@ static const char *const cache_dtypes[] = { "auto", "fp32", "bf16", NULL };
 #define O(m) offsetof(struct opts, m)
 static const dt_opt table[] = {
     DT_OPT_GROUP("Model"),
-    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), .help = "model folder in the layout of diffusers" },
-    { "model", 'm', "DIR", DT_OPT_STR, O(short_model), .help = "short for --pretrained_model_name_or_path" },
+    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), .help = "model folder in the layout of diffusers",
+      .often = true },
+    { "model", 'm', "DIR", DT_OPT_STR, O(short_model), .help = "short for --pretrained_model_name_or_path", .often = true },
     { "vae_path", 0, "PATH", DT_OPT_STR, O(vae_path), .help = "weights of the autoencoder from this file or folder" },
     { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 0, 512, .help =
       "T5 tokens of a caption, padding included; training must use the same (0: 512)" },
@@ -31,23 +32,23 @@ static const dt_opt table[] = {
       "T5 states of a caption: max, padded to max_sequence_length and the padding attended, as the reference does; or none, its own "
       "tokens alone; training must use the same (max)" },
     { "mixed_precision", 0, "NAME", DT_OPT_ENUM, O(mixed_precision), 0, 0, precisions, .help =
-      "encode in fp32 (no) or bf16 (no)" },
+      "encode in fp32 (no) or bf16 (no)", .often = true },
     DT_OPT_GROUP("Cache"),
-    { "plan", 0, "FILE", DT_OPT_STR, O(plan), .help = "what dt-bucket wrote, as PLAN (standard input)" },
+    { "plan", 0, "FILE", DT_OPT_STR, O(plan), .help = "what dt-bucket wrote, as PLAN (standard input)", .often = true },
     { "output", 'o', "DIR", DT_OPT_STR, O(output), .help =
-      "cache folder to fill; - writes one tar stream for dt-train --latents -" },
+      "cache folder to fill; - writes one tar stream for dt-train --latents -", .often = true },
     { "cache_dtype", 0, "NAME", DT_OPT_ENUM, O(cache_dtype), 0, 0, cache_dtypes, .help =
       "keep fp32 or bf16 (auto: bf16 with --mixed_precision bf16, otherwise fp32)" },
     { "pictures_only", 0, NULL, DT_OPT_FLAG, O(pictures_only), .help =
       "leave captions out, for training that trains the text encoders" },
     { "shard", 0, "I/N", DT_OPT_STR, O(shard), .help =
-      "encode only the I-th of N parts of the pictures and captions; all N fill one folder" },
+      "encode only the I-th of N parts of the pictures and captions; all N fill one folder", .often = true },
     { "max_shard_size", 0, "BYTES", DT_OPT_BYTES, O(max_shard_size), 1, 1e15, .help =
       "complete a file of the cache when it has grown to this; a run that is killed loses less than one (256M)" },
     { "max_skipped_fraction", 0, "F", DT_OPT_FLOAT, O(max_skipped_fraction), 0, 1, .help =
       "fail when a larger part of the pictures cannot be used (0.5)" },
     { "explain", 0, "FILE", DT_OPT_STR, O(explain), .help =
-      "encode nothing; say why the entries of this picture would be reused or made again" },
+      "encode nothing; say why the entries of this picture would be reused or made again", .often = true },
     DT_OPT_GROUP("Work"),
     { "device", 0, "NAME", DT_OPT_STR, O(device), .help = "cpu, cuda or cuda:N (cpu)" },
     { "vae_mini_batch", 0, "N", DT_OPT_INT, O(vae_mini_batch), 1, 1024, .help =

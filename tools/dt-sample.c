@@ -15,30 +15,34 @@ static const char *const precisions[] = { "no", "bf16", NULL };
 
 static const dt_opt table[] = {
     DT_OPT_GROUP("Model"),
-    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), .help = "model folder in diffusers layout" },
+    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), .help = "model folder in diffusers layout",
+      .often = true },
     { "transformer_path", 0, "FILE", DT_OPT_STR, O(transformer_path), .help =
       "transformer weights to use instead of the folder's: safetensors, diffusers or single-file FLUX names" },
     { "vae_path", 0, "FILE", DT_OPT_STR, O(vae_path), .help = "vae weights to use instead of the folder's" },
     { "lora", 0, "FILE[:STRENGTH]", DT_OPT_LIST, O(lora), .repeat = true, .help =
-      "LoRA files of any layout, each with its strength (1); several add up" },
+      "LoRA files of any layout, each with its strength (1); several add up", .often = true },
     { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 1, 4096, .help =
       "tokens of T5, padding included (512, or the tokenizer's limit if that is less)" },
     { "text_padding", 0, "NAME", DT_OPT_ENUM, O(text_padding), .choices = dt_padding_names, .help =
       "T5 states of a prompt: max, padded to max_sequence_length and the padding attended, as the reference does; or none, its own "
       "tokens alone, for what was trained so (max)" },
     DT_OPT_GROUP("Pictures"),
-    { "prompt", 'p', "TEXT", DT_OPT_LIST, O(prompt), .repeat = true, .help = "prompts, before those of FILE" },
-    { "num_images", 'n', "N", DT_OPT_INT, O(num_images), 1, 1000000, .help = "pictures of each prompt, from different noise (1)" },
-    { "width", 0, "PX", DT_OPT_INT, O(width), 1, 65536, .help = "width (the model's own, 1024 for FLUX.1)" },
-    { "height", 0, "PX", DT_OPT_INT, O(height), 1, 65536, .help = "height (the model's own)" },
-    { "steps", 0, "N", DT_OPT_INT, O(steps), 1, 1000, .help = "sampling steps (28)" },
+    { "prompt", 'p', "TEXT", DT_OPT_LIST, O(prompt), .repeat = true, .help = "prompts, before those of FILE", .often = true },
+    { "num_images", 'n', "N", DT_OPT_INT, O(num_images), 1, 1000000, .help = "pictures of each prompt, from different noise (1)",
+      .often = true },
+    { "width", 0, "PX", DT_OPT_INT, O(width), 1, 65536, .help = "width (the model's own, 1024 for FLUX.1)", .often = true },
+    { "height", 0, "PX", DT_OPT_INT, O(height), 1, 65536, .help = "height (the model's own)", .often = true },
+    { "steps", 0, "N", DT_OPT_INT, O(steps), 1, 1000, .help = "sampling steps (28)", .often = true },
     { "num_inference_steps", 0, "N", DT_OPT_INT, O(steps), 1, 1000, .help = "the same as --steps" },
     { "guidance_scale", 0, "F", DT_OPT_FLOAT, O(guidance), 0, 1000, .help = "guidance that the model is told, if it has that input (3.5)" },
-    { "seed", 0, "N", DT_OPT_INT, O(seed), 0, 9007199254740991.0, .help = "noise of the pictures; a JSON line may have its own (42)" },
+    { "seed", 0, "N", DT_OPT_INT, O(seed), 0, 9007199254740991.0, .help = "noise of the pictures; a JSON line may have its own (42)",
+      .often = true },
     DT_OPT_GROUP("Output"),
-    { "output", 'o', "PATH", DT_OPT_STR, O(output), .help = "folder for the pictures; or FILE.png or - for one" },
-    { "grid", 0, "FILE", DT_OPT_STR, O(grid), .help = "a sheet of all pictures with their prompts, a PNG" },
-    { "compare_base", 0, NULL, DT_OPT_FLAG, O(compare_base), .help = "with --lora: every picture without it as well, from the same noise" },
+    { "output", 'o', "PATH", DT_OPT_STR, O(output), .help = "folder for the pictures; or FILE.png or - for one", .often = true },
+    { "grid", 0, "FILE", DT_OPT_STR, O(grid), .help = "a sheet of all pictures with their prompts, a PNG", .often = true },
+    { "compare_base", 0, NULL, DT_OPT_FLAG, O(compare_base), .help = "with --lora: every picture without it as well, from the same noise",
+      .often = true },
     { "init_latents", 0, "FILE", DT_OPT_STR, O(init_latents), .help =
       "begin with 'latents' [pictures, channels, height, width] of a safetensors file instead of noise" },
     { "save_latents", 0, "FILE", DT_OPT_STR, O(save_latents), .help = "write the final latents, likewise" },
