@@ -517,6 +517,30 @@ static void same_tensors(const char *a, const char *b)
     dt_st_close(&y);
 }
 
+/* A fused layer as other trainers have it, one A for all parts: taken apart and joined again to the bit. */
+static void fused_files(void **state)
+{
+    static const struct key keys[] = {
+        { "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 2, 4 }, { "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", 12, 2 },
+        { "lora_unet_double_blocks_0_img_attn_qkv.alpha", 0, 0 }, { "lora_unet_single_blocks_0_linear1.lora_down.weight", 3, 4 },
+        { "lora_unet_single_blocks_0_linear1.lora_up.weight", 28, 3 }, { "lora_unet_single_blocks_0_linear1.alpha", 0, 0 }, { 0 } };
+    dt_params *p = flux();
+    char path[3][200];
+    for (int i = 0; i < 3; i++)
+        snprintf(path[i], sizeof(path[i]), "%s/fused%d.safetensors", (char *)*state, i);
+    write_keys(path[0], keys, NULL);
+    dt_lora *l = open_lora(p, path[0]);
+    assert_int_equal(l->n, 7);
+    assert_int_equal(dt_lora_save(l, path[1], DT_LORA_COMFY, DT_F32, false, NULL, NULL), 0);
+    dt_lora_free(&l);
+    l = open_lora(p, path[1]);
+    assert_int_equal(l->n, 7);
+    assert_int_equal(dt_lora_save(l, path[2], DT_LORA_KOHYA, DT_F32, false, NULL, NULL), 0);
+    same_tensors(path[0], path[2]);
+    dt_lora_free(&l);
+    dt_params_free(&p);
+}
+
 static void readers(void **state)
 {
     const char *keep = getenv("DT_LORA_KEEP");
@@ -561,6 +585,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(names_in_files, setup, teardown), cmocka_unit_test_setup_teardown(variants, setup, teardown),
         cmocka_unit_test_setup_teardown(alphas, setup, teardown), cmocka_unit_test_setup_teardown(bad_files, setup, teardown),
         cmocka_unit_test_setup_teardown(readers, setup, teardown), cmocka_unit_test_setup_teardown(ranks_of_parts, setup, teardown),
+        cmocka_unit_test_setup_teardown(fused_files, setup, teardown),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("train/lora", tests, NULL, NULL);
