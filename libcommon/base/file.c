@@ -437,7 +437,9 @@ int dt_mkdirs(const char *dir, dt_err *err)
             continue;
         char c = *s;
         *s = '\0';
-        if (*p && mkdir(p, 0777) < 0 && !dt_is_dir(p)) {
+        int e = *p && mkdir(p, 0777) < 0 ? errno : 0;
+        if (e && !dt_is_dir(p)) {
+            errno = e;              /* not that of looking */
             rc = dt_err_sys(err, DT_EIO, "cannot make folder '%s'", p);
             break;
         }

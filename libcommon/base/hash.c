@@ -71,9 +71,10 @@ dt_hash dt_hash_bytes(const void *data, size_t bytes)
 
 int dt_hash_file(dt_hash *out, const char *path, dt_err *err)
 {
-    int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC);
+    int64_t size;
+    int rc = 0, fd = dt_open_regular(&size, path, err);
     if (fd < 0)
-        return dt_err_open(err, path);
+        return fd;
     dt_hasher *h = dt_hasher_new();
     char *buf = dt_alloc(BUF_BYTES);
     for (;;) {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -223,8 +224,11 @@ int dt_job_shapes(dt_job *j, dt_err *err)
 int dt_job_data(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
+    struct stat st;
     int rc = 0;
     bool made = j->plan != NULL;                /* by an earlier look at what the run needs */
+    if (o->plan && !stat(o->plan, &st) && !S_ISREG(st.st_mode))
+        return dt_err_set(err, DT_EUSAGE, "--plan: '%s' is not a file: a run reads its plan several times", o->plan);
     if (o->plan && !made)
         j->plan = dt_strdup(o->plan);
     if (o->latents && !strcmp(o->latents, "-")) {
