@@ -127,9 +127,9 @@ check 'names with newlines, quotes, bytes that are not UTF-8, ...: planned, each
 check 'encoded' "${C/-q /} -o oddcache oddplan 2>&1 | grep -o '$n pictures: 1 encoded, 0 there already, $((n - 1)) the same'" \
     "$n pictures: 1 encoded, 0 there already, $((n - 1)) the same"
 check 'and there the next time' "${C/-q /} -o oddcache oddplan 2>&1 | grep -o '$n pictures: 0 encoded, [0-9]* there'" "$n pictures: 0 encoded, $n there"
-check 'trained on' "dt-train lora ${R/--plan plan/--plan oddplan} --rank 2 --latents oddcache --max_sequence_length 16 >said 2>&1; cat said; ls out/lora.safetensors" \
+check 'trained on' "rm -rf out; dt-train lora ${R/--plan plan/--plan oddplan} --rank 2 --latents oddcache --max_sequence_length 16 >said 2>&1; cat said; ls out/lora.safetensors" \
     out/lora.safetensors
-check 'or from the folder at once' "dt-train lora ${R/--plan plan/--train_data_dir odd} --image_sample_size 32 --rank 2 --max_sequence_length 16"
+check 'or from the folder at once' "rm -rf out; dt-train lora ${R/--plan plan/--train_data_dir odd} --image_sample_size 32 --rank 2 --max_sequence_length 16"
 printf 'no picture' >$'odd/bad\n"one".png'
 check 'a message about one is one line' "dt-bucket $O odd 2>&1 >p | head -n 1" \
     'dt-bucket: warning: skipped odd/bad?"one".png: too short to be a picture'
