@@ -44,6 +44,13 @@ check 'a stream that is broken off when all are asked to stop is no error' \
     "$R --latents - --output_dir two <stream 2>two.said & pid=\$!
      exec 9>stream; until_caught \$pid; kill -INT \$pid; exec 9>&-; wait \$pid; echo \$? \$(asked two.said)" '130 1'
 
+check 'while it waits, another run in its folder is refused' \
+    "$R --latents - --output_dir two <stream 2>two.said & pid=\$!
+     exec 9>stream; until_caught \$pid; $R $D --output_dir two 2>said; echo \$?; grep -c \"another dt-train is at work in 'two'\" said
+     kill -KILL \$pid; exec 9>&-; wait \$pid 2>/dev/null; $R $D --max_train_steps 1 -q --output_dir two; echo \$?" '1
+1
+0'
+
 # --- SIGUSR1: saves once, goes on ---
 check 'SIGUSR1: one checkpoint more, and the run goes on' \
     "$R $D --max_train_steps 400 --checkpointing_steps 400 --output_dir usr -q & pid=\$!

@@ -1,15 +1,21 @@
 /* run.c - a whole training run.  See run.h. */
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "graph/peak.h"
 #include "train/chart.h"
 #include "train/run_int.h"
+
+enum { LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
 
 static void speak(const dt_job *j, void (*f)(void *, const char *), const char *fmt, va_list ap)
 {
@@ -412,12 +418,30 @@ static int set_up(dt_job *j, dt_err *err)
     return rc == 0 ? plan_run(j, err) : rc;
 }
 
+/* One run at a time for an output folder: two would write each other's metrics and remove each other's checkpoints.  One that
+ * was killed may take a moment to go; where folders cannot be locked, none is. */
+static int lock_output(dt_job *j, dt_err *err)
+{
+    bool busy = false;
+    j->lock = open(j->o->output_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (int i = 0; j->lock >= 0 && i < LOCK_TRIES; i++) {
+        busy = flock(j->lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+        if (!busy)
+            break;
+        nanosleep(&(struct timespec){ .tv_nsec = LOCK_WAIT_MS * 1000000 }, NULL);
+    }
+    return busy ? dt_err_set(err, DT_EFAIL, "another dt-train is at work in '%s'", j->o->output_dir) : 0;
+}
+
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
 {
-    dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing };
+    dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing,
+                 .lock = -1 };
     int rc = dt_device_open(&j.dev, o->device, err);
     if (rc == 0)
         rc = dt_mkdirs(o->output_dir, err);
+    if (rc == 0)
+        rc = lock_output(&j, err);
     if (rc == 0 && !o->memory_plan) {
         begin_manifest(&j);
         rc = dt_manifest_write(j.manifest, err);
@@ -429,5 +453,7 @@ int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
     if (j.manifest)
         rc = end_manifest(&j, rc, err);
     release(&j);
+    if (j.lock >= 0)
+        close(j.lock);
     return rc < 0 ? rc : j.skipped;
 }

@@ -16,6 +16,7 @@ typedef struct dt_job {
     bool           skipped;         /* some items were */
     dt_dtype       act;
     dt_device     *dev;
+    int            lock;            /* descriptor of the output folder, -1: none */
 
     /* data */
     char      *plan;                /* path */
