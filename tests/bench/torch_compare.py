@@ -3,8 +3,9 @@
 Three processes do the same work in turn (dt, eager, torch.compile, dt, ...), with as many threads and in the same precision; two of
 them wait while the third one runs.  Printed are the medians, by how much dt is faster, and its peak of resident memory as a share
 of theirs.  The peak is the whole process's since the work was set up, compiling and what Python has loaded included.
+--cpu: the time that the process had a processor, for one thread on a machine that others use, too.
 
-    B=build torch_compare.py [--threads N[,N]] [--dtype f32[,bf16]] [--rounds N] [--json FILE] [--no-compile] [NAME ...]
+    B=build torch_compare.py [--threads N[,N]] [--dtype f32[,bf16]] [--rounds N] [--json FILE] [--cpu] [--no-compile] [NAME ...]
 """
 import argparse
 import json
@@ -19,7 +20,8 @@ NAMES = ["lora", "full", "sample", "encode", "decode", "t5"]
 
 
 class Server:
-    def __init__(self, command, threads):
+    def __init__(self, command, threads, cpu):
+        self.cpu = cpu
         env = dict(os.environ, OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore")
         self.p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         if not self.read().startswith("ready"):
@@ -32,6 +34,19 @@ class Server:
         self.p.stdin.write(what + "\n")
         self.p.stdin.flush()
         return float(self.read())
+
+    def run(self):
+        before = self.worked()
+        seconds = self.ask("run")
+        return self.worked() - before if self.cpu else seconds
+
+    def worked(self):
+        """Seconds that the threads have spent on a processor."""
+        total = 0
+        for thread in os.listdir("/proc/%d/task" % self.p.pid):
+            with open("/proc/%d/task/%s/schedstat" % (self.p.pid, thread)) as f:
+                total += int(f.read().split()[0])
+        return total * 1e-9
 
     def close(self):
         self.p.stdin.close()
@@ -48,12 +63,12 @@ def compare(name, dtype, threads, a):
                 "eager": torch + [name]}
     if not a.no_compile:
         commands["compile"] = torch + ["--compile", name]
-    servers = {k: Server(c, threads) for k, c in commands.items()}
+    servers = {k: Server(c, threads, a.cpu) for k, c in commands.items()}
     times = {k: [] for k in servers}
     for _ in range(a.rounds):
         for k, s in servers.items():
-            times[k].append(s.ask("run"))
-    row = {"work": name, "dtype": dtype, "threads": threads, "seconds": times,
+            times[k].append(s.run())
+    row = {"work": name, "dtype": dtype, "threads": threads, "cpu": a.cpu, "seconds": times,
            "peak_mib": {k: s.ask("peak") / 1024 for k, s in servers.items()}}
     for s in servers.values():
         s.close()
@@ -81,6 +96,7 @@ def main():
     p.add_argument("--dtype", default="f32")
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--json", default=os.path.join(os.environ.get("B", "build"), "bench-torch.json"))
+    p.add_argument("--cpu", action="store_true")
     p.add_argument("--no-compile", action="store_true")
     p.add_argument("names", nargs="*")
     a = p.parse_args()
