@@ -140,7 +140,7 @@ FORCE:
 
 lib: $(B)/libdt.a
 units: $(UNITS)
-progs: $(PROGS)
+progs: $(PROGS) $(B)/bench
 .PHONY: fuzzers fuzz
 fuzzers: $(FUZZ)
 cppflags:
