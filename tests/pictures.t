@@ -17,6 +17,7 @@ at_most() { most=$1; shift; ./make peak peak "$@" >out 2>said; echo $? $(($(cat 
 
 mkdir huge limit thin kinds cut
 ./make png 40000 40000 huge/b.png && ./make jpg 40000 40000 huge/a.jpg && ./make jpg 800 400 huge/c.jpg && cp huge/c.jpg huge/d.jpg || exit 1
+echo grey >huge/c.txt           # a data set without any caption is warned about
 check '40,000 x 40,000 px: refused by their headers' "at_most 64 dt-bucket $P --verify_images huge; cat said" \
     '3 1
 dt-bucket: warning: skipped huge/a.jpg: 40000x40000 is beyond the limit of 65536 px a side and 268435456 px
@@ -45,8 +46,8 @@ check 'and are encoded' "dt-bucket $P --enable_bucket --multiple 16 thin >plan; 
 check 'squares of them too' "dt-bucket $P thin >plan; at_most 128 $C -o c3 plan; cat said" '0 1'
 
 for f in "$I"/*; do case $f in *.ppm) ;; *) cp "$f" kinds ;; esac; done
-cp "$I/rgb.png" kinds/really_a_png.jpg; cp "$I/gray.jpg" kinds/really_a_jpeg.webp
-n=$(find kinds -type f | wc -l)
+echo red >kinds/rgb.txt; cp "$I/rgb.png" kinds/really_a_png.jpg; cp "$I/gray.jpg" kinds/really_a_jpeg.webp
+n=$(find kinds -type f ! -name "*.txt" | wc -l)
 check 'CMYK, 16 bits, 1 bit, palette, alpha, animation, wrong extension: all are taken' \
     "at_most 64 dt-bucket $P --verify_images kinds; grep -c '^{\"item\"' out; cat said" "0 1
 $n"
@@ -77,7 +78,13 @@ dt-cache-latents: warning: skipped cut/half.jpg: damaged JPEG: Premature end of 
 dt-cache-latents: warning: skipped cut/half.png: damaged PNG: it ends early
 1'
 check 'a picture that became a FIFO does not hang' "rm cut/good9.png; mkfifo cut/good9.png; timeout 10 $C -o c6 p 2>&1 | grep -c 'good9.png: not a regular file'" 1
-mkdir many; for k in {1..30}; do head -c "$k" j >"many/$k.jpg"; cp "$I/rgb.png" "many/$k.png"; done
+mkdir vae; cp cut/good[1-4].png cut/half.png vae
+check 'dt-train vae finds them before its first step, and goes on without' \
+    "dt-train vae --pretrained_model_name_or_path $M --train_data_dir vae --num_train_epochs 1 --train_batch_size 2 --image_sample_size 32 --quiet \
+     --output_dir v 2>&1 | grep -o 'skipped vae.*'; ls v/vae/*.safetensors" \
+'skipped vae/half.png: damaged PNG: it ends early
+v/vae/diffusion_pytorch_model.safetensors'
+mkdir many; for k in {1..30}; do head -c "$k" j >"many/$k.jpg"; cp "$I/rgb.png" "many/$k.png"; done; echo one >many/1.txt
 check 'many: a line for each reason, with the first names' "dt-bucket $P many 2>&1 >p | sort" \
 'dt-bucket: warning: 11 skipped: too short to be a picture (many/1.jpg, many/10.jpg, many/11.jpg, ...)
 dt-bucket: warning: 19 skipped: damaged JPEG header (many/12.jpg, many/13.jpg, many/14.jpg, ...)'

@@ -240,6 +240,7 @@ int dt_job_data(dt_job *j, dt_err *err)
     } else if (!o->plan && !made) {
         j->plan = dt_path_join(o->output_dir, "plan.ndjson");
         o->data.stop = j->ui->stop;
+        o->data.verify_images |= o->method == DT_METHOD_VAE;    /* no cache stage finds damage before step 1 */
         rc = dt_job_make_plan(j, &o->data, j->plan, err);
     }
     if (rc >= 0 && o->method != DT_METHOD_VAE && (o->latents || !o->memory_plan))   /* shapes are in the plan: encode nothing */
