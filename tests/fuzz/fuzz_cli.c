@@ -1,6 +1,7 @@
 /* Command lines of every tool: the first character chooses the tool, then there is one word a line.  The mains of the tools are
  * linked in under other names; --print_config, put before the words, makes them stop when the line is read.  Settings of dt-train
  * are checked against one another as well. */
+#include <stdlib.h>
 #include <string.h>
 #include "base/mem.h"
 #include "tests/fuzz/fuzz.h"
@@ -28,31 +29,38 @@ static void check_training(enum dt_method method, int argc, char **argv)
     dt_train_opts_release(&o);
 }
 
+/* dt-train and dt-merge-shards have commands, which stand before the options. */
+static const struct program {
+    char letter;
+    int (*run)(int argc, char **argv);
+    const char *command;
+} program[] = {
+    { 'b', dt_bucket_main, NULL }, { 'c', dt_cache_latents_main, NULL }, { 's', dt_sample_main, NULL },
+    { 'm', dt_merge_shards_main, "lora" }, { 'n', dt_merge_shards_main, "merge" }, { 't', dt_train_main, "lora" },
+    { 'u', dt_train_main, "full" }, { 'v', dt_train_main, "vae" }, { 'w', dt_train_main, "tokenizer" },
+};
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static char tool[] = "tool", print[] = "--print_config";
-    static char *const command[] = { "lora", "full", "vae", "tokenizer" };
-    char *text = fuzz_text(data, size), *rest = text + 1, *word, *argv[MAX_WORDS + 4] = { tool, print };
-    int argc = 2, which = size ? *text : 0, train = which >= 't' && which <= 'w';
-    if (train) {
-        argv[1] = command[which - 't'];
-        argv[2] = print;
-        argc = 3;
+    char *text = fuzz_text(data, size), *rest = text + 1, *word, *argv[MAX_WORDS + 4], command[16];
+    int argc = 0;
+    const struct program *p = program, *end = program + sizeof(program) / sizeof(program[0]);
+    while (p < end && size && p->letter != *text)
+        p++;
+    if (p < end && size) {
+        argv[argc++] = tool;
+        if (p->command)
+            argv[argc++] = strcpy(command, p->command);
+        argv[argc++] = print;
+        int words = argc;
+        while (argc < MAX_WORDS && (word = strsep(&rest, "\n")))
+            argv[argc++] = word;
+        argv[argc] = NULL;
+        if (p->letter >= 't' && p->letter <= 'v')   /* --print_config stands in the tool's place */
+            check_training((enum dt_method)(p->letter - 't'), argc - words + 1, argv + words - 1);
+        p->run(argc, argv);
     }
-    while (size && argc < MAX_WORDS && (word = strsep(&rest, "\n")))
-        argv[argc++] = word;
-    if (train && which < 'w')                   /* --print_config stands in the tool's place */
-        check_training((enum dt_method)(which - 't'), argc - 2, argv + 2);
-    if (train)
-        dt_train_main(argc, argv);
-    else if (which == 'b')
-        dt_bucket_main(argc, argv);
-    else if (which == 'c')
-        dt_cache_latents_main(argc, argv);
-    else if (which == 'm')
-        dt_merge_shards_main(argc, argv);
-    else if (which == 's')
-        dt_sample_main(argc, argv);
     free(text);
     return 0;
 }
