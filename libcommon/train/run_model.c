@@ -179,7 +179,7 @@ int dt_job_fit_scaling(dt_job *j, dt_err *err)
     for (int i = 0; i < j->nshape && rc == 0; i++)
         rc = dt_flux_run_plan_encode(run, 1, j->shape[i][1], j->shape[i][2], err);
     if (rc == 0)
-        rc = dt_flux_run_alloc(run, NULL, err);
+        rc = dt_flux_run_alloc(run, dt_flux_run_bytes(run) <= j->arena_bytes ? j->arena : NULL, err);   /* training is over */
     if (rc == 0)
         rc = dt_loader_open(&l, &(struct dt_loader_params){ .plan = j->plan, .want = DT_WANT_RGB }, err);
     dt_source src = { 0 };
