@@ -17,6 +17,9 @@ LIBS=libcjson:libpng:libjpeg:libavcodec:libavutil:libswscale:libxxhash:libpcre2:
 
 mkdir data
 for p in crown rocket; do cp "$E/$p.png" data/; echo "a $p" >data/$p.txt; done
+tar -cf data.tar -C data crown.png crown.txt rocket.png rocket.txt
+printf '%s\n' '[[datasets]]' 'resolution = 32' 'batch_size = 2' '[[datasets.subsets]]' "image_dir = 'data'" \
+    'shuffle_caption = true' "caption_prefix = 'x, y,'" 'num_repeats = 2' >c.toml
 P='--image_sample_size 32 --train_batch_size 2 --max_train_steps 2'
 dt-bucket -q $P -o plan data && dt-cache-latents -q --threads 1 --model "$M" --max_sequence_length 16 -o cache plan || exit 1
 R="--pretrained_model_name_or_path $M --max_train_steps 2 --checkpointing_steps 1 --quiet --output_dir out --resume_from_checkpoint latest"
@@ -70,6 +73,8 @@ hunt() {
 }
 
 hunt bucket "dt-bucket -q $P --verify_images --dataloader_num_workers 2 -o out data"
+LIBS=$LIBS:libarchive:libstdc++ hunt toml "dt-bucket -q --max_train_steps 2 -o out c.toml"
+hunt tar "dt-bucket -q $P --verify_images --dataloader_num_workers 2 -o out data.tar"
 hunt cache "dt-cache-latents -q --threads 1 --dataloader_num_workers 2 --model $M --max_sequence_length 16 -o out plan"
 hunt stream "dt-cache-latents -q --threads 1 --dataloader_num_workers 2 --model $M --max_sequence_length 16 -o - plan" out
 hunt lora "dt-train lora $R --rank 2 --plan plan --latents cache --max_sequence_length 16 --report_to tensorboard --use_ema"

@@ -29,6 +29,7 @@ static int parse(std::string &json, std::string_view text, const char *path, dt_
 {
     try {
         std::ostringstream o;
+        o.exceptions(std::ios::badbit | std::ios::failbit);     /* no memory is no empty text */
         o << toml::json_formatter{ toml::parse(text) };
         json = o.str();
         return 0;

@@ -159,7 +159,8 @@ static int read_members(struct tar *t, struct archive *a, dt_err *err)
     while (rc == 0 && ((got = archive_read_next_header(a, &e)) == ARCHIVE_OK || got == ARCHIVE_WARN))
         rc = take_member(t, a, e, err);
     if (rc == 0 && got != ARCHIVE_EOF)
-        rc = dt_err_set(err, DT_EDATA, "%s", archive_error_string(a) ? archive_error_string(a) : "not a tar file");
+        rc = dt_err_set(err, archive_errno(a) == ENOMEM ? DT_ENOMEM : DT_EDATA, "%s",
+                        archive_error_string(a) ? archive_error_string(a) : "not a tar file");
     flush(t);
     return rc < 0 ? dt_err_prefix(err, "%s", t->path) : 0;
 }
