@@ -16,7 +16,7 @@ PKGS    := libcjson libarchive libxxhash libpcre2-8 libutf8proc libpng libjpeg l
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-PKG_GONE   := $(if $(PKG_LIBS),,$(shell for p in $(PKGS); do pkg-config --exists $$p || printf '%s ' $$p; done))
+PKG_GONE   := $(shell for p in tomlplusplus $(if $(PKG_LIBS),,$(PKGS)); do pkg-config --exists $$p || printf '%s ' $$p; done)
 Q           = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@echo '  $1 $@';)      # not with make -s
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes -Wno-override-init -Wno-missing-field-initializers
