@@ -280,7 +280,7 @@ int dt_file_read_part(char **data, const char *path, int64_t off, int64_t n, dt_
 /* In the kernel where it can, which may share the blocks; by hand where it cannot. */
 static int copy_fd(int in, FILE *out, const char *from, const char *to, dt_err *err)
 {
-    enum { PART = 1 << 20 };
+    char buf[1 << 16];
     bool some = false;              /* files of /proc end at once for copy_file_range */
     ssize_t n;
     while ((n = copy_file_range(in, NULL, fileno(out), NULL, (size_t)1 << 30, 0)) > 0 || (n < 0 && errno == EINTR))
@@ -289,14 +289,12 @@ static int copy_fd(int in, FILE *out, const char *from, const char *to, dt_err *
         return 0;
     if (n < 0 && (errno == ENOSPC || errno == EIO || errno == EDQUOT))
         return dt_err_sys(err, DT_EIO, "cannot write '%s'", to);
-    char *buf = dt_alloc(PART);
     int rc = 0;
-    while (rc == 0 && ((n = read(in, buf, PART)) > 0 || (n < 0 && errno == EINTR)))
+    while (rc == 0 && ((n = read(in, buf, sizeof(buf))) > 0 || (n < 0 && errno == EINTR)))
         if (n > 0 && fwrite(buf, 1, (size_t)n, out) != (size_t)n)
             rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", to);
     if (rc == 0 && n < 0)
         rc = dt_err_sys(err, DT_EDATA, "cannot read '%s'", from);
-    free(buf);
     return rc;
 }
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-void *dt_alloc(size_t bytes) __attribute__((returns_nonnull));    /* zeroed; never NULL; free() */
+void *dt_alloc(size_t bytes);                       /* zeroed; never NULL; free() */
 void *dt_realloc(void *p, size_t bytes);            /* never NULL for bytes > 0 */
 char *dt_strdup(const char *s);                     /* never NULL; NULL in, NULL out */
 char *dt_sprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));   /* caller frees */
