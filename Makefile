@@ -141,7 +141,7 @@ FORCE:
 lib: $(B)/libdt.a
 units: $(UNITS)
 progs: $(PROGS) $(B)/bench
-.PHONY: fuzzers fuzz
+.PHONY: fuzzers fuzz lint
 fuzzers: $(FUZZ)
 cppflags:
 	@echo '$(CPPFLAGS)'
@@ -165,6 +165,8 @@ san:            ## run all tests under ASan and UBSan, and those with threads un
 fuzz:           ## run every fuzz target for FUZZ_SECONDS (60) after its corpus, two at a time (wants clang and its libomp)
 	@$(MAKE) --no-print-directory -s $(JOBS) FUZZ_BUILD=1 B=$(B)-fuzz fuzzers
 	@B=$(B)-fuzz tests/fuzz/run -s $(or $(FUZZ_SECONDS),60)
+lint:           ## static analysis: gcc -fanalyzer, clang-tidy and cppcheck; prints one line if there is nothing open
+	@B=$(B) tests/lint/run
 coverage:       ## run all tests and report how many lines of libcommon and tools they run
 	@find build-cov -name '*.gcda' -delete 2>/dev/null; $(MAKE) --no-print-directory $(JOBS) COV=1 B=build-cov check
 	@tests/coverage build-cov
