@@ -136,7 +136,7 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE packages all lib units progs check check-threads coverage cppflags deps demo test san bench bench-data bench-scale bench-torch man install clean help
+.PHONY: FORCE packages all lib units progs check check-threads coverage valgrind cppflags deps demo test san bench bench-data bench-scale bench-torch man install clean help
 
 lib: $(B)/libdt.a
 units: $(UNITS)
@@ -167,6 +167,9 @@ fuzz:           ## run every fuzz target for FUZZ_SECONDS (60) after its corpus,
 	@B=$(B)-fuzz tests/fuzz/run -s $(or $(FUZZ_SECONDS),60)
 lint:           ## static analysis: gcc -fanalyzer, clang-tidy and cppcheck; prints one line if there is nothing open
 	@B=$(B) tests/lint/run
+valgrind:       ## run the short paths of all tools under valgrind's memcheck (wants valgrind)
+	@$(MAKE) --no-print-directory $(JOBS) B=build-valgrind ARCH=x86-64-v3 OPT=-O1 all
+	@B=build-valgrind tests/valgrind
 coverage:       ## run all tests and report how many lines of libcommon and tools they run
 	@find build-cov -name '*.gcda' -delete 2>/dev/null; $(MAKE) --no-print-directory $(JOBS) COV=1 B=build-cov check
 	@tests/coverage build-cov
