@@ -50,8 +50,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         p++;
     if (p < end && size) {
         argv[argc++] = tool;
-        if (p->command)
-            argv[argc++] = strcpy(command, p->command);
+        if (p->command) {
+            snprintf(command, sizeof(command), "%s", p->command);
+            argv[argc++] = command;
+        }
         argv[argc++] = print;
         int words = argc;
         while (argc < MAX_WORDS && (word = strsep(&rest, "\n")))

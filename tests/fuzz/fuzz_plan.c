@@ -32,6 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         last = batch.index;
         use(&batch);
     }
+    fuzz_check(rc == 0 || *err.msg);
     if (dt_batches_seek(b, last / 2, &err) == 0 && dt_batches_next(b, &batch, &err) == 1)
         use(&batch);
     dt_batches_close(&b);
