@@ -8,7 +8,6 @@
  * With EMA both are of the running mean, since that is what is saved.  The sheet is drawn from the files, so that a resumed run
  * continues it; what lies there of steps that are still to come is from another run, and removed.
  */
-#include <dirent.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -17,22 +16,22 @@
 #include <unistd.h>
 #include "base/file.h"
 #include "data/media.h"
-#include "train/grid.h"
 #include "train/run_int.h"
+#include "train/samples.h"
 
-enum { QUANTILES = 4, MAX_ROWS = 16, EMA_CHUNK = 1 << 18 };
+enum { QUANTILES = 4, EMA_CHUNK = 1 << 18 };
 
 struct dt_validator {
     dt_job      *j;
     /* samples */
-    int64_t      side_px, nprompt, picture_bytes;
+    dt_samples   files;
+    int64_t      nprompt, picture_bytes;
     dt_flux_run *run;               /* NULL without prompts */
     dt_flux_run *text;              /* frozen encoders, until the prompts are encoded */
     int64_t     *T;                 /* [nprompt] rows of states */
     float       *states, *pooled;   /* [nprompt][t5_len, joint_dim], [nprompt][pooled_dim]; [1] when the encoders are trained */
     float       *latents;           /* [C, h, w] */
     uint8_t     *rgb;
-    char        *dir;
     /* held-out loss */
     char        *plan;              /* NULL without */
     dt_cache    *cache;
@@ -65,7 +64,7 @@ static int64_t states_len(const dt_flux_pipe *p) { return p->t5_len * p->dit.joi
 static int64_t latents_len(const dt_validator *v)
 {
     int64_t f = dt_vae_factor(&v->j->pipe->vae);
-    return v->j->pipe->vae.latent_channels * (v->side_px / f) * (v->side_px / f);
+    return v->j->pipe->vae.latent_channels * (v->files.side_px / f) * (v->files.side_px / f);
 }
 
 /* --- prompts --- */
@@ -114,33 +113,14 @@ static int plan_encoders(dt_validator *v, dt_err *err)
     return plan_prompts(v, v->text, err);
 }
 
-/* With a column for each prompt. */
-static dt_grid *new_sheet(const dt_validator *v)
-{
-    const dt_train_opts *o = v->j->o;
-    char *sub = dt_sprintf("seed %" PRId64 ", %" PRId64 " steps, guidance %g, %" PRId64 " px", v->j->info.seed,
-                           o->validation_inference_steps, o->guidance, v->side_px);
-    dt_grid *g = dt_grid_new(dt_grid_params(.title = "Samples during training", .subtitle = sub));
-    for (int64_t i = 0; i < v->nprompt; i++)
-        dt_grid_add_col(g, o->validation_prompts.v[i]);
-    free(sub);
-    return g;
-}
-
 /* Text states and one picture all the time; now and then its PNG file, twice for TensorBoard, or the sheet. */
 static int picture_bytes(dt_validator *v, dt_err *err)
 {
     const dt_job *j = v->j;
     const dt_flux_pipe *p = j->pipe;
-    int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->side_px * v->side_px, sheet = 0, tiles = 0;
-    int64_t rows = j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2;
-    dt_grid *g = new_sheet(v);
-    for (int64_t i = 0; i < rows && i < MAX_ROWS; i++)
-        dt_grid_add_row(g, "base");
-    int rc = dt_grid_bytes(g, (int)v->side_px, (int)v->side_px, &tiles, &sheet, err);
-    dt_grid_free(&g);
+    int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->files.side_px * v->files.side_px, sheet = 0;
+    int rc = dt_samples_bytes(&v->files, j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2, &sheet, err);
     int64_t png = 3 * px * (j->o->report_to == 0 ? 2 : 1);
-    sheet += tiles + 3 * px;
     int64_t host = dt_flux_run_host(v->run), now = sheet > png ? sheet : png;
     v->picture_bytes = (n * (states_len(p) + p->dit.pooled_dim) + latents_len(v)) * (int64_t)sizeof(float) + 3 * px +
                        (now > host ? now : host);
@@ -155,12 +135,11 @@ static int new_samples(dt_validator *v, dt_err *err)
     int rc = dt_flux_pipe_tokenizers(p, err);
     if (rc < 0)
         return rc;
-    v->side_px = side_of(j);
-    v->dir = dt_path_join(j->o->output_dir, "samples");
+    v->files = (dt_samples){ .o = j->o, .seed = j->info.seed, .side_px = side_of(j), .dir = dt_path_join(j->o->output_dir, "samples") };
     v->states = dt_try_alloc((size_t)(n * states_len(p)) * sizeof(float));
     v->pooled = dt_try_alloc((size_t)(n * p->dit.pooled_dim) * sizeof(float));
     v->latents = dt_try_alloc((size_t)latents_len(v) * sizeof(float));
-    v->rgb = dt_try_alloc((size_t)(v->side_px * v->side_px * 3));
+    v->rgb = dt_try_alloc((size_t)(v->files.side_px * v->files.side_px * 3));
     v->T = dt_alloc((size_t)v->nprompt * sizeof(*v->T));
     if (!v->states || !v->pooled || !v->latents || !v->rgb)
         return dt_err_set(err, DT_ENOMEM, "no memory for %" PRId64 " validation prompts", v->nprompt);
@@ -170,9 +149,9 @@ static int new_samples(dt_validator *v, dt_err *err)
     v->run = new_run(j);
     rc = j->o->train_text_encoder ? plan_prompts(v, v->run, err) : plan_encoders(v, err);
     for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
-        rc = dt_flux_run_plan_sample(v->run, v->side_px, v->side_px, v->T[i], err);
+        rc = dt_flux_run_plan_sample(v->run, v->files.side_px, v->files.side_px, v->T[i], err);
     if (rc == 0)
-        rc = dt_flux_run_plan_decode(v->run, v->side_px, v->side_px, err);
+        rc = dt_flux_run_plan_decode(v->run, v->files.side_px, v->files.side_px, err);
     return rc == 0 ? picture_bytes(v, err) : rc;
 }
 
@@ -283,7 +262,7 @@ void dt_validator_free(dt_validator **pv)
     free(v->pooled);
     free(v->latents);
     free(v->rgb);
-    free(v->dir);
+    free(v->files.dir);
     free(v->plan);
     free(v->log_path);
     free(v->step);
@@ -349,100 +328,6 @@ int dt_validator_held(const dt_validator *v, const double **step, const double *
     return 0;
 }
 
-/* --- files of samples --- */
-
-/* "step-N-prompt-I.png" exactly as it is written here. */
-static bool parse_name(const char *name, int64_t *step, int64_t *prompt)
-{
-    char again[64];
-    if (sscanf(name, "step-%" SCNd64 "-prompt-%" SCNd64 ".png", step, prompt) != 2)
-        return false;
-    snprintf(again, sizeof(again), "step-%" PRId64 "-prompt-%" PRId64 ".png", *step, *prompt);
-    return !strcmp(name, again);
-}
-
-static char *sample_path(const dt_validator *v, int64_t step, int64_t prompt)
-{
-    return dt_sprintf("%s/step-%" PRId64 "-prompt-%" PRId64 ".png", v->dir, step, prompt);
-}
-
-static int drop_later(const dt_validator *v, int64_t step, dt_err *err)
-{
-    int64_t s, i;
-    int rc = dt_mkdirs(v->dir, err);
-    DIR *d = rc == 0 ? opendir(v->dir) : NULL;
-    if (rc == 0 && !d)
-        rc = dt_err_sys(err, DT_EIO, "cannot open '%s'", v->dir);
-    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
-        if (!parse_name(e->d_name, &s, &i) || s < step)
-            continue;
-        char *path = dt_path_join(v->dir, e->d_name);
-        if (unlink(path) < 0)
-            rc = dt_err_sys(err, DT_EIO, "cannot remove '%s'", path);
-        free(path);
-    }
-    if (d)
-        closedir(d);
-    return rc;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Steps that have a sample of the first prompt, ascending; caller frees. */
-static int64_t *sampled_steps(const dt_validator *v, int64_t *n)
-{
-    int64_t *steps = NULL, cap = 0, s, i;
-    DIR *d = opendir(v->dir);
-    *n = 0;
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (parse_name(e->d_name, &s, &i) && i == 0) {
-            dt_grow(&steps, &cap, *n + 1, sizeof(*steps));
-            steps[(*n)++] = s;
-        }
-    if (d)
-        closedir(d);
-    if (*n)
-        qsort(steps, (size_t)*n, sizeof(*steps), by_value);
-    return steps;
-}
-
-static int put_row(const dt_validator *v, dt_grid *g, int64_t step, dt_err *err)
-{
-    char *title = step ? dt_sprintf("step %" PRId64, step) : dt_strdup("base");
-    int row = dt_grid_add_row(g, title), rc = 0;
-    free(title);
-    for (int64_t i = 0; i < v->nprompt && rc == 0; i++) {
-        char *path = sample_path(v, step, i);
-        dt_image im = { 0 };
-        if (dt_exists(path) && (rc = dt_image_read(&im, path, NULL, err)) == 0)
-            rc = dt_grid_put(g, row, (int)i, im.rgb, im.w, im.h, err);
-        dt_image_release(&im);
-        free(path);
-    }
-    return rc;
-}
-
-/* Columns are prompts, rows are steps: the first, the last, and some evenly between. */
-static int draw_sheet(const dt_validator *v, dt_err *err)
-{
-    int64_t n, *steps = sampled_steps(v, &n), rows = n < MAX_ROWS ? n : MAX_ROWS;
-    char *path = dt_path_join(v->j->o->output_dir, "samples.png");
-    dt_grid *g = new_sheet(v);
-    int rc = 0;
-    for (int64_t k = 0; k < rows && rc == 0; k++)
-        rc = put_row(v, g, steps[rows > 1 ? k * (n - 1) / (rows - 1) : 0], err);
-    if (rc == 0)
-        rc = dt_grid_save(g, path, err);
-    dt_grid_free(&g);
-    free(path);
-    free(steps);
-    return rc;
-}
-
 /* --- sampling --- */
 
 static bool stopped(const dt_job *j) { return j->ui->stop && *j->ui->stop; }
@@ -456,9 +341,9 @@ static bool go_on(void *ctx, int64_t step)
 static int store(const dt_validator *v, int64_t step, int64_t i, dt_err *err)
 {
     const dt_job *j = v->j;
-    char *path = sample_path(v, step, i), *at = dt_sprintf("%" PRId64, step), *seed = dt_sprintf("%" PRId64, j->info.seed);
+    char *path = dt_samples_path(&v->files, step, i), *at = dt_sprintf("%" PRId64, step), *seed = dt_sprintf("%" PRId64, j->info.seed);
     const dt_png_text text[] = { { "prompt", j->o->validation_prompts.v[i] }, { "step", at }, { "seed", seed } };
-    const dt_image im = { (int)v->side_px, (int)v->side_px, v->rgb };
+    const dt_image im = { (int)v->files.side_px, (int)v->files.side_px, v->rgb };
     char *png = NULL;
     size_t bytes = 0;
     FILE *f = open_memstream(&png, &bytes);
@@ -484,7 +369,7 @@ static int sample_prompt(dt_validator *v, int64_t step, int64_t i, dt_err *err)
     dt_job *j = v->j;
     const dt_flux_pipe *p = j->pipe;
     bool trained = j->o->train_text_encoder;
-    dt_flux_sample s = { .w_px = v->side_px, .h_px = v->side_px, .steps = j->o->validation_inference_steps,
+    dt_flux_sample s = { .w_px = v->files.side_px, .h_px = v->files.side_px, .steps = j->o->validation_inference_steps,
                          .guidance = j->o->guidance, .T = v->T[i], .states = v->states + (trained ? 0 : i * states_len(p)),
                          .pooled = v->pooled + (trained ? 0 : i * p->dit.pooled_dim), .latents = v->latents,
                          .on_step = go_on, .ctx = j };
@@ -493,7 +378,7 @@ static int sample_prompt(dt_validator *v, int64_t step, int64_t i, dt_err *err)
     if (rc == 0)
         rc = dt_flux_run_sample(v->run, &s, err);
     if (rc == 0)
-        rc = dt_flux_run_decode(v->run, v->latents, v->side_px, v->side_px, v->rgb, err);
+        rc = dt_flux_run_decode(v->run, v->latents, v->files.side_px, v->files.side_px, v->rgb, err);
     return rc == 0 ? store(v, step, i, err) : rc;
 }
 
@@ -560,7 +445,7 @@ static int report_loss(dt_validator *v, int64_t step, double loss, dt_err *err)
 static int begin(dt_validator *v, int64_t step, dt_err *err)
 {
     int64_t offset = 0;
-    int rc = v->run ? drop_later(v, step, err) : 0;
+    int rc = v->run ? dt_samples_drop_later(&v->files, step, err) : 0;
     if (rc == 0 && v->held && (rc = dt_metrics_find(&offset, v->log_path, step, err)) == 0)
         rc = dt_metrics_open(&v->log, v->log_path, offset, err);
     while (v->n > 0 && v->step[v->n - 1] >= (double)step)
@@ -612,7 +497,7 @@ int dt_validator_run(void *job, int64_t step, dt_err *err)
     if (rc == 0 && v->held)
         rc = report_loss(v, step, loss, err);
     if (rc == 0 && v->run)
-        rc = draw_sheet(v, err);
+        rc = dt_samples_draw(&v->files, err);
     if (rc == 0 && v->held)
         dt_job_say(j, "step %" PRId64 ": held-out loss %.6g", step, loss);
     if (rc == 0 && v->run)
