@@ -622,6 +622,7 @@ static int open_devices(struct opts *o)
         o->dev = dt_cuda_open(0, DT_DEVICE_ABI, &err);
     } else if (o->device && strcmp(o->device, "cpu") && dt_device_open(&o->dev, o->device, &err) < 0) {
         printf("1..0 # SKIP %s\n", err.msg);
+        dt_device_close(&o->cpu);
         return 77;
     }
     return 0;

@@ -308,11 +308,10 @@ static void free_arena(dt_job *j)
     j->arena = NULL;
 }
 
-static int train(dt_job *j, dt_err *err)
+static int begin(dt_job *j, dt_err *err)
 {
-    const dt_train_opts *o = j->o;
     char settings[33];
-    dt_train_opts_hash(o, j->checkpoint, settings);
+    dt_train_opts_hash(j->o, j->checkpoint, settings);
     int rc = j->val ? dt_validator_encode(j->val, err) : 0;
     if (rc == 0)
         rc = dt_job_weights(j, err);
@@ -333,8 +332,12 @@ static int train(dt_job *j, dt_err *err)
     if (rc == 0)
         rc = fill_manifest(j, err);
     memcpy(j->t.state.base, j->base.hex, sizeof(j->t.state.base));
-    if (rc < 0)
-        return rc;
+    return rc;
+}
+
+static int steps(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
     char *dump = o->dump_dir ? dt_strdup(o->dump_dir) : dt_path_join(o->output_dir, "dump");
     j->t.task = &j->task;
     j->t.source = dt_loader_source(j->loader);
@@ -352,13 +355,21 @@ static int train(dt_job *j, dt_err *err)
     j->t.say = say_saved;
     j->t.stop = j->ui->stop;
     j->t.save_now = j->ui->save_now;
-    rc = dt_train(&j->t, err);
-    rc = close_watchers(j, rc, err);
+    int rc = dt_train(&j->t, err);
     free(dump);
-    if (rc == 0 && o->fit_scaling)
+    return rc;
+}
+
+static int train(dt_job *j, dt_err *err)
+{
+    int rc = begin(j, err);
+    if (rc == 0)
+        rc = steps(j, err);
+    rc = close_watchers(j, rc, err);
+    if (rc == 0 && j->o->fit_scaling)
         rc = dt_job_fit_scaling(j, err);
     if (rc == 0)
-        rc = dt_job_save_extra(j, o->output_dir, err);
+        rc = dt_job_save_extra(j, j->o->output_dir, err);
     if (rc == 0) {
         free_arena(j);
         rc = draw_loss(j, err);
