@@ -521,7 +521,8 @@ static void same_tensors(const char *a, const char *b)
 static void fused_files(void **state)
 {
     static const struct key keys[] = {
-        { "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 2, 4 }, { "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", 12, 2 },
+        { "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 2, 4 },
+        { "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", 12, 2 },
         { "lora_unet_double_blocks_0_img_attn_qkv.alpha", 0, 0 }, { "lora_unet_single_blocks_0_linear1.lora_down.weight", 3, 4 },
         { "lora_unet_single_blocks_0_linear1.lora_up.weight", 28, 3 }, { "lora_unet_single_blocks_0_linear1.alpha", 0, 0 }, { 0 } };
     dt_params *p = flux();
