@@ -118,6 +118,9 @@ fails 2 'resume with other settings' "dt-train lora ${L/rank 4/rank 8} --output_
 fails 4 'a changed checkpoint is noticed' \
     "cp -r a c && printf x | dd of=c/checkpoint-6/lora.m.safetensors bs=1 seek=9000 conv=notrunc 2>/dev/null
      dt-train lora $L --output_dir c --resume_from_checkpoint latest" 'not what the checkpoint'
+fails 4 'and one whose manifest lists nothing' \
+    "cp -r a ce && sed -i ':a;N;\$!ba;s/\"files\":.*\]/\"files\": []/' ce/checkpoint-6/manifest.json
+     dt-train lora $L --output_dir ce --resume_from_checkpoint latest" 'does not list it'
 fails 2 'another number of threads is refused' "dt-train lora $L --threads 2 --output_dir a --resume_from_checkpoint latest" 'made with 1 compute threads, this run has 2; add --threads 1'
 check 'checkpoints_total_limit' "dt-train lora $L --checkpoints_total_limit 1 --output_dir lim && ls -d lim/checkpoint-*" lim/checkpoint-6
 fails 3 'a corrupt picture among good ones is skipped and listed' \

@@ -331,8 +331,8 @@ int dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, 
     return rc;
 }
 
-/* Copies a folder except weights; one level of folders, as model folders have. */
-static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
+/* Copies the files of a folder that are no weights. */
+static int copy_rest(const char *from, const char *to, dt_err *err)
 {
     dt_strs names = { 0 };
     int rc = dt_mkdirs(to, err);
@@ -340,9 +340,7 @@ static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
         rc = list_dir(&names, from, err);
     for (int64_t i = 0; i < names.n && rc == 0; i++) {
         char *a = dt_path_join(from, names.v[i]), *b = dt_path_join(to, names.v[i]);
-        if (dt_is_dir(a))
-            rc = depth ? copy_rest(a, b, depth - 1, err) : 0;
-        else if (!is_weights(names.v[i]))
+        if (!dt_is_dir(a) && !is_weights(names.v[i]))
             rc = dt_file_copy(a, b, err);
         free(a);
         free(b);
@@ -350,8 +348,6 @@ static int copy_rest(const char *from, const char *to, int depth, dt_err *err)
     dt_strs_release(&names);
     return rc;
 }
-
-int dt_flux_pipe_copy_rest(const dt_flux_pipe *p, const char *dir, dt_err *err) { return copy_rest(p->dir, dir, 1, err); }
 
 /* The vae's config with the factors in use: a fresh vae's are measured after training. */
 static int write_factors(const dt_flux_pipe *p, const char *from, const char *to, dt_err *err)
@@ -378,7 +374,7 @@ int dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *di
     bool text = k == DT_FLUX_CLIP || k == DT_FLUX_T5;
     char *to = dt_path_join(dir, dt_flux_part_dir[k]), *from = part_dir(p, k);
     char *path = dt_sprintf("%s/%s.safetensors", to, stems[text]);
-    int rc = copy_rest(from, to, 0, err);
+    int rc = copy_rest(from, to, err);
     if (rc == 0 && k == DT_FLUX_VAE)
         rc = write_factors(p, from, to, err);
     if (rc == 0)

@@ -57,7 +57,5 @@ int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip,
 /* Writes part k in diffusers' layout: DIR/<part>/config.json (copied) and the weights. */
 int  dt_flux_pipe_save(const dt_flux_pipe *p, enum dt_flux_part k, const char *dir, dt_dtype dtype, bool ema,
                        const dt_st_kv *meta, dt_err *err);
-/* Copies everything that is not weights of the parts (configs, tokenizers, model_index.json) to dir. */
-int  dt_flux_pipe_copy_rest(const dt_flux_pipe *p, const char *dir, dt_err *err);
 
 #endif

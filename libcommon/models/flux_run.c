@@ -188,16 +188,6 @@ int64_t dt_flux_run_bytes(const dt_flux_run *r)
 
 int64_t dt_flux_run_host(const dt_flux_run *r) { return r->host; }
 
-double dt_flux_run_flops(const dt_flux_run *r)
-{
-    double sum = 0;
-    const dt_plan_stats *s;
-    for (int j = 0; j < NJOB; j++)
-        for (int i = 0; (s = dt_session_stats(r->session[j], i, NULL)); i++)
-            sum += s->flops;
-    return sum;
-}
-
 int dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err)
 {
     int64_t bytes = dt_flux_run_bytes(r);

@@ -29,7 +29,6 @@ int64_t dt_flux_run_bytes(const dt_flux_run *r);            /* arena for everyth
 int64_t dt_flux_run_host(const dt_flux_run *r);             /* host memory while anything announced runs, beside what the caller gives */
 /* `arena`: device memory of at least that many bytes, borrowed; NULL allocates. */
 int     dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err);
-double  dt_flux_run_flops(const dt_flux_run *r);            /* of one pass of every shape announced */
 
 /* --- running --- */
 /* states [T, joint_dim], pooled [pooled_dim], fp32 */

@@ -200,6 +200,18 @@ static int check_files(const cJSON *j, const char *dir, const char *what, dt_err
     return 0;
 }
 
+/* What check_files has not seen is not read. */
+static int listed(const cJSON *j, const char *path, dt_err *err)
+{
+    const cJSON *f;
+    cJSON_ArrayForEach(f, cJSON_GetObjectItem(j, "files")) {
+        const char *name = cJSON_GetStringValue(cJSON_GetObjectItem(f, "name"));
+        if (name && !strcmp(name, dt_path_base(path)))
+            return 0;
+    }
+    return dt_err_set(err, DT_EDATA, "%s: the checkpoint's manifest does not list it", path);
+}
+
 static int load_role(const char *path, dt_params *p, enum role r, dt_err *err)
 {
     dt_st *st = NULL;
@@ -275,7 +287,9 @@ int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *
             if (!o->set[i]->n_train || (r == EMA && !o->set[i]->ema))
                 continue;
             char *file = role_path(dir, o->set[i], (enum role)r);
-            rc = load_role(file, o->set[i], (enum role)r, err);
+            rc = listed(j, file, err);
+            if (rc == 0)
+                rc = load_role(file, o->set[i], (enum role)r, err);
             free(file);
         }
     for (int i = 0; i < o->nset && rc == 0; i++)
