@@ -11,20 +11,6 @@ static const check_case peak_cases[DT_NDEV][2] = {
     [DT_CUDA] = { PEAK(product, 8192, 8192), PEAK(sum, 32768, 8192) },
 };
 
-static dt_cost cost_of(const dt_node *n)
-{
-    dt_cost c = { 0, 0 };
-    if (n->op->cost) {
-        n->op->cost(n, &c);
-        return c;
-    }
-    for (int i = 0; i < n->nin; i++)
-        c.bytes += n->in[i] ? (double)dt_bytes(n->in[i]) : 0;
-    for (int i = 0; i < n->nout; i++)
-        c.bytes += n->out[i] ? (double)dt_bytes(n->out[i]) : 0;
-    return c;
-}
-
 static double seconds_of(const struct check_graph *x, const dt_node *n, dt_device *dev)
 {
     void *in[DT_MAX_IN] = { NULL }, *out[DT_MAX_OUT] = { NULL };
@@ -47,7 +33,7 @@ static void bench(dt_device *dev, const check_case *c, dt_dtype t, uint64_t seed
     }
     for (int64_t i = 0; !bad && i < x.g->nnode; i++) {
         const dt_node *n = x.g->node[i];
-        dt_cost k = cost_of(n);
+        dt_cost k = dt_node_cost(n);
         double s = check_skips(n) || k.bytes < 1e5 ? 0 : seconds_of(&x, n, dev);
         if (!s)
             continue;

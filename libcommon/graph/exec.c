@@ -88,6 +88,20 @@ static double now(void)
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
+dt_cost dt_node_cost(const dt_node *n)
+{
+    dt_cost c = { 0, 0 };
+    if (n->op->cost) {
+        n->op->cost(n, &c);
+        return c;
+    }
+    for (int i = 0; i < n->nin; i++)
+        c.bytes += n->in[i] ? (double)dt_bytes(n->in[i]) : 0;
+    for (int i = 0; i < n->nout; i++)
+        c.bytes += n->out[i] ? (double)dt_bytes(n->out[i]) : 0;
+    return c;
+}
+
 void dt_plan_profile(dt_plan *p, void (*fn)(void *ctx, const dt_node *n, double seconds), void *ctx)
 {
     dt_plan_consts(p);

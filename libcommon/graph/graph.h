@@ -183,7 +183,9 @@ int   dt_plan_run(dt_plan *p, dt_err *err);
 const dt_node *dt_plan_find_nan(dt_plan *p, const dt_tensor **from);
 /* DT_ENAN: "WHAT is not finite; first in 'matmul' of single_transformer_blocks.3 (backward), from 'latents'". */
 int   dt_plan_blame(dt_plan *p, const char *what, dt_err *err);
-/* Seconds by op name of one run, for `make bench` and --profile; calls back per op. */
+/* What an op does: floating-point operations and bytes of memory moved; of ops that do not say, the bytes of its tensors. */
+dt_cost dt_node_cost(const dt_node *n);
+/* One run with the seconds of each op, for `make bench`. */
 void  dt_plan_profile(dt_plan *p, void (*fn)(void *ctx, const dt_node *n, double seconds), void *ctx);
 
 #endif

@@ -43,20 +43,6 @@ static double median(double *x, int n)
 
 /* --- profile --- */
 
-static dt_cost cost_of(const dt_node *n)
-{
-    dt_cost c = { 0, 0 };
-    if (n->op->cost) {
-        n->op->cost(n, &c);
-        return c;
-    }
-    for (int i = 0; i < n->nin; i++)
-        c.bytes += n->in[i] ? (double)dt_bytes(n->in[i]) : 0;
-    for (int i = 0; i < n->nout; i++)
-        c.bytes += n->out[i] ? (double)dt_bytes(n->out[i]) : 0;
-    return c;
-}
-
 static void add(void *ctx, const dt_node *n, double seconds)
 {
     struct table *t = ctx;
@@ -71,7 +57,7 @@ static void add(void *ctx, const dt_node *n, double seconds)
         t->row[t->n++] = (struct row){ .op = n->op->name };
         memcpy(t->row[i].what, what, sizeof(what));
     }
-    dt_cost c = cost_of(n);
+    dt_cost c = dt_node_cost(n);
     t->row[i].calls++;
     t->row[i].seconds += seconds;
     t->row[i].flops += c.flops;

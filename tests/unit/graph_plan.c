@@ -1,6 +1,5 @@
 /* layout.c and plan.c: no two things that live at once share bytes, and what need not live does not. */
 #include <math.h>
-#include <omp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,12 +8,7 @@
 
 static dt_device *cpu;
 
-static int open_cpu(void **state)
-{
-    (void)state;
-    omp_set_num_threads(1);         /* for such small sums, threads only wait for each other */
-    return dt_device_open(&cpu, "cpu", NULL);
-}
+static int open_cpu(void **state) { return net_open(&cpu, state); }
 
 static int close_cpu(void **state)
 {
