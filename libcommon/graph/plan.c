@@ -70,15 +70,7 @@ static int prepare(dt_plan *p, dt_err *err)
         int rc = prepare_item(p, n, err);
         if (rc < 0)
             return rc;
-        dt_cost c = { 0, 0 };
-        if (n->op->cost) {
-            n->op->cost(n, &c);
-        } else {
-            for (int k = 0; k < n->nin; k++)
-                c.bytes += n->in[k] ? (double)dt_bytes(n->in[k]) : 0;
-            for (int k = 0; k < n->nout; k++)
-                c.bytes += (double)dt_bytes(n->out[k]);
-        }
+        dt_cost c = dt_node_cost(n);
         p->stats.flops += c.flops;
         p->stats.bytes += c.bytes;
         if (!n->backward)
