@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads a folder of event files with TensorBoard's own reader; run by hand on the log folder of any run.
+"""Reads a folder of event files with TensorBoard's own reader, for tests/tensorboard.t, or by hand.
 
     tests/tensorboard_check.py LOGDIR
 
