@@ -109,7 +109,7 @@ edit 's/"item":0,\(.*\)"text":"caption 0"/"item":0,\1"text":"caption O"/'
 changed 'text, a byte of a caption' '0 1' 'caption .caption O. is not in cache' p2
 dt-bucket -q --image_sample_size 48 --train_batch_size 2 --caption_dropout 0 --num_train_epochs 1 -o p2 pics
 changed 'w and h: image_sample_size' '5 0' 'is not in cache' p2
-done_with="$done_with h item"               # item: its fields are those below
+done_with="$done_with h item at"            # item: its fields are those below; at: its number
 
 # --- the model folder: every file ---
 mutate() {                                  # one byte of FILE
@@ -236,5 +236,5 @@ check 'every field of a picture in a batch' 'missing "$(fields data/plan.h dt_ba
 options() { dt-cache-latents --print_config=json | grep -o '"[a-z_]*":{"value"' | cut -d'"' -f2; }
 check 'every option of dt-cache-latents' 'missing "$(options)"' ''
 check 'the lists are not empty' 'fields data/cache_write.h dt_cache_recipe | wc -w; fields data/plan.h dt_batch_item | wc -w; options | wc -l | sed "s/[0-9]\$/+/"' '8
-8
+9
 2+'

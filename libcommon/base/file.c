@@ -343,27 +343,32 @@ int dt_file_read_regular(char **data, size_t *bytes, const char *path, size_t ma
     return rc;
 }
 
-int dt_map_open(dt_map *m, const char *path, dt_err *err)
+int dt_map_fd(dt_map *m, int fd, const char *path, dt_err *err)
 {
     struct stat st;
-    int rc = 0;
+    *m = (dt_map){ 0 };
+    if (fstat(fd, &st) < 0)
+        return dt_err_sys(err, DT_EDATA, "cannot stat '%s'", path);
+    if (!S_ISREG(st.st_mode))
+        return dt_err_set(err, DT_EDATA, "'%s' is not a regular file", path);
+    if (!st.st_size) {
+        m->data = (const uint8_t *)"";
+        return 0;
+    }
+    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (p == MAP_FAILED)
+        return dt_err_sys(err, errno == ENOMEM ? DT_ENOMEM : DT_EDATA, "cannot map '%s'", path);
+    *m = (dt_map){ p, (size_t)st.st_size };
+    return 0;
+}
+
+int dt_map_open(dt_map *m, const char *path, dt_err *err)
+{
     *m = (dt_map){ 0 };
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a FIFO must not hold us up */
     if (fd < 0)
         return dt_err_open(err, path);
-    if (fstat(fd, &st) < 0) {
-        rc = dt_err_sys(err, DT_EDATA, "cannot stat '%s'", path);
-    } else if (!S_ISREG(st.st_mode)) {
-        rc = dt_err_set(err, DT_EDATA, "'%s' is not a regular file", path);
-    } else if (!st.st_size) {
-        m->data = (const uint8_t *)"";
-    } else {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED)
-            rc = dt_err_sys(err, errno == ENOMEM ? DT_ENOMEM : DT_EDATA, "cannot map '%s'", path);
-        else
-            *m = (dt_map){ p, (size_t)st.st_size };
-    }
+    int rc = dt_map_fd(m, fd, path, err);
     close(fd);
     return rc;
 }

@@ -38,6 +38,7 @@ typedef struct dt_map {             /* read-only, private mapping of a regular f
     size_t         bytes;
 } dt_map;
 int   dt_map_open(dt_map *m, const char *path, dt_err *err);
+int   dt_map_fd(dt_map *m, int fd, const char *path, dt_err *err);  /* of an open file; `path` stands in messages */
 void  dt_map_close(dt_map *m);
 /* The bytes at p take no memory of this process until they are read again, from the system's cache if it has them. */
 void  dt_map_forget(const dt_map *m, const void *p, size_t bytes);

@@ -43,6 +43,8 @@ void dt_cache_forget(const dt_cache *c, const void *data, int64_t bytes);
 void dt_cache_sizes(const dt_cache *c, int64_t *image, int64_t *text, int64_t *all);
 /* Was the picture of this path unusable when the cache was made?  Batches leave it out. */
 bool dt_cache_skips(const dt_cache *c, const char *path);
+/* How many such paths its indexes name; 0: dt_cache_skips() is never true. */
+int64_t dt_cache_skipped(const dt_cache *c);
 /* Hash of the encoder that made the entries ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"); NULL if
  * there is none. */
 const char *dt_cache_encoder(const dt_cache *c, const char *part);

@@ -6,7 +6,6 @@
 #include "base/json.h"
 #include "data/cache_write.h"
 
-#define MAX_INDEX_BYTES ((size_t)4 << 30)
 enum { REQ_INTS = 7, MAX_SIDE_PX = 1 << 30 };
 
 /* --- requests and keys --- */
@@ -112,28 +111,16 @@ bool dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b)
     return true;
 }
 
-void dt_cache_index_reserve(dt_cache_index *x, int64_t n)
+void dt_cache_rec_release(dt_cache_rec *r)
 {
-    if (n <= x->cap)
-        return;
-    x->rec = dt_realloc(x->rec, (size_t)n * sizeof(*x->rec));
-    x->cap = n;
-}
-
-dt_cache_rec *dt_cache_index_add(dt_cache_index *x, enum dt_cache_kind kind, const char *req)
-{
-    dt_grow(&x->rec, &x->cap, x->n + 1, sizeof(*x->rec));
-    x->rec[x->n] = (dt_cache_rec){ .kind = kind, .req = dt_strdup(req) };
-    return &x->rec[x->n++];
+    free(r->req);
+    free(r->why);
+    *r = (dt_cache_rec){ 0 };
 }
 
 void dt_cache_index_release(dt_cache_index *x)
 {
-    for (int64_t i = 0; i < x->n; i++) {
-        free(x->rec[i].req);
-        free(x->rec[i].why);
-    }
-    free(x->rec);
+    dt_map_close(&x->map);
     free(x->name);
     free(x->file_bytes);
     dt_strs_release(&x->files);
@@ -219,13 +206,21 @@ static void write_rec(const dt_cache_rec *r, FILE *f)
     put_line(o, f);
 }
 
-int dt_cache_index_write(const dt_cache_index *x, FILE *f, dt_err *err)
+int dt_cache_index_write(const dt_cache_index *x, const struct dt_cache_lines *lines, FILE *f, dt_err *err)
 {
+    int64_t entries = 0;
+    int rc = 0;
     write_header(x, f);
-    for (int64_t i = 0; i < x->n; i++)
-        write_rec(&x->rec[i], f);
-    fprintf(f, "{\"end\":true,\"entries\":%lld}\n", (long long)x->n);
-    return ferror(f) ? dt_err_sys(err, DT_EIO, "cannot write the index") : 0;
+    for (int64_t i = 0; i < lines->n && rc >= 0; i++) {
+        dt_cache_rec rec = { 0 };
+        if ((rc = lines->get(lines->ctx, i, &rec, err)) == 1) {
+            write_rec(&rec, f);
+            entries++;
+        }
+        dt_cache_rec_release(&rec);
+    }
+    fprintf(f, "{\"end\":true,\"entries\":%lld}\n", (long long)entries);
+    return rc < 0 ? rc : ferror(f) ? dt_err_sys(err, DT_EIO, "cannot write the index") : 0;
 }
 
 /* --- reading --- */
@@ -346,10 +341,9 @@ static int read_image_request(char **req, const char *path, const cJSON *o, cons
     return 0;
 }
 
-static int read_rec(dt_cache_index *x, const cJSON *o, const char *what, dt_err *err)
+static int read_rec(const dt_cache_index *x, dt_cache_rec *r, const cJSON *o, const char *what, dt_err *err)
 {
     const char *image, *text, *skip, *why;
-    char *req = NULL;
     int64_t at[3] = { 0 };
     int rc;
     if ((rc = dt_json_str_or(&image, o, "image", NULL, what, err)) < 0 ||
@@ -359,14 +353,16 @@ static int read_rec(dt_cache_index *x, const cJSON *o, const char *what, dt_err 
         return rc;
     if (!image + !text + !skip != 2)
         return dt_err_set(err, DT_EDATA, "%s: must have one of 'image', 'text' and 'skip'", what);
+    r->kind = skip ? DT_CACHE_SKIP : image ? DT_CACHE_IMAGE : DT_CACHE_TEXT;
     if (skip) {
-        dt_cache_index_add(x, DT_CACHE_SKIP, skip)->why = dt_strdup(why);
+        r->req = dt_strdup(skip);
+        r->why = dt_strdup(why);
         return 0;
     }
-    if (image && (rc = read_image_request(&req, image, o, what, err)) < 0)
+    if (text)
+        r->req = dt_strdup(text);
+    else if ((rc = read_image_request(&r->req, image, o, what, err)) < 0)
         return rc;
-    dt_cache_rec *r = dt_cache_index_add(x, image ? DT_CACHE_IMAGE : DT_CACHE_TEXT, image ? req : text);
-    free(req);
     if ((rc = get_hash(&r->key, o, "key", what, err)) < 0 || (rc = get_hash(&r->sum, o, "sum", what, err)) < 0 ||
         (image && (rc = get_hash(&r->source, o, "source", what, err)) < 0) ||
         (image && cJSON_HasObjectItem(o, "stat") && (rc = get_hash(&r->stat, o, "stat", what, err)) < 0) ||
@@ -379,32 +375,77 @@ static int read_rec(dt_cache_index *x, const cJSON *o, const char *what, dt_err 
     return 0;
 }
 
+/* The line at pos as an object, which the caller deletes; *pos moves to the next. */
+static int read_line(const dt_cache_index *x, size_t *pos, cJSON **o, char what[512], dt_err *err)
+{
+    const char *p = x->text + *pos, *end = x->text + x->bytes;
+    const char *nl = *pos < x->bytes ? memchr(p, '\n', (size_t)(end - p)) : NULL, *stop = nl ? nl : end;
+    int64_t line = 1;
+    *o = NULL;
+    if (*pos >= x->bytes)
+        return dt_err_set(err, DT_EDATA, "%s: cut off: the last line is missing", x->name);
+    *o = cJSON_ParseWithLengthOpts(p, (size_t)(stop - p), NULL, false);
+    *pos = (size_t)(stop - x->text) + 1;
+    snprintf(what, 512, "%s: byte %lld", x->name, (long long)(p - x->text));
+    if (cJSON_IsObject(*o))
+        return 0;
+    cJSON_Delete(*o);
+    *o = NULL;
+    while ((p = memrchr(x->text, '\n', (size_t)(p - x->text))))
+        line++;
+    return dt_err_set(err, DT_EDATA, "%s: line %lld: not a JSON object", x->name, (long long)line);
+}
+
 int dt_cache_index_read(dt_cache_index *x, const char *text, size_t bytes, const char *name, dt_err *err)
 {
-    const char *p = text, *end = text + bytes;
-    bool ended = false;
-    int rc = 0;
-    *x = (dt_cache_index){ .name = dt_strdup(name) };
-    for (int64_t line = 1; p < end && rc == 0; line++) {
-        char what[512];
-        const char *nl = memchr(p, '\n', (size_t)(end - p)), *stop = nl ? nl : end;
-        snprintf(what, sizeof(what), "%s: line %lld", name, (long long)line);
-        cJSON *o = cJSON_ParseWithLengthOpts(p, (size_t)(stop - p), NULL, false);
-        if (!cJSON_IsObject(o))
-            rc = dt_err_set(err, DT_EDATA, "%s: not a JSON object", what);
-        else if (ended)
-            rc = dt_err_set(err, DT_EDATA, "%s: after the end", what);
-        else if (line == 1)
-            rc = read_header(x, o, what, err);
-        else if (!(ended = cJSON_GetObjectItemCaseSensitive(o, "end") != NULL))
-            rc = read_rec(x, o, what, err);
-        cJSON_Delete(o);
-        p = stop + 1;
-    }
-    if (rc == 0 && !ended)
-        rc = dt_err_set(err, DT_EDATA, "%s: cut off: the last line is missing", name);
+    char what[512];
+    cJSON *o;
+    *x = (dt_cache_index){ .name = dt_strdup(name), .text = text, .bytes = bytes };
+    int rc = read_line(x, &x->first, &o, what, err);
+    if (rc == 0)
+        rc = read_header(x, o, what, err);
+    cJSON_Delete(o);
     if (rc < 0)
         dt_cache_index_release(x);
+    return rc;
+}
+
+/* What has been read takes no memory. */
+static void forget_behind(const dt_cache_index *x, size_t from, size_t to)
+{
+    enum { AT_ONCE = 1 << 20 };
+    if (x->map.bytes && from / AT_ONCE != to / AT_ONCE)
+        dt_map_forget(&x->map, x->text + from / AT_ONCE * AT_ONCE, to - from / AT_ONCE * AT_ONCE);
+}
+
+int dt_cache_index_next(const dt_cache_index *x, size_t *pos, dt_cache_rec *rec, dt_err *err)
+{
+    char what[512];
+    cJSON *o;
+    *rec = (dt_cache_rec){ 0 };
+    *pos = *pos ? *pos : x->first;
+    size_t from = *pos;
+    int rc = read_line(x, pos, &o, what, err);
+    if (rc < 0)
+        return rc;
+    if (!cJSON_GetObjectItemCaseSensitive(o, "end"))
+        rc = (rc = read_rec(x, rec, o, what, err)) < 0 ? rc : 1;
+    else if (*pos < x->bytes)
+        rc = dt_err_set(err, DT_EDATA, "%s: goes on after its end", what);
+    cJSON_Delete(o);
+    forget_behind(x, from, *pos);
+    if (rc < 0)
+        dt_cache_rec_release(rec);
+    return rc;
+}
+
+int dt_cache_index_check(const dt_cache_index *x, dt_err *err)
+{
+    size_t pos = 0;
+    dt_cache_rec rec;
+    int rc;
+    while ((rc = dt_cache_index_next(x, &pos, &rec, err)) == 1)
+        dt_cache_rec_release(&rec);
     return rc;
 }
 
@@ -423,12 +464,14 @@ static bool is_index(const char *name)
 
 static int read_one(dt_cache_index *x, const char *path, dt_err *err)
 {
-    char *text = NULL;
-    size_t bytes = 0;
-    int rc = dt_file_read(&text, &bytes, path, MAX_INDEX_BYTES, err);
-    if (rc == 0)
-        rc = dt_cache_index_read(x, text, bytes, path, err);
-    free(text);
+    dt_map map;
+    int rc = dt_map_open(&map, path, err);
+    if (rc < 0)
+        return rc;
+    if ((rc = dt_cache_index_read(x, (const char *)map.data, map.bytes, path, err)) < 0)
+        dt_map_close(&map);
+    else
+        x->map = map;
     return rc;
 }
 
@@ -448,6 +491,8 @@ int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *b
             continue;
         char *path = dt_path_join(dir, e->d_name);
         rc = read_one(&one, path, &bad);
+        if (rc == 0 && broken && (rc = dt_cache_index_check(&one, &bad)) < 0)
+            dt_cache_index_release(&one);
         free(path);
         if (rc == 0) {
             dt_grow(x, &cap, *n + 1, sizeof(**x));

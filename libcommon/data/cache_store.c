@@ -14,16 +14,15 @@
 #include <time.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/spool.h"
 #include "data/cache_tar.h"
 #include "data/cache_write.h"
-#include "tensor/strmap.h"
 
 enum { BLOCK = 512, KEY_DIGITS = 32, LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
 
 struct place {
     dt_hash key, sum;
     int64_t file, off, bytes;       /* file -1: in a stream, or not put yet */
-    bool    put;
 };
 
 struct dt_cache_store {
@@ -35,9 +34,9 @@ struct dt_cache_store {
     dt_strs broken;
     dt_strs files;                  /* every shard, old and new */
     int64_t *file_bytes, file_cap;
-    struct place **place;
-    int64_t n, cap;
-    dt_strmap *by_key;
+    dt_spool *place;                /* [n] */
+    int64_t n;
+    dt_keymap *by_key;
     int64_t found;                  /* entries that were there on opening */
     int64_t serial, made;           /* of this run; shards it has begun */
     struct archive *a;              /* the shard or stream being written; NULL: none */
@@ -49,29 +48,20 @@ struct dt_cache_store {
 
 int64_t dt_cache_store_find(const dt_cache_store *s, const dt_hash *key)
 {
-    return dt_strmap_get(s->by_key, key->hex);
+    return dt_keymap_get(s->by_key, key->hex, KEY_DIGITS);
 }
 
 int64_t dt_cache_store_claim(dt_cache_store *s, const dt_hash *key)
 {
-    struct place *q = dt_alloc(sizeof(*q));
-    *q = (struct place){ .key = *key, .file = -1 };
-    dt_grow(&s->place, &s->cap, s->n + 1, sizeof(*s->place));
-    s->place[s->n] = q;
-    dt_strmap_add(s->by_key, q->key.hex, s->n);
+    dt_keymap_add(s->by_key, key->hex, KEY_DIGITS, s->n);
     return s->n++;
 }
 
-int64_t dt_cache_store_bytes(const dt_cache_store *s, int64_t place) { return s->place[place]->bytes; }
-
 int64_t dt_cache_store_found(const dt_cache_store *s) { return s->found; }
 
-const char *dt_cache_store_key(const dt_cache_store *s, int64_t place) { return s->place[place]->key.hex; }
+int64_t dt_cache_store_places(const dt_cache_store *s) { return s->n; }
 
-const char *dt_cache_store_file(const dt_cache_store *s, int64_t place)
-{
-    return s->place[place]->file < 0 ? "-" : s->files.v[s->place[place]->file];
-}
+const char *dt_cache_store_file(const dt_cache_store *s, int64_t file) { return file < 0 ? "-" : s->files.v[file]; }
 
 static int64_t add_file(dt_cache_store *s, const char *name, int64_t bytes)
 {
@@ -93,46 +83,58 @@ static bool member_key(const char *name, dt_hash *key)
     return true;
 }
 
-/* Sums of entries that indexes know, so that their bytes need not be read. */
-static const dt_cache_rec *known(const dt_cache_store *s, const dt_strmap *recs, const char *shard,
-                                 const dt_hash *key, const dt_tar_member *m)
+/* Sums of entries that indexes know, so that their bytes need not be read: 1 and the record, owned. */
+static int known(const dt_cache_store *s, const dt_cache_book *recs, const char *shard, const dt_hash *key,
+                 const dt_tar_member *m, dt_cache_rec *rec, dt_err *err)
 {
-    int64_t at = dt_strmap_get(recs, key->hex);
-    if (at < 0)
-        return NULL;
-    const dt_cache_index *x = &s->index[at >> 32];
-    const dt_cache_rec *r = &x->rec[at & 0xffffffff];
-    bool same = r->file >= 0 && !strcmp(x->files.v[r->file], shard) && r->off == (int64_t)m->off &&
-                r->bytes == (int64_t)m->bytes;
-    return same ? r : NULL;
+    const dt_cache_index *x;
+    int64_t e = dt_cache_book_find(recs, key->hex);
+    *rec = (dt_cache_rec){ 0 };
+    if (e < 0)
+        return 0;
+    int rc = dt_cache_book_read(recs, e, s->index, rec, &x, err);
+    if (rc < 0)
+        return rc;
+    return rec->kind != DT_CACHE_SKIP && rec->file >= 0 && !strcmp(x->files.v[rec->file], shard) &&
+           rec->off == (int64_t)m->off && rec->bytes == (int64_t)m->bytes;
 }
 
 /* Walking through a shard touches each of its pages; those behind need not stay in memory. */
 static void forget_behind(const dt_map *map, size_t pos, size_t *seen)
 {
-    enum { AT_ONCE = 16 << 20 };
+    enum { AT_ONCE = 1 << 20 };
     if (pos < *seen + AT_ONCE)
         return;
     dt_map_forget(map, map->data + *seen, pos - *seen);
     *seen = pos;
 }
 
-static void add_members(dt_cache_store *s, const dt_strmap *recs, const char *shard, const dt_map *map)
+static int add_member(dt_cache_store *s, const dt_cache_book *recs, int64_t file, const dt_map *map, const dt_tar_member *m,
+                      const dt_hash *key, dt_err *err)
+{
+    dt_cache_rec rec;
+    struct place q = { .key = *key, .file = file, .off = (int64_t)m->off, .bytes = (int64_t)m->bytes };
+    int rc = known(s, recs, s->files.v[file], key, m, &rec, err);
+    if (rc >= 0)
+        q.sum = rc ? rec.sum : dt_hash_bytes(map->data + m->off, m->bytes);
+    dt_cache_rec_release(&rec);
+    return rc < 0 ? rc : dt_spool_set(s->place, dt_cache_store_claim(s, key), &q, err);
+}
+
+static int add_members(dt_cache_store *s, const dt_cache_book *recs, const char *shard, const dt_map *map, dt_err *err)
 {
     dt_tar_member m;
     size_t pos = 0, seen = 0;
     int64_t file = add_file(s, shard, (int64_t)map->bytes);
-    while (dt_tar_next(map->data, map->bytes, &pos, &m, shard, NULL) == 1) {
+    int rc = 0;
+    while (rc == 0 && dt_tar_next(map->data, map->bytes, &pos, &m, shard, NULL) == 1) {
         dt_hash key;
         if (!member_key(m.name, &key) || dt_cache_store_find(s, &key) >= 0)
             continue;
-        const dt_cache_rec *r = known(s, recs, shard, &key, &m);
-        int64_t at = dt_cache_store_claim(s, &key);
-        struct place *q = s->place[at];
-        q->sum = r ? r->sum : dt_hash_bytes(map->data + m.off, m.bytes);
-        q->file = file, q->off = (int64_t)m.off, q->bytes = (int64_t)m.bytes, q->put = true;
+        rc = add_member(s, recs, file, map, &m, &key, err);
         forget_behind(map, pos, &seen);
     }
+    return rc;
 }
 
 static int check_shard(const dt_map *map, const char *path, dt_err *err)
@@ -170,17 +172,33 @@ static int list_shards(dt_cache_store *s, dt_strs *names, dt_err *err)
     return 0;
 }
 
+/* Keys that indexes speak of. */
+static int note_keys(const dt_cache_store *s, dt_cache_book *recs, dt_err *err)
+{
+    int rc = 0;
+    for (int64_t i = 0; i < s->n_index && rc == 0; i++) {
+        size_t at = s->index[i].first, pos = at;
+        dt_cache_rec rec;
+        while ((rc = dt_cache_index_next(&s->index[i], &pos, &rec, err)) == 1) {
+            if (rec.kind != DT_CACHE_SKIP)
+                dt_cache_book_add(recs, rec.key.hex, i, at);
+            dt_cache_rec_release(&rec);
+            at = pos;
+        }
+    }
+    return rc;
+}
+
 static int take_stock(dt_cache_store *s, dt_err *err)
 {
     dt_strs names = { 0 };
-    dt_strmap *recs = dt_strmap_new();
+    dt_cache_book recs;
+    dt_cache_book_init(&recs);
     int rc = dt_cache_indexes(&s->index, &s->n_index, s->dir, &s->broken, err);
-    for (int64_t i = 0; i < s->n_index; i++) {
+    for (int64_t i = 0; i < s->n_index; i++)
         s->serial = s->index[i].serial > s->serial ? s->index[i].serial : s->serial;
-        for (int64_t k = 0; k < s->index[i].n; k++)
-            if (s->index[i].rec[k].kind != DT_CACHE_SKIP)
-                dt_strmap_add(recs, s->index[i].rec[k].key.hex, i << 32 | k);
-    }
+    if (rc == 0)
+        rc = note_keys(s, &recs, err);
     if (rc == 0)
         rc = list_shards(s, &names, err);
     for (int64_t i = 0; rc == 0 && i < names.n; i++) {
@@ -190,13 +208,13 @@ static int take_stock(dt_cache_store *s, dt_err *err)
         if (dt_map_open(&map, path, &bad) < 0 || check_shard(&map, path, &bad) < 0)
             dt_strs_add(&s->broken, bad.msg);
         else
-            add_members(s, recs, names.v[i], &map);
+            rc = add_members(s, &recs, names.v[i], &map, err);
         dt_map_close(&map);
         free(path);
     }
     s->serial++;
     s->found = s->n;
-    dt_strmap_free(&recs);
+    dt_cache_book_release(&recs);
     dt_strs_release(&names);
     return rc;
 }
@@ -224,14 +242,18 @@ int dt_cache_store_open(dt_cache_store **out, const struct dt_cache_store_params
     int rc = 0;
     s->p = *p;
     s->lock = -1;
-    s->by_key = dt_strmap_new();
+    s->by_key = dt_keymap_new();
     s->p.shards = p->shards ? p->shards : 1;
     s->p.max_bytes = p->max_bytes ? p->max_bytes : (int64_t)256 << 20;
     if (p->dir) {
         s->dir = dt_strdup(p->dir);
-        if ((rc = dt_mkdirs(s->dir, err)) == 0 && (rc = take_lock(s, err)) == 0)
-            rc = take_stock(s, err);
+        if ((rc = dt_mkdirs(s->dir, err)) == 0)
+            rc = take_lock(s, err);
     }
+    if (rc == 0)
+        rc = dt_spool_open(&s->place, s->dir, sizeof(struct place), err);
+    if (rc == 0 && s->dir)
+        rc = take_stock(s, err);
     if (rc < 0)
         dt_cache_store_close(&s);
     *out = s;
@@ -249,16 +271,14 @@ void dt_cache_store_close(dt_cache_store **ps)
     dt_out_abort(&s->out);
     for (int64_t i = 0; i < s->n_index; i++)
         dt_cache_index_release(&s->index[i]);
-    for (int64_t i = 0; i < s->n; i++)
-        free(s->place[i]);
+    dt_spool_close(&s->place);
     if (s->lock >= 0)
         close(s->lock);
-    dt_strmap_free(&s->by_key);
+    dt_keymap_free(&s->by_key);
     dt_strs_release(&s->broken);
     dt_strs_release(&s->files);
     free(s->file_bytes);
     free(s->index);
-    free(s->place);
     free(s->dir);
     free(s);
 }
@@ -304,8 +324,8 @@ static int begin(dt_cache_store *s, dt_err *err)
     return archive_write_open_FILE(s->a, f) == ARCHIVE_OK ? 0 : archive_failed(s, err);
 }
 
-/* Appends a member; *off is where its data begins. */
-static int append(dt_cache_store *s, const char *name, const void *data, size_t bytes, int64_t *off, dt_err *err)
+/* Appends a member; *off is where its data begins.  The data, or if it is NULL the contents of `file` from its beginning. */
+static int append(dt_cache_store *s, const char *name, const void *data, FILE *file, size_t bytes, int64_t *off, dt_err *err)
 {
     int rc = s->a ? 0 : begin(s, err);
     if (rc < 0)
@@ -316,11 +336,16 @@ static int append(dt_cache_store *s, const char *name, const void *data, size_t 
     archive_entry_set_perm(e, 0644);
     archive_entry_set_size(e, (la_int64_t)bytes);
     archive_entry_set_mtime(e, 0, 0);           /* the same entries give the same bytes */
-    bool ok = archive_write_header(s->a, e) == ARCHIVE_OK &&
-              (!bytes || archive_write_data(s->a, data, bytes) == (la_ssize_t)bytes) &&
-              archive_write_finish_entry(s->a) == ARCHIVE_OK;
+    bool ok = archive_write_header(s->a, e) == ARCHIVE_OK;
     archive_entry_free(e);
-    if (!ok)
+    char buf[1 << 14];
+    for (size_t done = 0, n = 0; ok && done < bytes; done += n) {
+        n = data ? bytes - done : bytes - done < sizeof(buf) ? bytes - done : sizeof(buf);
+        if (!data && pread(fileno(file), buf, n, (off_t)done) != (ssize_t)n)
+            return dt_err_sys(err, DT_EIO, "cannot read %s again", name);
+        ok = archive_write_data(s->a, data ? data : buf, n) == (la_ssize_t)n;
+    }
+    if (!ok || archive_write_finish_entry(s->a) != ARCHIVE_OK)
         return archive_failed(s, err);
     *off = s->at + BLOCK;
     s->at = *off + (int64_t)(bytes + BLOCK - 1) / BLOCK * BLOCK;
@@ -345,110 +370,155 @@ int dt_cache_store_finish(dt_cache_store *s, dt_err *err)
     return rc;
 }
 
-int dt_cache_store_member(dt_cache_store *s, const char *name, const void *data, size_t bytes, dt_err *err)
+int dt_cache_store_member(dt_cache_store *s, const char *name, FILE *file, dt_err *err)
 {
+    struct stat st;
     int64_t off;
-    return append(s, name, data, bytes, &off, err);
+    if (fstat(fileno(file), &st) < 0)
+        return dt_err_sys(err, DT_EIO, "cannot read %s again", name);
+    return append(s, name, NULL, file, (size_t)st.st_size, &off, err);
 }
 
-int dt_cache_store_put(dt_cache_store *s, int64_t place, const void *data, size_t bytes, dt_err *err)
+int dt_cache_store_put(dt_cache_store *s, int64_t place, const dt_hash *key, const void *data, size_t bytes, dt_err *err)
 {
-    struct place *q = s->place[place];
-    char *name = dt_sprintf("%s.safetensors", q->key.hex);
+    char *name = dt_sprintf("%s.safetensors", key->hex);
     int64_t off = 0;
-    int rc = append(s, name, data, bytes, &off, err);
+    int rc = append(s, name, data, NULL, bytes, &off, err);
     free(name);
     if (rc < 0)
         return rc;
-    q->sum = dt_hash_bytes(data, bytes);
-    q->file = s->dir ? s->files.n - 1 : -1;
-    q->off = s->dir ? off : 0;
-    q->bytes = (int64_t)bytes;
-    q->put = true;
+    struct place q = { .key = *key, .sum = dt_hash_bytes(data, bytes), .file = s->dir ? s->files.n - 1 : -1,
+                       .off = s->dir ? off : 0, .bytes = (int64_t)bytes };
+    if ((rc = dt_spool_set(s->place, place, &q, err)) < 0)
+        return rc;
     return s->dir && s->at >= s->p.max_bytes ? dt_cache_store_finish(s, err) : 0;
 }
 
 /* --- committing --- */
 
-void dt_cache_store_fill(const dt_cache_store *s, dt_cache_rec *rec, int64_t place)
+int dt_cache_store_fill(const dt_cache_store *s, dt_cache_rec *rec, int64_t place, dt_err *err)
 {
-    const struct place *q = s->place[place];
-    rec->key = q->key;
-    rec->sum = q->sum;
-    rec->file = q->file;                        /* of the store; dt_cache_store_commit makes it the index's */
-    rec->off = q->off;
-    rec->bytes = q->bytes;
+    struct place q;
+    int rc = dt_spool_get(s->place, place, &q, err);
+    if (rc < 0)
+        return rc;
+    rec->key = q.key;
+    rec->sum = q.sum;
+    rec->file = q.file;                         /* of the store; dt_cache_store_commit makes it the index's */
+    rec->off = q.off;
+    rec->bytes = q.bytes;
+    return 0;
 }
 
-/* Lists the shards that records are in, each once, in the store's order. */
-static void list_files(const dt_cache_store *s, dt_cache_index *x)
+/* Records of an index: those of the store with numbers of the index's files. */
+struct of_index {
+    const struct dt_cache_lines *lines;
+    const int64_t *file;            /* [files of the store] number in the index */
+};
+
+static int get_line(void *ctx, int64_t i, dt_cache_rec *rec, dt_err *err)
 {
-    int64_t *to = dt_alloc((size_t)(s->files.n + 1) * sizeof(*to));
+    const struct of_index *o = ctx;
+    int rc = o->lines->get(o->lines->ctx, i, rec, err);
+    if (rc == 1 && rec->kind != DT_CACHE_SKIP && rec->file >= 0)
+        rec->file = o->file[rec->file];
+    return rc;
+}
+
+/* Lists the shards that records are in, each once, in the store's order; file[f]: which the store's f-th is. */
+static int list_files(const dt_cache_store *s, const struct dt_cache_lines *lines, dt_cache_index *x, int64_t *file, dt_err *err)
+{
+    int rc = 0;
     x->file_bytes = dt_alloc((size_t)(s->files.n + 1) * sizeof(*x->file_bytes));
-    for (int64_t i = 0; i < x->n; i++)
-        if (x->rec[i].kind != DT_CACHE_SKIP && x->rec[i].file >= 0)
-            to[x->rec[i].file] = 1;
+    for (int64_t i = 0; i < lines->n && rc >= 0; i++) {
+        dt_cache_rec rec = { 0 };
+        if ((rc = lines->get(lines->ctx, i, &rec, err)) == 1 && rec.kind != DT_CACHE_SKIP && rec.file >= 0)
+            file[rec.file] = 1;
+        dt_cache_rec_release(&rec);
+    }
     for (int64_t f = 0; f < s->files.n; f++)
-        if (to[f]) {
-            to[f] = x->files.n;
+        if (file[f]) {
+            file[f] = x->files.n;
             x->file_bytes[x->files.n] = s->file_bytes[f];
             dt_strs_add(&x->files, s->files.v[f]);
         }
-    for (int64_t i = 0; i < x->n; i++)
-        if (x->rec[i].kind != DT_CACHE_SKIP && x->rec[i].file >= 0)
-            x->rec[i].file = to[x->rec[i].file];
-    free(to);
+    return rc < 0 ? rc : 0;
 }
 
-/* What the folder's newest indexes say about a request, or NULL. */
-static const dt_cache_rec *said(const dt_cache_store *s, const dt_strmap *const map[3], const dt_cache_rec *r,
-                                const char **file)
-{
-    int64_t at = dt_strmap_get(map[r->kind], r->req);
-    if (at < 0)
-        return NULL;
-    const dt_cache_index *x = &s->index[at >> 32];
-    const dt_cache_rec *q = &x->rec[at & 0xffffffff];
-    *file = q->kind == DT_CACHE_SKIP || q->file < 0 ? "" : x->files.v[q->file];
-    return q;
-}
+/* What the folder's newest indexes say. */
+struct said {
+    dt_cache_book  book[3];         /* by kind */
+    dt_cache_paths paths;
+};
 
-/* Does the folder say all of it already?  A path that is an image here and a skip there is news, as is the reverse. */
-static bool says_all(const dt_cache_store *s, const dt_cache_index *x)
+static int listen(const dt_cache_store *s, struct said *d, dt_err *err)
 {
-    dt_strmap *map[3] = { dt_strmap_new(), dt_strmap_new(), dt_strmap_new() }, *paths = dt_strmap_new();
-    bool same = s->n_index && dt_cache_recipe_same(&x->recipe, &s->index[0].recipe);
-    for (int64_t i = 0; same && i < s->n_index; i++)
-        for (int64_t k = 0; k < s->index[i].n; k++) {
-            const dt_cache_rec *r = &s->index[i].rec[k];
-            dt_strmap_add(map[r->kind], r->req, i << 32 | k);
-            if (r->kind != DT_CACHE_TEXT)
-                dt_strmap_add(paths, r->kind == DT_CACHE_SKIP ? r->req : dt_cache_request_path(r->req), r->kind);
+    int rc = 0;
+    dt_cache_paths_init(&d->paths, s->index, s->n_index);
+    for (int k = 0; k < 3; k++)
+        dt_cache_book_init(&d->book[k]);
+    for (int64_t i = 0; rc == 0 && i < s->n_index; i++) {
+        size_t at = s->index[i].first, pos = at;
+        dt_cache_rec rec;
+        while ((rc = dt_cache_index_next(&s->index[i], &pos, &rec, err)) == 1) {
+            dt_cache_book_add(&d->book[rec.kind], rec.req, i, at);
+            if (rec.kind != DT_CACHE_TEXT)
+                dt_cache_paths_note(&d->paths, &rec);
+            dt_cache_rec_release(&rec);
+            at = pos;
         }
-    for (int64_t i = 0; same && i < x->n; i++) {
-        const dt_cache_rec *r = &x->rec[i];
-        const char *file, *path = r->kind == DT_CACHE_SKIP ? r->req : dt_cache_request_path(r->req);
-        const dt_cache_rec *q = said(s, (const dt_strmap *const *)map, r, &file);
-        same = q && (r->kind == DT_CACHE_TEXT || dt_strmap_get(paths, path) == (int64_t)r->kind) &&
-               (r->kind == DT_CACHE_SKIP
-                    ? !strcmp(q->why, r->why)
-                    : !strcmp(q->key.hex, r->key.hex) && !strcmp(q->stat.hex, r->stat.hex) && q->off == r->off &&
-                          !strcmp(file, x->files.v[r->file]));
     }
-    for (int i = 0; i < 3; i++)
-        dt_strmap_free(&map[i]);
-    dt_strmap_free(&paths);
+    return rc;
+}
+
+/* Is a record what they say of its request?  1, 0. */
+static int says(const dt_cache_store *s, const struct said *d, const dt_cache_index *x, const dt_cache_rec *r, dt_err *err)
+{
+    const dt_cache_index *y;
+    dt_cache_rec q;
+    int64_t e = dt_cache_book_find(&d->book[r->kind], r->req);
+    const char *path = r->kind == DT_CACHE_SKIP ? r->req : dt_cache_request_path(r->req);
+    if (e < 0 || (r->kind != DT_CACHE_TEXT && dt_cache_paths_skip(&d->paths, path) != (r->kind == DT_CACHE_SKIP)))
+        return 0;
+    int rc = dt_cache_book_read(&d->book[r->kind], e, s->index, &q, &y, err);
+    if (rc < 0)
+        return rc;
+    bool same = r->kind == DT_CACHE_SKIP
+                    ? !strcmp(q.why, r->why)
+                    : q.file >= 0 && !strcmp(q.key.hex, r->key.hex) && !strcmp(q.stat.hex, r->stat.hex) && q.off == r->off &&
+                          !strcmp(y->files.v[q.file], x->files.v[r->file]);
+    dt_cache_rec_release(&q);
     return same;
 }
 
-static int write_index(dt_cache_store *s, const dt_cache_index *x, dt_err *err)
+/* Does the folder say all of it already?  A path that is an image here and a skip there is news, as is the reverse. */
+static int says_all(const dt_cache_store *s, const dt_cache_index *x, const struct dt_cache_lines *lines, dt_err *err)
+{
+    struct said d;
+    int same = 1;
+    if (!s->n_index || !dt_cache_recipe_same(&x->recipe, &s->index[0].recipe))
+        return 0;
+    int rc = listen(s, &d, err);
+    for (int64_t i = 0; rc >= 0 && same == 1 && i < lines->n; i++) {
+        dt_cache_rec rec = { 0 };
+        if ((rc = lines->get(lines->ctx, i, &rec, err)) == 1)
+            same = says(s, &d, x, &rec, err);
+        dt_cache_rec_release(&rec);
+    }
+    for (int k = 0; k < 3; k++)
+        dt_cache_book_release(&d.book[k]);
+    dt_cache_paths_release(&d.paths);
+    return rc < 0 ? rc : same;
+}
+
+static int write_index(dt_cache_store *s, const dt_cache_index *x, const struct dt_cache_lines *lines, dt_err *err)
 {
     dt_out *out = NULL;
     char *path = dt_sprintf("%s/index-%06lld-%lldof%lld.ndjson", s->dir, (long long)x->serial, (long long)x->shard,
                             (long long)x->shards);
     int rc = dt_out_open(&out, path, err);
     if (rc == 0)
-        rc = dt_cache_index_write(x, dt_out_file(out), err);
+        rc = dt_cache_index_write(x, lines, dt_out_file(out), err);
     if (rc == 0)
         rc = dt_out_commit(&out, err);
     dt_out_abort(&out);
@@ -456,38 +526,48 @@ static int write_index(dt_cache_store *s, const dt_cache_index *x, dt_err *err)
     return rc;
 }
 
-static int stream_index(dt_cache_store *s, const dt_cache_index *x, dt_err *err)
+static int stream_index(dt_cache_store *s, const dt_cache_index *x, const struct dt_cache_lines *lines, dt_err *err)
 {
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *f = open_memstream(&text, &bytes);
-    int rc = f ? dt_cache_index_write(x, f, err) : dt_err_set(err, DT_ENOMEM, "no memory for the index");
-    if (f)
-        fclose(f);
+    int fd = dt_unnamed_file(NULL, err), rc;
+    if (fd < 0)
+        return fd;
+    FILE *f = dt_must(fdopen(fd, "w+"));
+    rc = dt_cache_index_write(x, lines, f, err);
+    if (rc == 0 && fflush(f))
+        rc = dt_err_sys(err, DT_EIO, "cannot write a temporary file");
     if (rc == 0)
-        rc = dt_cache_store_member(s, "index.ndjson", text, bytes, err);
+        rc = dt_cache_store_member(s, "index.ndjson", f, err);
     if (rc == 0)
         rc = dt_cache_store_finish(s, err);
-    free(text);
+    fclose(f);
     return rc;
 }
 
-int dt_cache_store_commit(dt_cache_store *s, dt_cache_index *x, bool *wrote, dt_err *err)
+static int commit_folder(dt_cache_store *s, dt_cache_index *x, const struct dt_cache_lines *lines, bool *wrote, dt_err *err)
 {
-    *wrote = false;
-    x->serial = s->serial;
-    x->shard = s->p.shard;
-    x->shards = s->p.shards;
-    if (!s->dir) {
-        *wrote = true;
-        return stream_index(s, x, err);
-    }
-    int rc = dt_cache_store_finish(s, err);
-    if (rc < 0)
-        return rc;
-    list_files(s, x);
-    if (says_all(s, x))
-        return 0;
-    *wrote = true;
-    return write_index(s, x, err);
+    int64_t *file = dt_alloc((size_t)(s->files.n + 1) * sizeof(*file));
+    struct of_index o = { lines, file };
+    const struct dt_cache_lines mapped = { .n = lines->n, .get = get_line, .ctx = &o };
+    int rc = list_files(s, lines, x, file, err);
+    int same = rc < 0 ? rc : says_all(s, x, &mapped, err);
+    rc = same < 0 ? same : 0;
+    *wrote = same == 0;
+    if (*wrote)
+        rc = write_index(s, x, &mapped, err);
+    free(file);
+    return rc;
+}
+
+int dt_cache_store_commit(dt_cache_store *s, const dt_cache_recipe *recipe, const struct dt_cache_lines *lines, bool *wrote,
+                          dt_err *err)
+{
+    dt_cache_index x = { .serial = s->serial, .shard = s->p.shard, .shards = s->p.shards, .recipe = *recipe };
+    int rc;
+    *wrote = !s->dir;
+    if (!s->dir)
+        rc = stream_index(s, &x, lines, err);
+    else if ((rc = dt_cache_store_finish(s, err)) == 0)
+        rc = commit_folder(s, &x, lines, wrote, err);
+    dt_cache_index_release(&x);
+    return rc;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "base/spool.h"
 #include "data/cache_write.h"
 
 enum { KEY_DIGITS = 32 };
@@ -17,17 +18,22 @@ enum { KEY_DIGITS = 32 };
 struct receiver {
     struct archive *a;
     dt_cache_store *store;
-    dt_cache_index  index;
-    char   *plan, *data;            /* data: of the current member */
-    size_t  plan_bytes, bytes;
+    FILE   *plan, *index;           /* temporary copies */
+    char   *data;                   /* of the current entry */
+    size_t  bytes;
     char    name[101];
-    int64_t members;
+    int64_t size, members;          /* of the current member; how many there were */
 };
 
-/* r->data, r->bytes: what the current member holds, and a NUL. */
-static int read_data(struct receiver *r, size_t size, dt_err *err)
+static int ends_early(const struct receiver *r, dt_err *err)
 {
-    size_t n = 0, room = 0;
+    return dt_err_set(err, DT_EDATA, "the cache stream ends early, in '%s'", r->name);
+}
+
+/* r->data, r->bytes: what the current member holds. */
+static int read_data(struct receiver *r, dt_err *err)
+{
+    size_t n = 0, room = 0, size = (size_t)r->size;
     free(r->data);
     r->data = NULL;
     r->bytes = size;
@@ -41,15 +47,32 @@ static int read_data(struct receiver *r, size_t size, dt_err *err)
         while (n < room) {
             la_ssize_t k = archive_read_data(r->a, r->data + n, room - n);
             if (k <= 0)
-                return dt_err_set(err, DT_EDATA, "the cache stream ends early, in '%s'", r->name);
+                return ends_early(r, err);
             n += (size_t)k;
         }
     } while (n < size);
-    r->data[size] = '\0';
     return 0;
 }
 
-/* 1 and the member in r->name, r->data; 0 at the end. */
+/* A temporary file of what the current member holds. */
+static int copy_data(struct receiver *r, FILE **f, dt_err *err)
+{
+    char buf[1 << 14];
+    int fd = dt_unnamed_file(NULL, err);
+    if (fd < 0)
+        return fd;
+    *f = dt_must(fdopen(fd, "w+"));
+    for (int64_t n = 0; n < r->size;) {
+        la_ssize_t k = archive_read_data(r->a, buf, sizeof(buf));
+        if (k <= 0)
+            return ends_early(r, err);
+        fwrite(buf, 1, (size_t)k, *f);
+        n += k;
+    }
+    return fflush(*f) ? dt_err_sys(err, DT_EIO, "cannot write a temporary copy of %s", r->name) : 0;
+}
+
+/* 1 and the member's r->name and r->size; 0 at the end. */
 static int next_member(struct receiver *r, dt_err *err)
 {
     struct archive_entry *e;
@@ -67,9 +90,9 @@ static int next_member(struct receiver *r, dt_err *err)
         return dt_err_set(err, DT_EDATA, "the cache stream has a member that is none of a cache: '%.100s'",
                           name ? name : "");
     snprintf(r->name, sizeof(r->name), "%s", name);
-    int rc = read_data(r, (size_t)size, err);
-    r->members += rc == 0;
-    return rc < 0 ? rc : 1;
+    r->size = size;
+    r->members++;
+    return 1;
 }
 
 static int take_entry(struct receiver *r, dt_err *err)
@@ -79,36 +102,82 @@ static int take_entry(struct receiver *r, dt_err *err)
         return dt_err_set(err, DT_EDATA, "the cache stream has a member that is none of a cache: '%s'", r->name);
     memcpy(key.hex, r->name, KEY_DIGITS);
     key.hex[KEY_DIGITS] = '\0';
-    if (dt_cache_store_find(r->store, &key) >= 0)
-        return 0;
-    return dt_cache_store_put(r->store, dt_cache_store_claim(r->store, &key), r->data, r->bytes, err);
+    int rc = read_data(r, err);
+    if (rc < 0 || dt_cache_store_find(r->store, &key) >= 0)
+        return rc;
+    return dt_cache_store_put(r->store, dt_cache_store_claim(r->store, &key), &key, r->data, r->bytes, err);
 }
 
-/* Every record of the index gets the place where its entry lies here; the bytes must be those that were sent. */
+/* Records of the index that came, in its order: each gets the place where its entry lies here; the bytes must be those that
+ * were sent. */
+struct settling {
+    struct receiver *r;
+    const dt_cache_index *x;
+    size_t pos;
+};
+
+static int get_settled(void *ctx, int64_t i, dt_cache_rec *rec, dt_err *err)
+{
+    struct settling *s = ctx;
+    s->pos = i ? s->pos : 0;
+    int rc = dt_cache_index_next(s->x, &s->pos, rec, err);
+    if (rc < 1 || rec->kind == DT_CACHE_SKIP)
+        return rc;
+    dt_hash sum = rec->sum;
+    int64_t place = dt_cache_store_find(s->r->store, &rec->key);
+    if (place < 0)
+        rc = dt_err_set(err, DT_EDATA, "the cache stream lacks entry %s", rec->key.hex);
+    else if ((rc = dt_cache_store_fill(s->r->store, rec, place, err)) == 0 && strcmp(rec->sum.hex, sum.hex))
+        rc = dt_err_set(err, DT_EDATA, "entry %s of the cache stream is not what was sent, or what the folder has",
+                        rec->key.hex);
+    if (rc < 0)
+        dt_cache_rec_release(rec);
+    return rc < 0 ? rc : 1;
+}
+
+/* Writes the index that came with the places of its entries here. */
 static int settle(struct receiver *r, dt_err *err)
 {
-    for (int64_t i = 0; i < r->index.n; i++) {
-        dt_cache_rec *rec = &r->index.rec[i];
-        dt_hash sum = rec->sum;
-        if (rec->kind == DT_CACHE_SKIP)
-            continue;
-        int64_t place = dt_cache_store_find(r->store, &rec->key);
-        if (place < 0)
-            return dt_err_set(err, DT_EDATA, "the cache stream lacks entry %s", rec->key.hex);
-        dt_cache_store_fill(r->store, rec, place);
-        if (strcmp(rec->sum.hex, sum.hex))
-            return dt_err_set(err, DT_EDATA, "entry %s of the cache stream is not what was sent, or what the folder has",
-                              rec->key.hex);
+    dt_cache_index x = { 0 };
+    dt_map map = { 0 };
+    bool wrote;
+    int rc = dt_map_fd(&map, fileno(r->index), "index.ndjson of the cache stream", err);
+    if (rc == 0)
+        rc = dt_cache_index_read(&x, (const char *)map.data, map.bytes, "index.ndjson of the cache stream", err);
+    struct settling s = { r, &x, 0 };
+    struct dt_cache_lines lines = { .get = get_settled, .ctx = &s };
+    if (rc == 0) {
+        x.map = map;
+        map = (dt_map){ 0 };
+        for (dt_cache_rec rec; (rc = get_settled(&s, lines.n, &rec, err)) == 1; lines.n++)
+            dt_cache_rec_release(&rec);
     }
-    dt_strs_release(&r->index.files);
-    free(r->index.file_bytes);
-    r->index.file_bytes = NULL;
-    return 0;
+    if (rc == 0)
+        rc = dt_cache_store_commit(r->store, &x.recipe, &lines, &wrote, err);
+    dt_cache_index_release(&x);
+    dt_map_close(&map);
+    return rc;
+}
+
+static int write_plan(FILE *plan, const char *dir, dt_err *err)
+{
+    char *path = dt_path_join(dir, "plan.ndjson"), buf[1 << 14];
+    dt_out *out = NULL;
+    int rc = dt_out_open(&out, path, err);
+    rewind(plan);
+    for (size_t n; rc == 0 && (n = fread(buf, 1, sizeof(buf), plan)) > 0;)
+        if (fwrite(buf, 1, n, dt_out_file(out)) != n)
+            rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
+    if (rc == 0)
+        rc = dt_out_commit(&out, err);
+    dt_out_abort(&out);
+    free(path);
+    return rc;
 }
 
 static int receive(struct receiver *r, const char *dir, dt_err *err)
 {
-    bool wrote, done = false;
+    bool done = false;
     int rc;
     if ((rc = dt_cache_store_open(&r->store, &(struct dt_cache_store_params){ .dir = dir }, err)) < 0)
         return rc;
@@ -116,9 +185,9 @@ static int receive(struct receiver *r, const char *dir, dt_err *err)
         if (done)
             return dt_err_set(err, DT_EDATA, "the cache stream goes on after its index, with '%s'", r->name);
         if (r->members == 1 && !strcmp(r->name, "plan.ndjson")) {
-            r->plan = r->data, r->plan_bytes = r->bytes, r->data = NULL;
+            rc = copy_data(r, &r->plan, err);
         } else if ((done = !strcmp(r->name, "index.ndjson"))) {
-            rc = dt_cache_index_read(&r->index, r->data, r->bytes, "index.ndjson of the cache stream", err);
+            rc = copy_data(r, &r->index, err);
         } else {
             rc = take_entry(r, err);
         }
@@ -132,12 +201,9 @@ static int receive(struct receiver *r, const char *dir, dt_err *err)
     if (!done || !r->plan)
         return dt_err_set(err, DT_EDATA, "the cache stream ends early, without %s",
                           done ? "plan.ndjson" : "index.ndjson");
-    if ((rc = settle(r, err)) < 0 || (rc = dt_cache_store_commit(r->store, &r->index, &wrote, err)) < 0)
+    if ((rc = settle(r, err)) < 0)
         return rc;
-    char *path = dt_path_join(dir, "plan.ndjson");
-    rc = dt_file_write(path, r->plan, r->plan_bytes, err);
-    free(path);
-    return rc;
+    return write_plan(r->plan, dir, err);
 }
 
 int dt_cache_receive(FILE *in, const char *dir, dt_err *err)
@@ -155,8 +221,10 @@ int dt_cache_receive(FILE *in, const char *dir, dt_err *err)
     if (r.a)
         archive_read_free(r.a);
     dt_cache_store_close(&r.store);
-    dt_cache_index_release(&r.index);
-    free(r.plan);
+    if (r.plan)
+        fclose(r.plan);
+    if (r.index)
+        fclose(r.index);
     free(r.data);
     return rc;
 }

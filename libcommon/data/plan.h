@@ -7,7 +7,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <cjson/cJSON.h>
 #include "base/err.h"
 #include "base/mem.h"
 #include "data/bucket.h"
@@ -80,7 +79,6 @@ typedef struct dt_plan_item {
     int64_t     id;                 /* entry of the metadata, from 0; ids may have gaps */
     const char *path, *text;        /* as given; text is "" when there is no caption */
     int         w, h;               /* px, upright */
-    const cJSON *extra;             /* other fields of the entry, or NULL */
     const char *tar;                /* the file that it is a part of, [off, off + bytes); NULL: path is its own */
     int64_t     off, bytes;
 } dt_plan_item;
@@ -90,13 +88,13 @@ static inline const char *dt_plan_item_file(const dt_plan_item *it) { return it-
 int  dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err *err);
 
 typedef struct dt_batch_item {
+    int64_t at;                     /* of the plan's items: see dt_batches_item() */
     const dt_plan_item *item;
     int  resize_w, resize_h;        /* px: resize the upright picture to this, */
     int  crop_x, crop_y;            /* then take the batch's w x h from here, */
     bool flip;                      /* then mirror left-right */
     bool drop;                      /* train this one with an empty caption */
-    const char *text;               /* the caption to train on: "", one drawn for this place, or the item's; as the item's, lives
-                                     * until the plan is closed */
+    const char *text;               /* the caption to train on: "", one drawn for this place, or the item's */
 } dt_batch_item;
 
 typedef struct dt_batch {
@@ -104,7 +102,7 @@ typedef struct dt_batch {
     int     w, h;                   /* px */
     bool    is_short;               /* fewer than train_batch_size items: leftovers at the end of the last epoch */
     int     n;
-    dt_batch_item *item;            /* [n]; borrowed until the next call on the reader */
+    dt_batch_item *item;            /* [n]; with all it points to borrowed until the next call on the reader */
 } dt_batch;
 
 typedef struct dt_plan_info {
@@ -113,6 +111,7 @@ typedef struct dt_plan_info {
     int64_t image_sample_size, multiple;    /* px; of its settings, or their defaults */
     int64_t fix[2];                 /* px: height and width; 0 when pictures are not stretched */
     bool    enable_bucket;
+    int64_t largest[2];             /* px: width and height of its largest picture */
 } dt_plan_info;
 
 typedef struct dt_batches dt_batches;   /* opaque; one thread at a time */
@@ -123,9 +122,12 @@ int  dt_batches_open(dt_batches **b, const char *path, dt_err *err);
 int  dt_batches_open_file(dt_batches **b, FILE *f, const char *name, dt_err *err);
 const dt_plan_info *dt_batches_info(const dt_batches *b);
 int64_t dt_batches_items(const dt_batches *b);
-const dt_plan_item *dt_batches_item(const dt_batches *b, int64_t i);    /* i-th of the file; borrowed until close */
+/* The k-th of the file, in one block that the caller frees; by any number of threads. */
+int  dt_batches_item(const dt_batches *b, int64_t k, dt_plan_item **out, dt_err *err);
 /* 1 and the next batch; 0 at the end.  A plan without its footer is DT_EDATA: it was cut off. */
 int  dt_batches_next(dt_batches *b, dt_batch *batch, dt_err *err);
+/* The same without reading items again: `item` is NULL, and so is `text` where it is the item's. */
+int  dt_batches_next_bare(dt_batches *b, dt_batch *batch, dt_err *err);
 /* Goes on at the first batch with index >= k.  Forwards works on a pipe, backwards needs a file. */
 int  dt_batches_seek(dt_batches *b, int64_t k, dt_err *err);
 void dt_batches_close(dt_batches **b);

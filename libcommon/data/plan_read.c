@@ -1,11 +1,14 @@
-/* plan_read.c - reads dt-plan(5), line by line. */
+/* plan_read.c - reads dt-plan(5), line by line.  Of an item its id and its place in the file are kept, and it is read again when
+ * it is wanted; what comes through a pipe is copied to a temporary file for that. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/file.h"
 #include "base/json.h"
+#include "base/spool.h"
 #include "data/media.h"
 #include "data/plan.h"
-#include "tensor/strmap.h"
 
 #define MAX_LINE_BYTES (64 << 20)
 #define MAX_ITEMS INT32_MAX
@@ -17,17 +20,19 @@ struct dt_batches {
     FILE   *f;
     char   *name;               /* for messages */
     dt_plan_info info;
-    dt_plan_item *item;         /* ascending id; strings and extra live in `doc` */
-    cJSON **doc;                /* [info.items] */
+    int32_t *id;                /* [info.items], ascending */
+    int64_t *at;                /* [info.items + 1] where lines of items begin in `items`, and the last one's end */
+    FILE   *copy;               /* of items that came through a pipe */
+    int     items;              /* descriptor of f, or of the copy */
     dt_batch_item *slot;        /* of the current batch */
-    int64_t slots;
+    dt_plan_item **own;         /* [slots] its items; NULL: not read */
+    int64_t slots, owns;
+    cJSON  *doc;                /* its line */
     char   *line;               /* the current one; `held`: to be read again */
     int64_t cap, n_line;
     bool    held, ended;
     off_t   first;              /* where the batches begin, -1 on a pipe */
     int64_t first_line;         /* number of the line before it */
-    dt_strmap *texts;           /* captions drawn for a place, each once; NULL: none so far */
-    dt_strs drawn;              /* they themselves */
     int64_t last, seen;         /* index of the batch before; batches since the first, -1 after a seek */
 };
 
@@ -159,85 +164,147 @@ int dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err
     return rc < 0 ? dt_err_prefix(err, "%s", it->path) : 0;
 }
 
-static int read_item(dt_batches *b, int64_t k, dt_err *err)
+/* Strings are borrowed from o. */
+static int parse_item(dt_plan_item *it, const cJSON *o, int64_t min_id, const char *what, dt_err *err)
 {
-    char what[512];
-    dt_plan_item *it = &b->item[k];
-    int wh[2] = { 0 }, rc = next_line(b, err);
-
-    if (rc <= 0)
-        return rc < 0 ? rc : dt_err_set(err, DT_EDATA, "%s: cut off: %lld items announced, %lld there", b->name,
-                                        (long long)b->info.items, (long long)k);
-    if ((rc = parse_line(b, &b->doc[k], what, err)) < 0 ||
-        (rc = dt_json_int(&it->id, b->doc[k], "item", k ? it[-1].id + 1 : 0, MAX_ITEMS, what, err)) < 0 ||
-        (rc = dt_json_str_or(&it->path, b->doc[k], "path", NULL, what, err)) < 0 ||
-        (rc = dt_json_str_or(&it->text, b->doc[k], "text", "", what, err)) < 0 ||
-        (rc = pair(wh, b->doc[k], "size", 1, MAX_SIDE_PX, what, err)) < 0 ||
-        (rc = read_place(it, b->doc[k], what, err)) < 0)
+    int wh[2] = { 0 }, rc;
+    if ((rc = dt_json_int(&it->id, o, "item", min_id, MAX_ITEMS, what, err)) < 0 ||
+        (rc = dt_json_str_or(&it->path, o, "path", NULL, what, err)) < 0 ||
+        (rc = dt_json_str_or(&it->text, o, "text", "", what, err)) < 0 ||
+        (rc = pair(wh, o, "size", 1, MAX_SIDE_PX, what, err)) < 0 || (rc = read_place(it, o, what, err)) < 0)
         return rc;
     if (!it->path)
         return dt_err_set(err, DT_EDATA, "%s: 'path' is missing", what);
     it->w = wh[0];
     it->h = wh[1];
-    it->extra = cJSON_GetObjectItemCaseSensitive(b->doc[k], "extra");
+    return 0;
+}
+
+/* Where the line that comes next begins, once it is there to be read again. */
+static int64_t here(const dt_batches *b) { return ftello(b->copy ? b->copy : b->f); }
+
+static int read_item(dt_batches *b, int64_t k, dt_err *err)
+{
+    char what[512];
+    cJSON *o;
+    dt_plan_item it;
+    int rc = next_line(b, err);
+    if (rc <= 0)
+        return rc < 0 ? rc : dt_err_set(err, DT_EDATA, "%s: cut off: %lld items announced, %lld there", b->name,
+                                        (long long)b->info.items, (long long)k);
+    if ((rc = parse_line(b, &o, what, err)) < 0)
+        return rc;
+    rc = parse_item(&it, o, k ? b->id[k - 1] + 1 : 0, what, err);
+    if (rc == 0 && b->copy && fputs(b->line, b->copy) < 0)
+        rc = dt_err_sys(err, DT_EIO, "%s: cannot write a temporary copy", b->name);
+    if (rc == 0) {
+        b->id[k] = (int32_t)it.id;
+        b->at[k + 1] = here(b);
+        if ((int64_t)it.w * it.h > b->info.largest[0] * b->info.largest[1])
+            b->info.largest[0] = it.w, b->info.largest[1] = it.h;
+    }
+    cJSON_Delete(o);
+    return rc;
+}
+
+/* A file that can be read at any place, for the items. */
+static int open_items(dt_batches *b, dt_err *err)
+{
+    b->items = fileno(b->f);
+    if (b->items >= 0 && ftello(b->f) >= 0)
+        return 0;
+    int fd = dt_unnamed_file(NULL, err);
+    if (fd < 0)
+        return fd;
+    b->copy = dt_must(fdopen(fd, "w"));
+    b->items = fd;
     return 0;
 }
 
 static int read_items(dt_batches *b, dt_err *err)
 {
-    int64_t have = 0, docs = 0;
+    int64_t ids = 0, ats = 0;
+    int rc = open_items(b, err);
+    if (rc < 0)
+        return rc;
+    dt_grow(&b->at, &ats, 1, sizeof *b->at);
+    b->at[0] = here(b);
     for (int64_t k = 0; k < b->info.items; k++) {
-        dt_grow(&b->item, &have, k + 1, sizeof *b->item);   /* as lines come, not as the header promises */
-        dt_grow(&b->doc, &docs, k + 1, sizeof *b->doc);
-        b->doc[k] = NULL;
-        int rc = read_item(b, k, err);
-        if (rc < 0) {
-            b->info.items = k + 1;
+        dt_grow(&b->id, &ids, k + 1, sizeof *b->id);        /* as lines come, not as the header promises */
+        dt_grow(&b->at, &ats, k + 2, sizeof *b->at);
+        if ((rc = read_item(b, k, err)) < 0)
             return rc;
-        }
     }
-    return 0;
+    b->id = dt_realloc(b->id, (size_t)(b->info.items + 1) * sizeof *b->id);
+    b->at = dt_realloc(b->at, (size_t)(b->info.items + 1) * sizeof *b->at);
+    return b->copy && fflush(b->copy) ? dt_err_sys(err, DT_EIO, "%s: cannot write a temporary copy", b->name) : 0;
 }
 
-static int by_id(const void *key, const void *item)
+/* Line k of the items; caller frees. */
+static char *line_of(const dt_batches *b, int64_t k)
 {
-    int64_t a = *(const int64_t *)key, b = ((const dt_plan_item *)item)->id;
-    return a < b ? -1 : a > b;
+    size_t n = 0, bytes = (size_t)(b->at[k + 1] - b->at[k]);
+    char *line = dt_alloc(bytes + 1);
+    for (ssize_t got = 1; n < bytes && got; n += got > 0 ? (size_t)got : 0)
+        if ((got = pread(b->items, line + n, bytes - n, b->at[k] + (off_t)n)) < 0 && errno != EINTR)
+            break;
+    return line;
 }
 
-/* The reader's own copy of a caption. */
-static const char *intern(dt_batches *b, const char *text)
+/* An item and its strings in one block. */
+static dt_plan_item *in_one(const dt_plan_item *it)
 {
-    if (!b->texts)
-        b->texts = dt_strmap_new();
-    int64_t at = dt_strmap_get(b->texts, text);
-    if (at >= 0)
-        return b->drawn.v[at];
-    dt_strs_add(&b->drawn, text);
-    const char *own = b->drawn.v[b->drawn.n - 1];
-    dt_strmap_add(b->texts, own, b->drawn.n - 1);
+    size_t path = strlen(it->path) + 1, text = strlen(it->text) + 1, tar = it->tar ? strlen(it->tar) + 1 : 0;
+    dt_plan_item *own = dt_alloc(sizeof *own + path + text + tar);
+    char *s = (char *)(own + 1);
+    *own = *it;
+    own->path = memcpy(s, it->path, path);
+    own->text = memcpy(s + path, it->text, text);
+    own->tar = tar ? memcpy(s + path + text, it->tar, tar) : NULL;
     return own;
 }
 
-static int read_slot(dt_batches *b, dt_batch_item *s, const dt_batch *batch, const cJSON *o, const char *what,
+int dt_batches_item(const dt_batches *b, int64_t k, dt_plan_item **out, dt_err *err)
+{
+    char what[512], *line = line_of(b, k);
+    dt_plan_item it = { 0 };
+    snprintf(what, sizeof what, "%s: item %d", b->name, b->id[k]);
+    cJSON *o = cJSON_Parse(line);
+    int rc = cJSON_IsObject(o) ? parse_item(&it, o, 0, what, err) : DT_EDATA;
+    if (!o || rc < 0 || it.id != b->id[k])
+        rc = dt_err_set(err, DT_EDATA, "%s: the file has changed while it is in use", what);
+    *out = rc == 0 ? in_one(&it) : NULL;
+    cJSON_Delete(o);
+    free(line);
+    return rc;
+}
+
+static int by_id(const void *key, const void *id)
+{
+    int32_t a = *(const int32_t *)key, b = *(const int32_t *)id;
+    return a < b ? -1 : a > b;
+}
+
+static int read_slot(const dt_batches *b, dt_batch_item *s, const dt_batch *batch, const cJSON *o, const char *what,
                      dt_err *err)
 {
     int64_t id;
     int resize[2] = { 0 }, crop[2] = { 0 }, rc;
-    const char *text = NULL;
+    *s = (dt_batch_item){ 0 };
     if ((rc = dt_json_int(&id, o, "item", 0, MAX_ITEMS, what, err)) < 0 ||
         (rc = pair(resize, o, "resize", 1, MAX_RESIZE_PX, what, err)) < 0 ||
         (rc = pair(crop, o, "crop", 0, MAX_RESIZE_PX, what, err)) < 0 ||
         (rc = dt_json_bool_or(&s->flip, o, "flip", false, what, err)) < 0 ||
         (rc = dt_json_bool_or(&s->drop, o, "drop", false, what, err)) < 0 ||
-        (rc = dt_json_str_or(&text, o, "text", NULL, what, err)) < 0)
+        (rc = dt_json_str_or(&s->text, o, "text", NULL, what, err)) < 0)
         return rc;
-    s->item = bsearch(&id, b->item, b->info.items, sizeof *b->item, by_id);
-    if (!s->item)
+    const int32_t *at = bsearch(&(int32_t){ (int32_t)id }, b->id, (size_t)b->info.items, sizeof *b->id, by_id);
+    if (!at)
         return dt_err_set(err, DT_EDATA, "%s: item %lld is not in the plan", what, (long long)id);
     if (crop[0] > resize[0] - batch->w || crop[1] > resize[1] - batch->h)
         return dt_err_set(err, DT_EDATA, "%s: 'crop' of item %lld reaches outside 'resize'", what, (long long)id);
-    s->text = s->drop ? "" : text ? intern(b, text) : s->item->text;
+    s->at = at - b->id;
+    s->text = s->drop ? "" : s->text;
     s->resize_w = resize[0];
     s->resize_h = resize[1];
     s->crop_x = crop[0];
@@ -281,22 +348,49 @@ static int read_footer(dt_batches *b, const cJSON *o, const char *what, dt_err *
     return rc;
 }
 
-int dt_batches_next(dt_batches *b, dt_batch *batch, dt_err *err)
+/* Lets go of the current batch. */
+static void leave(dt_batches *b)
+{
+    for (int64_t i = 0; i < b->owns; i++) {
+        free(b->own[i]);
+        b->own[i] = NULL;
+    }
+    cJSON_Delete(b->doc);
+    b->doc = NULL;
+}
+
+int dt_batches_next_bare(dt_batches *b, dt_batch *batch, dt_err *err)
 {
     char what[512];
-    cJSON *o = NULL;
 
+    leave(b);
     if (b->ended)
         return 0;
     int rc = next_line(b, err);
     if (rc <= 0)
         return rc < 0 ? rc : dt_err_set(err, DT_EDATA, "%s: cut off: the footer is missing after line %lld", b->name,
                                         (long long)b->n_line);
-    if ((rc = parse_line(b, &o, what, err)) < 0)
+    if ((rc = parse_line(b, &b->doc, what, err)) < 0)
         return rc;
-    rc = cJSON_GetObjectItemCaseSensitive(o, "end") ? read_footer(b, o, what, err)
-                                                    : read_batch(b, batch, o, what, err);
-    cJSON_Delete(o);
+    return cJSON_GetObjectItemCaseSensitive(b->doc, "end") ? read_footer(b, b->doc, what, err)
+                                                           : read_batch(b, batch, b->doc, what, err);
+}
+
+int dt_batches_next(dt_batches *b, dt_batch *batch, dt_err *err)
+{
+    int rc = dt_batches_next_bare(b, batch, err);
+    for (int i = 0; rc == 1 && i < batch->n; i++) {
+        dt_batch_item *s = &batch->item[i];
+        if (i == b->owns) {
+            dt_grow(&b->own, &b->owns, i + 1, sizeof *b->own);
+            memset(b->own + i, 0, (size_t)(b->owns - i) * sizeof *b->own);
+        }
+        int bad = dt_batches_item(b, s->at, &b->own[i], err);
+        if (bad < 0)
+            return bad;
+        s->item = b->own[i];
+        s->text = s->text ? s->text : s->item->text;
+    }
     return rc;
 }
 
@@ -334,9 +428,7 @@ int dt_batches_open_file(dt_batches **out, FILE *f, const char *name, dt_err *er
     b->last = -1;
     b->name = dt_strdup(name);
     b->f = f;
-    if ((rc = read_header(b, err)) < 0)
-        b->info.items = 0;
-    else
+    if ((rc = read_header(b, err)) == 0)
         rc = read_items(b, err);
     if (rc < 0) {
         dt_batches_close(&b);
@@ -364,12 +456,12 @@ void dt_batches_close(dt_batches **pb)
         return;
     if (b->f && b->f != stdin)
         fclose(b->f);
-    for (int64_t i = 0; b->doc && i < b->info.items; i++)
-        cJSON_Delete(b->doc[i]);
-    dt_strmap_free(&b->texts);
-    dt_strs_release(&b->drawn);
-    free(b->doc);
-    free(b->item);
+    leave(b);
+    if (b->copy)
+        fclose(b->copy);
+    free(b->own);
+    free(b->id);
+    free(b->at);
     free(b->slot);
     free(b->line);
     free(b->name);
@@ -378,8 +470,3 @@ void dt_batches_close(dt_batches **pb)
 
 const dt_plan_info *dt_batches_info(const dt_batches *b) { return &b->info; }
 int64_t dt_batches_items(const dt_batches *b) { return b->info.items; }
-
-const dt_plan_item *dt_batches_item(const dt_batches *b, int64_t i)
-{
-    return i >= 0 && i < b->info.items ? &b->item[i] : NULL;
-}

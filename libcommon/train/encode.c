@@ -2,7 +2,6 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/file.h"
@@ -57,68 +56,27 @@ static int open_plan(dt_enc *e, dt_err *err)
     return rc;
 }
 
-static bool mine(const dt_enc *e, const char *name)
+int dt_enc_caption(const dt_enc *e, int64_t i, char **text, dt_err *err)
 {
-    if (e->p->shards <= 1)
-        return true;
-    char first[16] = { 0 };
-    dt_hash h = dt_hash_bytes(name, strlen(name));
-    memcpy(first, h.hex, sizeof(first) - 1);
-    return (int64_t)(strtoull(first, NULL, 16) % (uint64_t)e->p->shards) == e->p->shard;
-}
-
-static void want_picture(dt_enc *e, const dt_batch *b, const dt_batch_item *it)
-{
-    char *req = dt_cache_request(it, b->w, b->h);
-    if (dt_strmap_get(e->reqs, req) >= 0 || !mine(e, it->item->path)) {
-        free(req);
-        return;
+    dt_plan_item *item;
+    int32_t at = e->text[i].at;
+    *text = NULL;
+    if (at < 0) {
+        *text = dt_strdup(e->drawn.v[~at]);
+        return 0;
     }
-    int64_t cap = e->cap;
-    dt_grow(&e->want, &cap, e->n + 1, sizeof(*e->want));
-    dt_grow(&e->image, &e->cap, e->n + 1, sizeof(*e->image));
-    e->want[e->n] = (dt_want_picture){ .item = it->item, .at = *it, .w = b->w, .h = b->h, .req = req };
-    e->image[e->n] = (struct dt_enc_image){ .place = -1 };
-    dt_strmap_add(e->reqs, req, e->n);
-    dt_strmap_add(e->paths, it->item->path, e->n++);
+    int rc = dt_batches_item(e->plan, at, &item, err);
+    if (rc == 0)
+        *text = dt_strdup(item->text);
+    free(item);
+    return rc;
 }
 
-static void want_caption(dt_enc *e, const char *text)
+int dt_enc_request(const dt_enc *e, int64_t i, char **req, dt_plan_item **item, dt_err *err)
 {
-    if (e->p->pictures_only || dt_strmap_get(e->captions, text) >= 0 || !mine(e, text))
-        return;
-    dt_grow(&e->caption, &e->texts_cap, e->texts + 1, sizeof(*e->caption));
-    e->caption[e->texts] = text;
-    dt_strmap_add(e->captions, text, e->texts++);
-}
-
-static int collect(dt_enc *e, dt_err *err)
-{
-    bool in = !strcmp(e->p->plan, "-");
-    dt_batch b;
-    int fd = dup(fileno(e->plan_file)), rc;
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-    if (!f)
-        return dt_err_sys(err, DT_EFAIL, "cannot read the plan");
-    if ((rc = dt_batches_open_file(&e->plan, f, in ? "<stdin>" : e->p->plan, err)) < 0)
-        return rc;
-    e->reqs = dt_strmap_new();
-    e->captions = dt_strmap_new();
-    e->paths = dt_strmap_new();
-    e->bad = dt_strmap_new();
-    while ((rc = dt_batches_next(e->plan, &b, err)) == 1)
-        for (int i = 0; i < b.n; i++) {
-            want_picture(e, &b, &b.item[i]);
-            want_caption(e, b.item[i].text);
-        }
-    e->text_place = dt_alloc((size_t)(e->texts + 1) * sizeof(*e->text_place));
-    e->text_len = dt_alloc((size_t)(e->texts + 1) * sizeof(*e->text_len));
-    for (int64_t i = 0; i < e->texts; i++)
-        e->text_place[i] = -1;
-    for (int64_t i = 0; i < e->n; i++)
-        e->r->paths += dt_strmap_get(e->paths, e->want[i].item->path) == i;
-    e->r->images.wanted = e->n;
-    e->r->texts.wanted = e->texts;
+    dt_batch_item it;
+    int rc = dt_want_item(e->plan, &e->want[i], &it, item, err);
+    *req = rc == 0 ? dt_cache_request(&it, e->want[i].w, e->want[i].h) : NULL;
     return rc;
 }
 
@@ -151,62 +109,57 @@ static int make_recipe(dt_enc *e, dt_err *err)
     return rc;
 }
 
-static int count_tokens(dt_enc *e, dt_err *err)
-{
-    for (int64_t i = 0; i < e->texts; i++)
-        if ((e->text_len[i] = dt_flux_text_len(e->p->pipe, e->caption[i], err)) < 0)
-            return (int)e->text_len[i];
-    return 0;
-}
-
 /* --- life --- */
 
 int dt_enc_open(dt_enc *e, const struct dt_encode_params *p, struct dt_encode_report *r, dt_err *err)
 {
-    *e = (dt_enc){ .p = p, .r = r };
+    *e = (dt_enc){ .p = p, .r = r, .bad = dt_strmap_new() };
     int rc = open_plan(e, err);
     if (rc == 0)
-        rc = collect(e, err);
+        rc = dt_enc_collect(e, err);
     if (rc == 0)
         rc = dt_cache_store_open(&e->store, &(struct dt_cache_store_params){ .dir = p->dir, .out = p->out,
                                  .shard = p->shard, .shards = p->shards, .max_bytes = p->max_shard_bytes }, err);
     for (int64_t i = 0; rc == 0 && i < dt_cache_store_broken(e->store)->n; i++)
         dt_enc_say(e, true, "%s; its entries are made again", dt_cache_store_broken(e->store)->v[i]);
     if (rc == 0)
-        rc = make_recipe(e, err);
-    return rc == 0 ? count_tokens(e, err) : rc;
+        rc = dt_spool_open(&e->file, p->dir, sizeof(struct dt_enc_file), err);
+    return rc == 0 ? make_recipe(e, err) : rc;
 }
 
 void dt_enc_close(dt_enc *e)
 {
-    dt_flux_run_free(&e->text);
+    dt_flux_run_free(&e->text_run);
     dt_enc_close_images(e);
     dt_cache_store_close(&e->store);
-    for (int64_t i = 0; i < e->n; i++)
-        free(e->want[i].req);
-    dt_strmap_free(&e->reqs);
-    dt_strmap_free(&e->captions);
-    dt_strmap_free(&e->paths);
+    dt_spool_close(&e->file);
     dt_strmap_free(&e->bad);
+    dt_strs_release(&e->bad_paths);
+    dt_strs_release(&e->drawn);
     dt_batches_close(&e->plan);
     if (e->plan_file)
         fclose(e->plan_file);
     free(e->want);
-    free(e->image);
-    free(e->caption);
-    free(e->text_place);
-    free(e->text_len);
+    free(e->place);
+    free(e->text);
 }
 
-void dt_enc_skip(dt_enc *e, int64_t i, const char *why)
+int dt_enc_skip(dt_enc *e, int64_t i, const char *why, dt_err *err)
 {
-    const char *path = e->want[i].item->path;
-    e->image[i].skip = true;
-    if (dt_strmap_get(e->bad, path) >= 0)
-        return;
-    dt_strmap_add(e->bad, path, e->r->skipped.n);
-    dt_strs_add(&e->r->skipped, why);
-    dt_enc_say(e, true, "skipped %s", why);
+    dt_plan_item *item;
+    int rc = dt_batches_item(e->plan, e->want[i].at, &item, err);
+    if (rc < 0)
+        return rc;
+    e->want[i].mark |= DT_ENC_SKIP;
+    if (dt_strmap_get(e->bad, item->path) < 0) {
+        dt_strs *own = &e->bad_paths;
+        dt_strs_add(own, item->path);
+        dt_strmap_add(e->bad, own->v[own->n - 1], e->r->skipped.n);
+        dt_strs_add(&e->r->skipped, why);
+        dt_enc_say(e, true, "skipped %s", why);
+    }
+    free(item);
+    return 0;
 }
 
 static int check_skipped(const dt_enc *e, dt_err *err)
@@ -224,24 +177,31 @@ static bool readable(const dt_plan_item *it) { return access(dt_plan_item_file(i
 /* Nobody should wait for T5 only to learn that this is the wrong folder. */
 static int check_present(const dt_enc *e, dt_err *err)
 {
-    int64_t missing = 0, first = -1;
-    for (int64_t i = 0; i < e->n; i++)
-        if (dt_strmap_get(e->paths, e->want[i].item->path) == i && !readable(e->want[i].item)) {
-            missing++;
-            first = first < 0 ? i : first;
-        }
-    if (!missing || (double)missing <= e->p->max_skipped_fraction * (double)e->r->paths)
-        return 0;
-    bool relative = e->want[first].item->path[0] != '/';
-    return dt_err_set(err, DT_EDATA, "%lld of %lld pictures of the plan cannot be read, '%s' first%s",
-                      (long long)missing, (long long)e->r->paths, e->want[first].item->path,
-                      relative ? "; its paths are relative to the folder that dt-bucket ran in" : "");
+    int64_t missing = 0;
+    dt_plan_item *it, *first = NULL;
+    int rc = 0;
+    for (int64_t i = 0; i < e->n && rc == 0; i++) {
+        if (!(e->want[i].mark & DT_ENC_FIRST) || (rc = dt_batches_item(e->plan, e->want[i].at, &it, err)) < 0)
+            continue;
+        if (readable(it))
+            free(it);
+        else if (missing++)
+            free(it);
+        else
+            first = it;
+    }
+    if (rc == 0 && missing && (double)missing > e->p->max_skipped_fraction * (double)e->r->paths)
+        rc = dt_err_set(err, DT_EDATA, "%lld of %lld pictures of the plan cannot be read, '%s' first%s",
+                        (long long)missing, (long long)e->r->paths, first->path,
+                        *first->path != '/' ? "; its paths are relative to the folder that dt-bucket ran in" : "");
+    free(first);
+    return rc;
 }
 
 /* --- captions --- */
 
-int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float *const v[2], const dt_dims dims[2],
-               dt_err *err)
+int dt_enc_put(dt_enc *e, int64_t place, const dt_hash *key, const char *const name[2], const float *const v[2],
+               const dt_dims dims[2], dt_err *err)
 {
     dt_st_entry entry[2];
     void *data[2] = { NULL, NULL }, *packed = NULL;
@@ -260,33 +220,44 @@ int dt_enc_put(dt_enc *e, int64_t place, const char *const name[2], const float 
     if (rc == 0)
         rc = dt_st_pack(&packed, &bytes, entry, 2, NULL, err);
     if (rc == 0)
-        rc = dt_cache_store_put(e->store, place, packed, bytes, err);
+        rc = dt_cache_store_put(e->store, place, key, packed, bytes, err);
     free(packed);
     free(data[0]);
     free(data[1]);
     return rc;
 }
 
-static int encode_captions(dt_enc *e, dt_flux_run *run, dt_progress *bar, dt_err *err)
+static int encode_caption(dt_enc *e, int64_t i, float *states, float *pooled, dt_err *err)
 {
     static const char *const name[2] = { "states", "pooled" };
+    const dt_flux_pipe *pipe = e->p->pipe;
+    struct dt_enc_text *t = &e->text[i];
+    char *caption;
+    int rc = dt_enc_caption(e, i, &caption, err);
+    if (rc == 0)
+        rc = dt_flux_run_text(e->text_run, caption, states, pooled, err);
+    if (rc == 0) {
+        dt_hash key = dt_cache_text_key(&e->recipe, caption, t->len);
+        int64_t place = dt_cache_store_claim(e->store, &key);
+        rc = dt_enc_put(e, place, &key, name, (const float *const[]){ states, pooled },
+                        (const dt_dims[]){ DT_DIMS(t->len, pipe->dit.joint_dim), DT_DIMS(pipe->dit.pooled_dim) }, err);
+        t->place = rc == 0 ? (int32_t)place : -1;
+    }
+    free(caption);
+    return rc;
+}
+
+static int encode_captions(dt_enc *e, dt_progress *bar, dt_err *err)
+{
     const dt_flux_pipe *pipe = e->p->pipe;
     int64_t D = pipe->dit.joint_dim, P = pipe->dit.pooled_dim, done = 0;
     float *states = dt_try_alloc((size_t)(pipe->t5_len * D) * sizeof(float)), *pooled = dt_try_alloc((size_t)P * sizeof(float));
     int rc = states && pooled ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for text states");
     dt_progress_step(bar, 0);
     for (int64_t i = 0; i < e->texts && rc == 0 && !dt_enc_stopped(e); i++) {
-        if (e->text_place[i] >= 0)
+        if (e->text[i].place >= 0)
             continue;
-        dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i], e->text_len[i]);
-        rc = dt_flux_run_text(run, e->caption[i], states, pooled, err);
-        if (rc < 0)
-            break;
-        int64_t place = dt_cache_store_claim(e->store, &key);
-        rc = dt_enc_put(e, place, name, (const float *const[]){ states, pooled },
-                        (const dt_dims[]){ DT_DIMS(e->text_len[i], D), DT_DIMS(P) }, err);
-        if (rc == 0) {
-            e->text_place[i] = place;
+        if ((rc = encode_caption(e, i, states, pooled, err)) == 0) {
             e->r->texts.made++;
             dt_progress_step(bar, ++done);
         }
@@ -299,18 +270,28 @@ static int encode_captions(dt_enc *e, dt_flux_run *run, dt_progress *bar, dt_err
 int dt_enc_find_texts(dt_enc *e, dt_err *err)
 {
     int rc = 0;
-    for (int64_t i = 0; i < e->texts; i++) {
-        dt_hash key = dt_cache_text_key(&e->recipe, e->caption[i], e->text_len[i]);
-        e->text_place[i] = dt_cache_store_find(e->store, &key);
-        e->missing_texts += e->text_place[i] < 0;
+    for (int64_t i = 0; i < e->texts && rc == 0; i++) {
+        struct dt_enc_text *t = &e->text[i];
+        char *caption;
+        if ((rc = dt_enc_caption(e, i, &caption, err)) < 0)
+            return rc;
+        int64_t T = dt_flux_text_len(e->p->pipe, caption, err);
+        rc = T < 0 ? (int)T : 0;
+        t->len = (int32_t)T;
+        dt_hash key = dt_cache_text_key(&e->recipe, caption, T);
+        t->place = (int32_t)dt_cache_store_find(e->store, &key);
+        e->missing_texts += t->place < 0;
+        free(caption);
     }
+    if (rc < 0)
+        return rc;
     e->r->texts.there = e->texts - e->missing_texts;
     if (!e->missing_texts)
         return 0;
-    e->text = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = e->p->pipe, .dev = e->p->dev, .act = e->p->compute });
+    e->text_run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = e->p->pipe, .dev = e->p->dev, .act = e->p->compute });
     for (int64_t i = 0; i < e->texts && rc == 0; i++)
-        if (e->text_place[i] < 0)
-            rc = dt_flux_run_plan_text(e->text, e->text_len[i], err);
+        if (e->text[i].place < 0)
+            rc = dt_flux_run_plan_text(e->text_run, e->text[i].len, err);
     return rc;
 }
 
@@ -318,122 +299,25 @@ int dt_enc_texts(dt_enc *e, dt_err *err)
 {
     dt_flux_pipe *pipe = e->p->pipe;
     dt_progress *bar = NULL;
-    if (!e->text || dt_enc_stopped(e))
+    if (!e->text_run || dt_enc_stopped(e))
         return 0;
     int rc = dt_flux_pipe_load(pipe, DT_FLUX_CLIP, e->p->dev, e->p->compute, 0, err);
     if (rc == 0)
         rc = dt_flux_pipe_load(pipe, DT_FLUX_T5, e->p->dev, e->p->compute, 0, err);
     if (rc == 0)
-        rc = dt_flux_run_alloc(e->text, NULL, err);
+        rc = dt_flux_run_alloc(e->text_run, NULL, err);
     if (rc == 0)
         rc = dt_progress_open(&bar, "captions", "caption", e->missing_texts, e->p->progress, e->p->quiet, err);
     if (rc == 0)
-        rc = encode_captions(e, e->text, bar, err);
+        rc = encode_captions(e, bar, err);
     dt_progress_close(&bar);
-    dt_flux_run_free(&e->text);
+    dt_flux_run_free(&e->text_run);
     dt_flux_pipe_unload(pipe, DT_FLUX_CLIP);
     dt_flux_pipe_unload(pipe, DT_FLUX_T5);
     return rc;
 }
 
 /* --- the whole --- */
-
-static void fill_index(dt_enc *e, dt_cache_index *x)
-{
-    x->recipe = e->recipe;
-    dt_cache_index_reserve(x, e->n + e->texts);
-    for (int64_t i = 0; i < e->n; i++)
-        if (e->image[i].place >= 0) {
-            dt_cache_rec *rec = dt_cache_index_add(x, DT_CACHE_IMAGE, e->want[i].req);
-            rec->source = e->image[i].source;
-            rec->stat = e->image[i].stat;
-            dt_cache_store_fill(e->store, rec, e->image[i].place);
-        }
-    for (int64_t i = 0; i < e->texts; i++)
-        if (e->text_place[i] >= 0)
-            dt_cache_store_fill(e->store, dt_cache_index_add(x, DT_CACHE_TEXT, e->caption[i]), e->text_place[i]);
-    for (int64_t i = 0; i < e->n; i++) {
-        const char *path = e->want[i].item->path;
-        int64_t bad = dt_strmap_get(e->bad, path);
-        if (bad >= 0 && dt_strmap_get(e->paths, path) == i)
-            dt_cache_index_add(x, DT_CACHE_SKIP, path)->why = dt_strdup(e->r->skipped.v[bad]);
-    }
-}
-
-/* An entry of a caption that is padded to the limit; 0 if there are none. */
-static int64_t padded_bytes(const dt_enc *e)
-{
-    const dt_flux_pipe *pipe = e->p->pipe;
-    int64_t row = pipe->dit.joint_dim * (int64_t)dt_dtype_size(e->p->store);
-    for (int64_t i = 0; i < e->texts; i++)
-        if (e->text_place[i] >= 0)
-            return dt_cache_store_bytes(e->store, e->text_place[i]) + (pipe->t5_len - e->text_len[i]) * row;
-    return 0;
-}
-
-/* Bytes of a member of a tar file of so many. */
-static int64_t in_tar(int64_t bytes) { return 512 + (bytes + 511) / 512 * 512; }
-
-static void add_up(dt_enc *e)
-{
-    struct dt_encode_report *r = e->r;
-    int64_t text = padded_bytes(e);
-    dt_strmap *seen = dt_strmap_new();
-    r->text_len = text ? e->p->pipe->t5_len : 0;
-    for (int64_t i = 0; i < e->n + e->texts; i++) {
-        int64_t place = i < e->n ? e->image[i].place : e->text_place[i - e->n];
-        if (place < 0)
-            continue;
-        int64_t bytes = dt_cache_store_bytes(e->store, place);
-        if (i < e->n) {
-            r->naive_bytes += bytes + text;
-            r->files += 1 + (text > 0);
-        }
-        const char *key = dt_cache_store_key(e->store, place);
-        if (dt_strmap_get(seen, key) < 0) {
-            dt_strmap_add(seen, key, 0);
-            r->bytes += in_tar(bytes);
-        }
-    }
-    dt_strmap_free(&seen);
-}
-
-/* The plan as it is on disk, for plan.ndjson. */
-static int map_plan(const dt_enc *e, void **data, size_t *bytes, dt_err *err)
-{
-    struct stat st;
-    int fd = fileno(e->plan_file);
-    *data = MAP_FAILED;
-    if (fstat(fd, &st) < 0 || (*data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) == MAP_FAILED)
-        return dt_err_sys(err, DT_EFAIL, "cannot map the plan");
-    *bytes = (size_t)st.st_size;
-    return 0;
-}
-
-/* A stream begins with the plan; a folder gets it last, if it is a whole one. */
-static int put_plan(dt_enc *e, dt_err *err)
-{
-    void *data;
-    size_t bytes = 0;
-    if (e->p->dir && dt_batches_info(e->plan)->shards > 1)
-        return 0;
-    int rc = map_plan(e, &data, &bytes, err);
-    if (rc < 0)
-        return rc;
-    if (e->p->dir) {
-        char *path = dt_path_join(e->p->dir, "plan.ndjson");
-        dt_map old = { 0 };
-        bool same = dt_exists(path) && dt_map_open(&old, path, NULL) == 0 && old.bytes == bytes &&
-                    !memcmp(old.data, data, bytes);
-        rc = same ? 0 : dt_file_write(path, data, bytes, err);
-        dt_map_close(&old);
-        free(path);
-    } else {
-        rc = dt_cache_store_member(e->store, "plan.ndjson", data, bytes, err);
-    }
-    munmap(data, bytes);
-    return rc;
-}
 
 static int stopped(const dt_enc *e, dt_err *err)
 {
@@ -448,8 +332,7 @@ static int stopped(const dt_enc *e, dt_err *err)
 static int fill_cache(dt_enc *e, dt_err *err)
 {
     const struct dt_encode_params *p = e->p;
-    dt_cache_index x = { 0 };
-    int rc = p->dir ? 0 : put_plan(e, err);
+    int rc = p->dir ? 0 : dt_enc_put_plan(e, err);
     if (rc == 0)
         rc = dt_enc_texts(e, err);
     if (rc == 0)
@@ -459,14 +342,10 @@ static int fill_cache(dt_enc *e, dt_err *err)
         rc = check_skipped(e, err);
     if (rc < 0 && rc != DT_EIO && p->dir)
         dt_cache_store_finish(e->store, NULL);      /* what was made is not lost */
-    if (rc == 0 && (p->dir || !dt_enc_stopped(e))) {
-        fill_index(e, &x);
-        rc = dt_cache_store_commit(e->store, &x, &e->r->wrote_index, err);
-        add_up(e);
-    }
+    if (rc == 0 && (p->dir || !dt_enc_stopped(e)))
+        rc = dt_enc_write_index(e, err);
     if (rc == 0 && p->dir)
-        rc = put_plan(e, err);
-    dt_cache_index_release(&x);
+        rc = dt_enc_put_plan(e, err);
     return rc == 0 && dt_enc_stopped(e) ? stopped(e, err) : rc;
 }
 

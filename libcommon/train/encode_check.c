@@ -15,12 +15,11 @@ enum { MANY = 1000 };               /* pictures take long enough to say so */
 struct check {
     const struct dt_check_params *p;
     dt_batches *plan;
-    dt_strmap  *reqs, *captions;    /* seen */
+    dt_keymap  *reqs, *captions;    /* seen */
+    uint8_t    *seen;               /* [items] */
     dt_want_picture *want;          /* to be hashed */
-    const dt_cache_rec **rec;       /* [n] what the cache says of each */
-    int64_t n, cap, rec_cap, absent;
-    dt_strmap  *skipped;            /* paths that the cache could not use */
-    const char *first_skipped;
+    int64_t n, cap, requests, absent;
+    char       *first_skipped;      /* of the paths that the cache could not use */
     int64_t     n_skipped;
 };
 
@@ -103,66 +102,110 @@ static int check_recipe(const struct check *k, bool text, dt_err *err)
 
 /* --- pictures --- */
 
+enum { SKIPPED = 1, USABLE = 2, CAPTION = 4 };
+
 /* Notes a picture whose file must be read to know.  Everything that the plan asks for must be there. */
 static int note_picture(struct check *k, const dt_batch *b, const dt_batch_item *it, dt_err *err)
 {
-    char *req = dt_cache_request(it, b->w, b->h);
-    const dt_cache_rec *rec = dt_cache_image_rec(k->p->cache, it, b->w, b->h);
-    bool again = dt_strmap_get(k->reqs, req) >= 0;
-    free(req);
-    if (again)
-        return 0;
-    if (!rec) {
-        dt_cached_image none;
-        return dt_cache_image(k->p->cache, it, b->w, b->h, &none, err);
+    dt_want_picture w = { .at = (int32_t)it->at, .resize_w = it->resize_w, .resize_h = it->resize_h, .crop_x = it->crop_x,
+                          .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip };
+    dt_batch_item full;
+    dt_plan_item *own;
+    dt_cache_rec rec;
+    dt_cached_image none;
+    int rc = dt_want_item(k->plan, &w, &full, &own, err);
+    if (rc == 0 && (rc = dt_cache_image_rec(k->p->cache, &full, b->w, b->h, &rec, err)) == 0)
+        rc = dt_cache_image(k->p->cache, &full, b->w, b->h, &none, err);
+    if (rc < 0) {
+        free(own);
+        return rc;
     }
-    dt_strmap_add(k->reqs, rec->req, 0);
-    const char *file = dt_plan_item_file(it->item);
+    const char *file = dt_plan_item_file(own);
     dt_hash stat = dt_hash_stat(file);
     bool absent = !*stat.hex && !dt_exists(file);
     k->absent += absent;
-    if (absent || (*stat.hex && !strcmp(stat.hex, rec->stat.hex)))
-        return 0;
-    dt_grow(&k->want, &k->cap, k->n + 1, sizeof(*k->want));
-    dt_grow(&k->rec, &k->rec_cap, k->n + 1, sizeof(*k->rec));
-    k->want[k->n] = (dt_want_picture){ .item = it->item, .at = *it, .w = b->w, .h = b->h };
-    k->rec[k->n++] = rec;
+    if (!absent && (!*stat.hex || strcmp(stat.hex, rec.stat.hex))) {
+        dt_grow(&k->want, &k->cap, k->n + 1, sizeof(*k->want));
+        k->want[k->n++] = w;
+    }
+    dt_cache_rec_release(&rec);
+    free(own);
     return 0;
 }
 
 static int note_caption(struct check *k, const char *text, dt_err *err)
 {
-    if (!k->p->texts || dt_strmap_get(k->captions, text) >= 0)
+    if (dt_keymap_get(k->captions, text, strlen(text)) >= 0)
         return 0;
-    dt_strmap_add(k->captions, text, 0);
+    dt_keymap_add(k->captions, text, strlen(text), 0);
     int64_t T = dt_cache_text_len(k->p->cache, text, err);
     return T < 0 ? (int)T : 0;
 }
 
-static void note_skip(struct check *k, const char *path)
+/* Could the cache use the item's picture?  And the item's caption, if this place has it, noted. */
+static int note_item(struct check *k, const dt_batch_item *it, dt_err *err)
 {
-    if (dt_strmap_get(k->skipped, path) >= 0)
-        return;
-    dt_strmap_add(k->skipped, path, 0);
-    k->first_skipped = k->n_skipped++ ? k->first_skipped : path;
+    uint8_t *seen = &k->seen[it->at];
+    bool text = k->p->texts && !it->text && !(*seen & (CAPTION | SKIPPED));
+    dt_plan_item *own;
+    if (*seen && !text)
+        return 0;
+    int rc = dt_batches_item(k->plan, it->at, &own, err);
+    if (rc == 0 && !*seen) {
+        *seen = dt_cache_skips(k->p->cache, own->path) ? SKIPPED : USABLE;
+        if (*seen == SKIPPED && !k->n_skipped++)
+            k->first_skipped = dt_strdup(own->path);
+    }
+    if (rc == 0 && text && *seen != SKIPPED) {
+        rc = note_caption(k, own->text, err);
+        *seen |= CAPTION;
+    }
+    free(own);
+    return rc;
+}
+
+static int note_place(struct check *k, const dt_batch *b, const dt_batch_item *it, dt_err *err)
+{
+    const int32_t key[] = { (int32_t)it->at, it->resize_w, it->resize_h, it->crop_x, it->crop_y, b->w, b->h, it->flip };
+    int64_t n = k->requests;
+    int rc = note_item(k, it, err);
+    if (rc < 0 || k->seen[it->at] & SKIPPED)
+        return rc;
+    if (dt_keymap_add(k->reqs, key, sizeof(key), n) == n) {
+        k->requests++;
+        if ((rc = note_picture(k, b, it, err)) < 0)
+            return rc;
+    }
+    return it->text && k->p->texts ? note_caption(k, it->text, err) : 0;
 }
 
 static int go_through(struct check *k, dt_err *err)
 {
     dt_batch b;
     int rc = dt_batches_open(&k->plan, k->p->plan, err);
-    while (rc == 0 && (rc = dt_batches_next(k->plan, &b, err)) == 1) {
+    k->seen = rc < 0 ? NULL : dt_alloc((size_t)dt_batches_items(k->plan) + 1);
+    while (rc == 0 && (rc = dt_batches_next_bare(k->plan, &b, err)) == 1) {
         rc = 0;
-        for (int i = 0; i < b.n && rc == 0; i++) {
-            const dt_batch_item *it = &b.item[i];
-            if (dt_cache_skips(k->p->cache, it->item->path)) {
-                note_skip(k, it->item->path);
-                continue;
-            }
-            if ((rc = note_picture(k, &b, it, err)) == 0)
-                rc = note_caption(k, it->text, err);
-        }
+        for (int i = 0; i < b.n && rc == 0; i++)
+            rc = note_place(k, &b, &b.item[i], err);
     }
+    return rc;
+}
+
+/* Is what was read what the cache was made of?  1, 0. */
+static int unchanged(const struct check *k, const dt_got_picture *got, dt_err *err)
+{
+    const dt_want_picture *w = &k->want[got->i];
+    dt_batch_item it;
+    dt_plan_item *own;
+    dt_cache_rec rec = { 0 };
+    int rc = dt_want_item(k->plan, w, &it, &own, err);
+    if (rc == 0)
+        rc = dt_cache_image_rec(k->p->cache, &it, w->w, w->h, &rec, err);
+    if (rc == 1)
+        rc = !strcmp(got->source.hex, rec.source.hex);
+    dt_cache_rec_release(&rec);
+    free(own);
     return rc;
 }
 
@@ -171,30 +214,32 @@ static int compare(const struct check *k, dt_err *err)
 {
     if (k->n >= MANY)
         say(k, "reading %" PRId64 " pictures, to see whether they are those of the cache", k->n);
-    int64_t *order = dt_alloc((size_t)(k->n + 1) * sizeof(*order)), changed = 0, first = 0;
+    int64_t changed = 0, first = 0;
     dt_pictures *p = NULL;
     dt_got_picture got;
-    for (int64_t i = 0; i < k->n; i++)
-        order[i] = i;
-    int rc = k->n ? dt_pictures_open(&p, &(struct dt_pictures_params){ .want = k->want, .order = order, .n = k->n,
+    int rc = k->n ? dt_pictures_open(&p, &(struct dt_pictures_params){ .plan = k->plan, .want = k->want, .n = k->n,
                                      .threads = k->p->threads, .hash_only = true }, err) : 0;
-    while (rc == 0 && k->n && !(k->p->stop && *k->p->stop) && dt_pictures_next(p, &got) == 1)
-        if (got.rc == 0 && strcmp(got.source.hex, k->rec[got.i]->source.hex) && !changed++)
+    while (rc == 0 && k->n && !(k->p->stop && *k->p->stop) && dt_pictures_next(p, &got) == 1) {
+        int same = got.rc == 0 ? unchanged(k, &got, err) : 1;
+        rc = same < 0 ? same : 0;
+        if (same == 0 && !changed++)
             first = got.i;
+    }
     if (rc == 0 && k->p->stop && *k->p->stop)
         rc = dt_err_set(err, DT_ESIGNAL, "stopped while comparing the pictures with the cache");
     dt_pictures_close(&p);
-    free(order);
-    if (rc == 0 && changed)
+    dt_plan_item *item;
+    if (rc == 0 && changed && (rc = dt_batches_item(k->plan, k->want[first].at, &item, err)) == 0) {
         rc = dt_err_set(err, DT_EDATA, "'%s' is not what it was when the cache in '%s' was made (%" PRId64 " such); "
-                        "run dt-cache-latents again", k->want[first].item->path, k->p->dir, changed);
+                        "run dt-cache-latents again", item->path, k->p->dir, changed);
+        free(item);
+    }
     return rc;
 }
 
 int dt_encode_check(const struct dt_check_params *p, dt_err *err)
 {
-    struct check k = { .p = p, .reqs = dt_strmap_new(), .captions = dt_strmap_new(),
-                       .skipped = dt_strmap_new() };
+    struct check k = { .p = p, .reqs = dt_keymap_new(), .captions = dt_keymap_new() };
     int rc = check_recipe(&k, false, err);
     if (rc == 0 && p->texts)
         rc = check_recipe(&k, true, err);
@@ -207,11 +252,11 @@ int dt_encode_check(const struct dt_check_params *p, dt_err *err)
     if (rc == 0 && k.n_skipped)
         say(&k, "%" PRId64 " pictures are left out, which dt-cache-latents could not use; the first: '%s'", k.n_skipped,
             k.first_skipped);
-    dt_strmap_free(&k.skipped);
-    dt_strmap_free(&k.reqs);
-    dt_strmap_free(&k.captions);
+    dt_keymap_free(&k.reqs);
+    dt_keymap_free(&k.captions);
     dt_batches_close(&k.plan);
+    free(k.first_skipped);
+    free(k.seen);
     free(k.want);
-    free(k.rec);
     return rc;
 }

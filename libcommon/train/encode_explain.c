@@ -4,25 +4,31 @@
 #include <sys/stat.h>
 #include "train/encode_int.h"
 
-/* Record of an index that is nearest to a request: the same request, or the same picture transformed otherwise. */
-struct near { const dt_cache_index *x; const dt_cache_rec *rec; };
+/* Record of an index that is nearest to a request: the same request, or the same picture transformed otherwise.  Owned. */
+struct near { const dt_cache_index *x; dt_cache_rec rec; };
 
-static struct near find_near(const dt_enc *e, enum dt_cache_kind kind, const char *req)
+static int find_near(const dt_enc *e, enum dt_cache_kind kind, const char *req, struct near *best, dt_err *err)
 {
     const char *path = kind == DT_CACHE_IMAGE ? dt_cache_request_path(req) : req;
     const dt_cache_index *x;
-    struct near best = { NULL, NULL };
-    for (int64_t i = 0; (x = dt_cache_store_index(e->store, i)); i++)
-        for (int64_t k = 0; k < x->n; k++) {
-            const dt_cache_rec *r = &x->rec[k];
-            if (r->kind != kind)
-                continue;
-            if (!strcmp(r->req, req))
-                return (struct near){ x, r };
-            if (!best.x && kind == DT_CACHE_IMAGE && !strcmp(dt_cache_request_path(r->req), path))
-                best = (struct near){ x, r };
+    bool same = false;
+    int rc = 0;
+    *best = (struct near){ 0 };
+    for (int64_t i = 0; rc == 0 && !same && (x = dt_cache_store_index(e->store, i)); i++) {
+        size_t pos = 0;
+        dt_cache_rec r;
+        while (!same && (rc = dt_cache_index_next(x, &pos, &r, err)) == 1) {
+            same = r.kind == kind && !strcmp(r.req, req);
+            if (same || (!best->x && r.kind == kind && kind == DT_CACHE_IMAGE && !strcmp(dt_cache_request_path(r.req), path))) {
+                dt_cache_rec_release(&best->rec);
+                *best = (struct near){ x, r };
+            } else {
+                dt_cache_rec_release(&r);
+            }
         }
-    return best;
+        rc = rc < 0 ? rc : 0;
+    }
+    return rc;
 }
 
 /* Says one thing that differs; counts them. */
@@ -61,48 +67,52 @@ static int compare_recipes(const dt_enc *e, const dt_cache_recipe *was, bool tex
     return n;
 }
 
-static void explain_miss(const dt_enc *e, enum dt_cache_kind kind, const char *req, const dt_hash *source, FILE *out)
+static int explain_miss(const dt_enc *e, enum dt_cache_kind kind, const char *req, const dt_hash *source, FILE *out, dt_err *err)
 {
-    struct near was = find_near(e, kind, req);
-    int n = 0;
-    if (!was.x) {
-        fprintf(out, "to be made: no index knows it\n");
-        return;
+    struct near was;
+    int n = 0, rc = find_near(e, kind, req, &was, err);
+    if (rc < 0 || !was.x) {
+        if (rc == 0)
+            fprintf(out, "to be made: no index knows it\n");
+        dt_cache_rec_release(&was.rec);
+        return rc;
     }
     fprintf(out, "to be made again: ");
-    if (kind == DT_CACHE_IMAGE && strcmp(was.rec->source.hex, source->hex))
-        differs(out, &n, "bytes of the file", was.rec->source.hex, source->hex);
-    if (kind == DT_CACHE_IMAGE && strcmp(was.rec->req, req))
+    if (kind == DT_CACHE_IMAGE && strcmp(was.rec.source.hex, source->hex))
+        differs(out, &n, "bytes of the file", was.rec.source.hex, source->hex);
+    if (kind == DT_CACHE_IMAGE && strcmp(was.rec.req, req))
         fprintf(out, "%stransform (%.*s, now %.*s)", n++ ? "; " : "",
-                (int)(dt_cache_request_path(was.rec->req) - was.rec->req - 1), was.rec->req,
+                (int)(dt_cache_request_path(was.rec.req) - was.rec.req - 1), was.rec.req,
                 (int)(dt_cache_request_path(req) - req - 1), req);
     n = compare_recipes(e, &was.x->recipe, kind == DT_CACHE_TEXT, out, n);
     fprintf(out, "%s\n", n ? "" : "the shard it was in is gone");
+    dt_cache_rec_release(&was.rec);
+    return 0;
 }
 
-static void explain_hit(const dt_enc *e, int64_t place, FILE *out)
+static int explain_hit(const dt_enc *e, int64_t place, FILE *out, dt_err *err)
 {
-    fprintf(out, "reused: entry %s in %s\n", dt_cache_store_key(e->store, place),
-            dt_cache_store_file(e->store, place));
+    dt_cache_rec rec = { 0 };
+    int rc = dt_cache_store_fill(e->store, &rec, place, err);
+    if (rc == 0)
+        fprintf(out, "reused: entry %s in %s\n", rec.key.hex, dt_cache_store_file(e->store, rec.file));
+    return rc;
 }
 
-static void explain_image(const dt_enc *e, int64_t i, FILE *out)
+static int explain_image(const dt_enc *e, int64_t i, const dt_plan_item *item, const char *req, FILE *out, dt_err *err)
 {
     const dt_want_picture *w = &e->want[i];
     dt_got_picture got;
-    dt_picture_get(&got, w, false);
+    dt_picture_get(&got, e->plan, w, false);
     dt_image_release(&got.im);
-    fprintf(out, "%s at %dx%d px%s: ", w->item->path, w->w, w->h, w->at.flip ? ", mirrored" : "");
+    fprintf(out, "%s at %dx%d px%s: ", item->path, w->w, w->h, w->flip ? ", mirrored" : "");
     if (got.rc < 0) {
         fprintf(out, "to be skipped: %s\n", got.err.msg);
-        return;
+        return 0;
     }
-    dt_hash key = dt_cache_image_key(&e->recipe, w->req, &got.source);
+    dt_hash key = dt_cache_image_key(&e->recipe, req, &got.source);
     int64_t place = dt_cache_store_find(e->store, &key);
-    if (place >= 0)
-        explain_hit(e, place, out);
-    else
-        explain_miss(e, DT_CACHE_IMAGE, w->req, &got.source, out);
+    return place >= 0 ? explain_hit(e, place, out, err) : explain_miss(e, DT_CACHE_IMAGE, req, &got.source, out, err);
 }
 
 static int explain_text(const dt_enc *e, const char *caption, FILE *out, dt_err *err)
@@ -113,11 +123,7 @@ static int explain_text(const dt_enc *e, const char *caption, FILE *out, dt_err 
     dt_hash key = dt_cache_text_key(&e->recipe, caption, T);
     int64_t place = dt_cache_store_find(e->store, &key);
     fprintf(out, "caption \"%.60s%s\": ", caption, strlen(caption) > 60 ? "..." : "");
-    if (place >= 0)
-        explain_hit(e, place, out);
-    else
-        explain_miss(e, DT_CACHE_TEXT, caption, NULL, out);
-    return 0;
+    return place >= 0 ? explain_hit(e, place, out, err) : explain_miss(e, DT_CACHE_TEXT, caption, NULL, out, err);
 }
 
 static bool same_file(const char *a, const char *b)
@@ -130,18 +136,26 @@ int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *
 {
     dt_enc e;
     struct dt_encode_report r = { 0 };
-    const char *last = NULL;
+    char *last = NULL;
     int64_t n = 0;
     int rc = dt_enc_open(&e, p, &r, err);
     for (int64_t i = 0; i < e.n && rc == 0; i++) {
-        const dt_plan_item *it = e.want[i].item;
-        if (!same_file(it->path, file))
-            continue;
-        explain_image(&e, i, out);
-        if (!last || strcmp(last, it->text))
-            rc = explain_text(&e, last = it->text, out, err);
-        n++;
+        dt_plan_item *it;
+        char *req;
+        if ((rc = dt_enc_request(&e, i, &req, &it, err)) < 0)
+            break;
+        if (same_file(it->path, file)) {
+            rc = explain_image(&e, i, it, req, out, err);
+            if (rc == 0 && (!last || strcmp(last, it->text)))
+                rc = explain_text(&e, it->text, out, err);
+            free(last);
+            last = dt_strdup(it->text);
+            n++;
+        }
+        free(req);
+        free(it);
     }
+    free(last);
     if (rc == 0 && !n)
         rc = dt_err_set(err, DT_EDATA, "'%s' is not in the plan%s", file,
                         p->shards > 1 ? ", or not in this shard" : "");

@@ -16,11 +16,13 @@ struct group {                      /* waiting to be encoded, all of one size */
     int64_t n;
     dt_image im[MAX_GROUP];
     int64_t  place[MAX_GROUP];
+    dt_hash  key[MAX_GROUP];
 };
 
 struct dt_encoder {
     dt_enc      *e;
-    int64_t     *order, missing;    /* pictures to encode, size by size */
+    int32_t     *order;             /* pictures to encode, size by size */
+    int64_t      missing;
     int64_t      at_once;
     dt_flux_run *run;
     dt_progress *bar;
@@ -34,34 +36,42 @@ struct dt_encoder {
 
 /* --- what is missing --- */
 
-static bool found(dt_enc *e, const dt_got_picture *got)
+/* The key of a picture, and whether the store has it: 1, 0. */
+static int find(dt_enc *e, const dt_got_picture *got, dt_hash *key, dt_err *err)
 {
-    dt_hash key = dt_cache_image_key(&e->recipe, e->want[got->i].req, &got->source);
-    struct dt_enc_image *im = &e->image[got->i];
-    im->source = got->source;
-    im->stat = got->stat;
-    im->place = dt_cache_store_find(e->store, &key);
-    return im->place >= 0;
+    const struct dt_enc_file file = { got->source, got->stat };
+    dt_plan_item *item;
+    char *req;
+    int rc = dt_enc_request(e, got->i, &req, &item, err);
+    free(item);
+    if (rc == 0)
+        rc = dt_spool_set(e->file, got->i, &file, err);
+    if (rc == 0) {
+        *key = dt_cache_image_key(&e->recipe, req, &got->source);
+        e->place[got->i] = (int32_t)dt_cache_store_find(e->store, key);
+    }
+    free(req);
+    return rc < 0 ? rc : e->place[got->i] >= 0;
 }
 
 /* Files that cannot be read are left to the pass that decodes. */
-static int find_there(dt_enc *e, int64_t *order, dt_err *err)
+static int find_there(dt_enc *e, dt_err *err)
 {
     dt_pictures *p = NULL;
     dt_progress *bar = NULL;
     dt_got_picture got;
+    dt_hash key;
     int64_t done = 0;
-    for (int64_t i = 0; i < e->n; i++)
-        order[i] = i;
     int rc = dt_progress_open(&bar, "hash", "file", e->n, e->p->progress, e->p->quiet, err);
     if (rc == 0)
-        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .want = e->want, .order = order, .n = e->n,
+        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .plan = e->plan, .want = e->want, .n = e->n,
                               .threads = e->p->workers, .hash_only = true }, err);
     if (rc == 0)
         dt_progress_step(bar, 0);
     while (rc == 0 && !dt_enc_stopped(e) && dt_pictures_next(p, &got) == 1) {
-        if (got.rc == 0 && found(e, &got))
-            e->r->images.there++;
+        int there = got.rc == 0 ? find(e, &got, &key, err) : 0;
+        rc = there < 0 ? there : 0;
+        e->r->images.there += there == 1;
         dt_progress_step(bar, ++done);
     }
     dt_pictures_close(&p);
@@ -80,17 +90,17 @@ static struct size *size_of(struct dt_encoder *c, int w, int h)
 }
 
 /* Missing pictures, size by size.  Returns how many. */
-static int64_t put_in_order(struct dt_encoder *c, int64_t *order)
+static int64_t put_in_order(struct dt_encoder *c)
 {
     dt_enc *e = c->e;
     int64_t n = 0;
     for (int64_t i = 0; i < e->n; i++)
-        if (e->image[i].place < 0)
+        if (e->place[i] < 0)
             size_of(c, e->want[i].w, e->want[i].h)->n++;
     for (int64_t s = 0; s < c->n_size; s++)
         for (int64_t i = 0; i < e->n; i++)
-            if (e->image[i].place < 0 && e->want[i].w == c->size[s].w && e->want[i].h == c->size[s].h)
-                order[n++] = i;
+            if (e->place[i] < 0 && e->want[i].w == c->size[s].w && e->want[i].h == c->size[s].h)
+                c->order[n++] = (int32_t)i;
     return n;
 }
 
@@ -131,7 +141,8 @@ int dt_enc_plan_images(dt_enc *e, int64_t at_once, dt_err *err)
 
 static struct dt_pictures_params reader(const struct dt_encoder *c)
 {
-    return (struct dt_pictures_params){ .want = c->e->want, .order = c->order, .n = c->missing, .threads = c->e->p->workers };
+    return (struct dt_pictures_params){ .plan = c->e->plan, .want = c->e->want, .order = c->order, .n = c->missing,
+                                        .threads = c->e->p->workers };
 }
 
 void dt_enc_rehearse_image(const dt_enc *e)
@@ -140,7 +151,7 @@ void dt_enc_rehearse_image(const dt_enc *e)
     dt_got_picture got;
     if (!c->missing)
         return;
-    dt_picture_get(&got, &e->want[c->order[0]], false);
+    dt_picture_get(&got, e->plan, &e->want[c->order[0]], false);
     dt_image_release(&got.im);
 }
 
@@ -212,7 +223,7 @@ static int flush(struct dt_encoder *c, dt_err *err)
         rc = dt_flux_run_encode(c->run, rgb, step, w, h, c->mean, c->logvar, err);
         for (int64_t k = 0; k < step && rc == 0; k++) {
             int64_t at = k * dt_numel(dims);
-            rc = dt_enc_put(c->e, g->place[i + k], name, (const float *const[]){ c->mean + at, c->logvar + at },
+            rc = dt_enc_put(c->e, g->place[i + k], &g->key[i + k], name, (const float *const[]){ c->mean + at, c->logvar + at },
                             (const dt_dims[]){ dims, dims }, err);
         }
     }
@@ -237,11 +248,16 @@ static int take(struct dt_encoder *c, dt_got_picture *got, dt_err *err)
                 *err = got->err;
             return got->rc;
         }
-        dt_enc_skip(e, got->i, got->err.msg);
         c->done++;
-        return 0;
+        return dt_enc_skip(e, got->i, got->err.msg, err);
     }
-    if (found(e, got)) {
+    dt_hash key;
+    int there = find(e, got, &key, err);
+    if (there < 0) {
+        dt_image_release(&got->im);
+        return there;
+    }
+    if (there) {
         e->r->images.shared++;
         c->done++;
         dt_image_release(&got->im);
@@ -253,8 +269,9 @@ static int take(struct dt_encoder *c, dt_got_picture *got, dt_err *err)
         dt_image_release(&got->im);
         return rc;
     }
-    dt_hash key = dt_cache_image_key(&e->recipe, e->want[got->i].req, &got->source);
-    e->image[got->i].place = g->place[g->n] = dt_cache_store_claim(e->store, &key);
+    g->key[g->n] = key;
+    g->place[g->n] = dt_cache_store_claim(e->store, &key);
+    e->place[got->i] = (int32_t)g->place[g->n];
     g->im[g->n++] = got->im;
     return g->n == size_of(c, got->im.w, got->im.h)->whole ? flush(c, err) : 0;
 }
@@ -264,8 +281,8 @@ int dt_enc_find_images(dt_enc *e, dt_err *err)
     struct dt_encoder *c = e->images = dt_alloc(sizeof(*c));
     c->e = e;
     c->order = dt_alloc((size_t)(e->n + 1) * sizeof(*c->order));
-    int rc = dt_cache_store_found(e->store) ? find_there(e, c->order, err) : 0;
-    c->missing = rc == 0 ? put_in_order(c, c->order) : 0;
+    int rc = dt_cache_store_found(e->store) ? find_there(e, err) : 0;
+    c->missing = rc == 0 ? put_in_order(c) : 0;
     return rc;
 }
 

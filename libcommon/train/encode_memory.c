@@ -5,20 +5,14 @@
  *   index        written, and the plan beside it
  */
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 #include "train/encode_int.h"
 
-/* Records of all that the plan asks for, in an array that has doubled, and the plan as a mapped file. */
+/* A mark for every entry; and what older indexes say, if there are any, while it is compared. */
 static int64_t index_bytes(const dt_enc *e)
 {
-    struct stat st;
-    int64_t bytes = 2 * (e->n + e->texts) * (int64_t)sizeof(dt_cache_rec);
-    for (int64_t i = 0; i < e->n; i++)
-        bytes += (int64_t)strlen(e->want[i].req) + 1;
-    for (int64_t i = 0; i < e->texts; i++)
-        bytes += (int64_t)strlen(e->caption[i]) + 1;
-    return bytes + (fstat(fileno(e->plan_file), &st) ? 0 : st.st_size);
+    int64_t n = e->n + e->texts;
+    return n + (dt_cache_store_index(e->store, 0) ? dt_keymap_bytes(e->n) + dt_keymap_bytes(e->texts) + 2 * n * (int64_t)sizeof(uint64_t)
+                                                  : 0);
 }
 
 static void count(dt_enc *e)
@@ -27,12 +21,12 @@ static void count(dt_enc *e)
     const dt_flux_pipe *pipe = p->pipe;
     int64_t process = dt_mem_resident(), arena, host;
     e->memory = (dt_mem_plan){ 0 };
-    if (e->text) {
+    if (e->text_run) {
         dt_mem_moment *m = dt_mem_add(&e->memory, "captions", process);
         int64_t states = pipe->t5_len * pipe->dit.joint_dim + pipe->dit.pooled_dim;
         dt_mem_add_params(m, dt_params_size(pipe->part[DT_FLUX_CLIP], p->compute, DT_PARAMS_NO_OPTIM));
         dt_mem_add_params(m, dt_params_size(pipe->part[DT_FLUX_T5], p->compute, DT_PARAMS_NO_OPTIM));
-        m->kind[DT_MEM_ACTIVATIONS] = dt_flux_run_bytes(e->text);
+        m->kind[DT_MEM_ACTIVATIONS] = dt_flux_run_bytes(e->text_run);
         m->kind[DT_MEM_BATCHES] = states * (int64_t)(sizeof(float) + 2 * dt_dtype_size(p->store));     /* and an entry, packed */
     }
     dt_enc_images_bytes(e, &arena, &host);

@@ -6,16 +6,23 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/keymap.h"
 #include "data/media.h"
-#include "tensor/strmap.h"
 #include "train/loader.h"
 
 enum { MAX_THREADS = 64, ROWS_MULTIPLE = 16 };
 
+/* Items whose pictures a cache could not use. */
+enum { KEPT = 1, LEFT_OUT };
+struct kept {
+    const dt_cache *cache;          /* may be NULL */
+    uint8_t *state;                 /* [items]; 0: not asked; NULL: none was */
+};
+
 struct slot {
     enum { FREE, BUSY, READY } state;
     dt_micro micro;
-    dt_batch_item *item;            /* copies: the reader's are gone after its next call */
+    dt_batch_item *item;            /* copies, with items and captions of their own: the reader's are gone after its next call */
     int64_t  cap;
     int      rc;                    /* 1 batch, 0 end, < 0 error */
     dt_err   err;
@@ -24,6 +31,7 @@ struct slot {
 struct dt_loader {
     struct dt_loader_params p;
     dt_batches *plan;
+    struct kept kept;
     struct slot *slot;
     int64_t nslot, head, tail;      /* next to hand out, next to read */
     bool ended, quit;
@@ -56,10 +64,14 @@ static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro 
     return rc;
 }
 
-static int fill_sample(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+static int fill_sample(const dt_loader *l, dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
 {
-    int rc = 0;
-    *s = (dt_sample){ .item = it->item->id, .caption = it->text };
+    dt_plan_item *own;
+    int rc = dt_batches_item(l->plan, it->at, &own, err);
+    if (rc < 0)
+        return rc;
+    it->item = own;
+    *s = (dt_sample){ .item = own->id, .caption = it->text ? it->text : own->text };
     if (l->p.want & DT_WANT_LATENTS) {
         dt_cached_image c;
         if ((rc = dt_cache_image(l->p.cache, it, (int)m->w_px, (int)m->h_px, &c, err)) < 0)
@@ -107,15 +119,37 @@ static void fill(const dt_loader *l, struct slot *s)
         s->rc = rc;
 }
 
-/* The next batch that still has items once those the cache could not encode are left out. */
-static int next_batch(dt_batches *plan, const dt_cache *cache, dt_batch *b, dt_err *err)
+/* Has the cache a picture of this item?  Paths are asked for once, and not at all where it has them all. */
+static int is_kept(struct kept *k, const dt_batches *plan, int64_t at, dt_err *err)
+{
+    dt_plan_item *it;
+    if (!k->cache || !dt_cache_skipped(k->cache))
+        return 1;
+    if (!k->state)
+        k->state = dt_alloc((size_t)dt_batches_items(plan) + 1);
+    if (k->state[at])
+        return k->state[at] == KEPT;
+    int rc = dt_batches_item(plan, at, &it, err);
+    if (rc < 0)
+        return rc;
+    k->state[at] = dt_cache_skips(k->cache, it->path) ? LEFT_OUT : KEPT;
+    free(it);
+    return k->state[at] == KEPT;
+}
+
+/* The next batch that still has items once those the cache could not encode are left out.  Bare. */
+static int next_batch(dt_batches *plan, struct kept *kept, dt_batch *b, dt_err *err)
 {
     int rc;
-    while ((rc = dt_batches_next(plan, b, err)) == 1) {
+    while ((rc = dt_batches_next_bare(plan, b, err)) == 1) {
         int n = 0;
-        for (int i = 0; i < b->n; i++)
-            if (!cache || !dt_cache_skips(cache, b->item[i].item->path))
+        for (int i = 0; i < b->n; i++) {
+            int keep = is_kept(kept, plan, b->item[i].at, err);
+            if (keep < 0)
+                return keep;
+            if (keep)
                 b->item[n++] = b->item[i];
+        }
         b->n = n;
         if (n)
             break;
@@ -127,7 +161,7 @@ static int next_batch(dt_batches *plan, const dt_cache *cache, dt_batch *b, dt_e
 static void read_next(dt_loader *l, struct slot *s)
 {
     dt_batch b;
-    s->rc = next_batch(l->plan, l->p.cache, &b, &s->err);
+    s->rc = next_batch(l->plan, &l->kept, &b, &s->err);
     if (s->rc != 1) {
         l->ended = true;
         return;
@@ -136,6 +170,8 @@ static void read_next(dt_loader *l, struct slot *s)
     s->micro.s = dt_alloc((size_t)b.n * sizeof(*s->micro.s));
     dt_grow(&s->item, &s->cap, b.n, sizeof(*s->item));
     memcpy(s->item, b.item, (size_t)b.n * sizeof(*s->item));
+    for (int i = 0; i < b.n; i++)
+        s->item[i].text = dt_strdup(b.item[i].text);
 }
 
 static void *worker(void *arg)
@@ -187,12 +223,15 @@ static int next(void *ctx, dt_micro **b, dt_err *err)
 }
 
 /* What came from the cache is in memory only while a batch that wants it is. */
-static void release(const dt_cache *c, dt_micro *m)
+static void release(const dt_cache *c, struct slot *slot)
 {
+    dt_micro *m = &slot->micro;
     for (int i = 0; m->s && i < m->n; i++) {
         const dt_sample *s = &m->s[i];
         int64_t z = s->C * s->h * s->w * (int64_t)dt_dtype_size(s->lat_dtype), el = (int64_t)dt_dtype_size(s->txt_dtype);
         free(s->rgb);
+        free((void *)slot->item[i].item);
+        free((void *)slot->item[i].text);
         if (s->mean) {
             dt_cache_forget(c, s->mean, z);
             dt_cache_forget(c, s->logvar, z);
@@ -211,7 +250,7 @@ static void done(void *ctx, dt_micro *b)
     dt_loader *l = ctx;
     struct slot *s = (struct slot *)((char *)b - offsetof(struct slot, micro));
     pthread_mutex_lock(&l->lock);
-    release(l->p.cache, b);
+    release(l->p.cache, s);
     s->state = FREE;
     pthread_cond_broadcast(&l->moved);
     pthread_mutex_unlock(&l->lock);
@@ -249,6 +288,7 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
     dt_loader *l = dt_alloc(sizeof(*l));
     *out = NULL;
     l->p = *p;
+    l->kept.cache = p->cache;
     l->gate = dt_alloc(sizeof(*l->gate));
     dt_image_gate_init(l->gate);
     pthread_mutex_init(&l->lock, NULL);
@@ -283,7 +323,7 @@ void dt_loader_close(dt_loader **pl)
     for (int i = 0; i < l->nthread; i++)
         pthread_join(l->thread[i], NULL);
     for (int64_t i = 0; i < l->nslot; i++) {
-        release(l->p.cache, &l->slot[i].micro);
+        release(l->p.cache, &l->slot[i]);
         free(l->slot[i].item);
     }
     dt_batches_close(&l->plan);
@@ -291,6 +331,7 @@ void dt_loader_close(dt_loader **pl)
     pthread_cond_destroy(&l->moved);
     dt_image_gate_release(l->gate);
     free(l->gate);
+    free(l->kept.state);
     free(l->slot);
     free(l);
     *pl = NULL;
@@ -298,22 +339,51 @@ void dt_loader_close(dt_loader **pl)
 
 /* --- shapes --- */
 
+struct lengths {
+    const dt_text_rows *rows;
+    const dt_batches *plan;
+    int32_t   *of_item;             /* [items] T of their captions + 1; 0: not asked */
+    dt_keymap *of_text;
+};
+
+static int64_t length_of_text(struct lengths *k, const char *caption, dt_err *err)
+{
+    const dt_text_rows *r = k->rows;
+    int64_t T = dt_keymap_get(k->of_text, caption, strlen(caption));
+    if (T < 0 && (T = r->len(r->ctx, caption, err)) < 0)
+        return T;
+    if (T > r->most)
+        return dt_err_set(err, DT_EUSAGE, "caption '%.60s' has %lld text states, --max_sequence_length is %lld", caption,
+                          (long long)T, (long long)r->most);
+    return dt_keymap_add(k->of_text, caption, strlen(caption), T);
+}
+
+static int64_t length_of(struct lengths *k, const dt_batch_item *it, dt_err *err)
+{
+    dt_plan_item *own;
+    if (it->text)
+        return length_of_text(k, it->text, err);
+    if (k->of_item[it->at])
+        return k->of_item[it->at] - 1;
+    int rc = dt_batches_item(k->plan, it->at, &own, err);
+    int64_t T = rc < 0 ? rc : length_of_text(k, own->text, err);
+    if (T >= 0)
+        k->of_item[it->at] = (int32_t)T + 1;
+    free(own);
+    return T;
+}
+
 /* T of a batch; lengths of captions are asked for once. */
-static int64_t rows_of(const dt_text_rows *r, const dt_batch *b, dt_strmap *known, dt_err *err)
+static int64_t rows_of(struct lengths *k, const dt_batch *b, dt_err *err)
 {
     int64_t longest = 0;
     for (int i = 0; i < b->n; i++) {
-        const char *caption = b->item[i].text;
-        int64_t T = dt_strmap_get(known, caption);
-        if (T < 0 && (T = r->len(r->ctx, caption, err)) < 0)
+        int64_t T = length_of(k, &b->item[i], err);
+        if (T < 0)
             return T;
-        if (T > r->most)
-            return dt_err_set(err, DT_EUSAGE, "caption '%.60s' has %lld text states, --max_sequence_length is %lld", caption,
-                              (long long)T, (long long)r->most);
-        dt_strmap_add(known, caption, T);
         longest = T > longest ? T : longest;
     }
-    return round_rows(r, longest);
+    return round_rows(k->rows, longest);
 }
 
 int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *rows, int64_t (**shape)[4], int *n,
@@ -321,14 +391,15 @@ int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *
 {
     dt_batches *b = NULL;
     dt_batch line;
-    dt_strmap *known = dt_strmap_new();
+    struct kept kept = { .cache = cache };
     int64_t cap = 0, T = 0;
     *shape = NULL;
     *n = 0;
     *batches = 0;
     int rc = dt_batches_open(&b, plan, err);
-    while (rc == 0 && (rc = next_batch(b, cache, &line, err)) == 1 &&
-           (T = rows->len ? rows_of(rows, &line, known, err) : 0) >= 0) {
+    struct lengths k = { .rows = rows, .plan = b, .of_text = dt_keymap_new() };
+    k.of_item = rc < 0 ? NULL : dt_alloc((size_t)(dt_batches_items(b) + 1) * sizeof(*k.of_item));
+    while (rc == 0 && (rc = next_batch(b, &kept, &line, err)) == 1 && (T = rows->len ? rows_of(&k, &line, err) : 0) >= 0) {
         int64_t key[4] = { line.n, line.w, line.h, T };
         int i = 0;
         while (i < *n && memcmp((*shape)[i], key, sizeof(key)))
@@ -340,7 +411,9 @@ int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *
         ++*batches;
         rc = 0;
     }
-    dt_strmap_free(&known);
+    dt_keymap_free(&k.of_text);
     dt_batches_close(&b);
+    free(k.of_item);
+    free(kept.state);
     return T < 0 ? (int)T : rc;
 }

@@ -27,20 +27,27 @@ struct dt_pictures {
     dt_image_gate   gate;
 };
 
-static int make_ready(dt_got_picture *got, const dt_want_picture *w, const char *data, size_t bytes)
+int dt_want_item(const dt_batches *plan, const dt_want_picture *w, dt_batch_item *it, dt_plan_item **own, dt_err *err)
 {
-    const dt_batch_item *t = &w->at;
+    int rc = dt_batches_item(plan, w->at, own, err);
+    *it = (dt_batch_item){ .at = w->at, .item = *own, .resize_w = w->resize_w, .resize_h = w->resize_h, .crop_x = w->crop_x,
+                           .crop_y = w->crop_y, .flip = w->flip };
+    return rc;
+}
+
+static int make_ready(dt_got_picture *got, const dt_plan_item *it, const dt_want_picture *w, const char *data, size_t bytes)
+{
     dt_image in = { 0 };
     dt_image_info info;
-    int rc = dt_image_probe_mem(&info, data, bytes, w->item->path, NULL, &got->err);
-    if (rc == 0 && (info.w != w->item->w || info.h != w->item->h))
+    int rc = dt_image_probe_mem(&info, data, bytes, it->path, NULL, &got->err);
+    if (rc == 0 && (info.w != it->w || info.h != it->h))
         rc = dt_err_set(&got->err, DT_EDATA, "%s: is %dx%d px, the plan says %dx%d; make the plan again",
-                        w->item->path, info.w, info.h, w->item->w, w->item->h);
+                        it->path, info.w, info.h, it->w, it->h);
     if (rc == 0)
-        rc = dt_image_decode(&in, data, bytes, w->item->path, NULL, &got->err);
+        rc = dt_image_decode(&in, data, bytes, it->path, NULL, &got->err);
     if (rc == 0)
-        rc = dt_image_resize(&got->im, &in, t->resize_w, t->resize_h, t->crop_x, t->crop_y, w->w, w->h, &got->err);
-    if (rc == 0 && t->flip)
+        rc = dt_image_resize(&got->im, &in, w->resize_w, w->resize_h, w->crop_x, w->crop_y, w->w, w->h, &got->err);
+    if (rc == 0 && w->flip)
         dt_image_flip(&got->im);
     dt_image_release(&in);
     return rc;
@@ -48,33 +55,46 @@ static int make_ready(dt_got_picture *got, const dt_want_picture *w, const char 
 
 /* What is hashed and what is decoded are the same bytes, read once: a file replaced meanwhile cannot come under the old
  * one's hash.  gate: may be NULL. */
-static void get(dt_got_picture *got, const dt_want_picture *want, bool hash_only, dt_image_gate *gate)
+static void read_file(dt_got_picture *got, const dt_plan_item *it, const dt_want_picture *want, bool hash_only,
+                      dt_image_gate *gate)
 {
-    const char *file = dt_plan_item_file(want->item);
+    const char *file = dt_plan_item_file(it);
     struct stat st;
     char *data = NULL;
     size_t bytes = 0;
     int64_t entered = 0;
-    got->err = (dt_err){ 0 };
-    got->im = (dt_image){ 0 };
     got->stat = dt_hash_stat(file);
     if (gate && stat(file, &st) == 0)
-        entered = dt_image_gate_enter(gate, hash_only ? 0 : (int64_t)want->item->w * want->item->h,
-                                      want->item->tar ? want->item->bytes : st.st_size);
-    got->rc = dt_plan_item_read(&data, &bytes, want->item, &got->err);
+        entered = dt_image_gate_enter(gate, hash_only ? 0 : (int64_t)it->w * it->h, it->tar ? it->bytes : st.st_size);
+    got->rc = dt_plan_item_read(&data, &bytes, it, &got->err);
     if (got->rc == 0)
         got->source = dt_hash_bytes(data, bytes);
     if (got->rc == 0 && !hash_only)
-        got->rc = make_ready(got, want, data, bytes);
+        got->rc = make_ready(got, it, want, data, bytes);
     free(data);
     if (entered)
         dt_image_gate_leave(gate, entered);
 }
 
-void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_only)
+static void get(dt_got_picture *got, const dt_batches *plan, const dt_want_picture *want, bool hash_only, dt_image_gate *gate)
 {
-    get(got, want, hash_only, NULL);
+    dt_plan_item *it;
+    got->err = (dt_err){ 0 };
+    got->im = (dt_image){ 0 };
+    got->rc = dt_batches_item(plan, want->at, &it, &got->err);
+    if (got->rc < 0)
+        got->rc = got->rc == DT_EDATA ? DT_EFAIL : got->rc;     /* a fault of the plan, not of a picture */
+    else
+        read_file(got, it, want, hash_only, gate);
+    free(it);
 }
+
+void dt_picture_get(dt_got_picture *got, const dt_batches *plan, const dt_want_picture *want, bool hash_only)
+{
+    get(got, plan, want, hash_only, NULL);
+}
+
+static int64_t place(const struct dt_pictures_params *p, int64_t k) { return p->order ? p->order[k] : k; }
 
 static void *worker(void *arg)
 {
@@ -88,8 +108,8 @@ static void *worker(void *arg)
         int64_t k = p->tail++;
         struct slot *s = &p->slot[k % p->nslot];
         pthread_mutex_unlock(&p->lock);
-        s->got.i = p->p.order[k];
-        get(&s->got, &p->p.want[s->got.i], p->p.hash_only, &p->gate);
+        s->got.i = place(&p->p, k);
+        get(&s->got, p->p.plan, &p->p.want[s->got.i], p->p.hash_only, &p->gate);
         pthread_mutex_lock(&p->lock);
         s->ready = true;
         pthread_cond_broadcast(&p->moved);
@@ -108,10 +128,14 @@ int64_t dt_pictures_bytes(const struct dt_pictures_params *p)
 {
     int64_t work = 0, ready = 0, threads = threads_of(p), slots = SLOTS_PER_THREAD * threads;
     for (int64_t k = 0; k < p->n; k++) {
-        const dt_want_picture *w = &p->want[p->order[k]];
+        const dt_want_picture *w = &p->want[place(p, k)];
+        dt_plan_item *it;
         struct stat st;
-        int64_t bytes = w->item->tar ? w->item->bytes : stat(w->item->path, &st) ? 0 : st.st_size, rgb = 3 * (int64_t)w->w * w->h;
-        bytes += 3 * (int64_t)(w->item->w + w->w) * w->item->h;
+        if (dt_batches_item(p->plan, w->at, &it, NULL) < 0)
+            continue;
+        int64_t bytes = it->tar ? it->bytes : stat(it->path, &st) ? 0 : st.st_size, rgb = 3 * (int64_t)w->w * w->h;
+        bytes += 3 * (int64_t)(it->w + w->w) * it->h;
+        free(it);
         work = bytes > work ? bytes : work;
         ready = rgb > ready ? rgb : ready;
     }

@@ -8,11 +8,13 @@
 
 /* A picture with its transform, as a plan asks for it. */
 typedef struct dt_want_picture {
-    const dt_plan_item *item;       /* borrowed from the plan */
-    dt_batch_item at;
-    int     w, h;                   /* px, of the batch */
-    char   *req;                    /* dt_cache_request(); owned by whoever made the list */
+    int32_t  at;                    /* of the plan's items */
+    int32_t  resize_w, resize_h, crop_x, crop_y, w, h;      /* px; w, h: of the batch */
+    unsigned flip : 1, mark : 3;    /* mark: for whoever made the list */
 } dt_want_picture;
+
+/* The request of a picture of a list, and its item, which the caller frees. */
+int dt_want_item(const dt_batches *plan, const dt_want_picture *w, dt_batch_item *it, dt_plan_item **own, dt_err *err);
 
 typedef struct dt_got_picture {
     int64_t  i;                     /* of the list */
@@ -26,8 +28,9 @@ typedef struct dt_got_picture {
 typedef struct dt_pictures dt_pictures;
 
 struct dt_pictures_params {
+    const dt_batches *plan;         /* borrowed */
     const dt_want_picture *want;    /* borrowed */
-    const int64_t *order;           /* [n] indices into want; borrowed */
+    const int32_t *order;           /* [n] indices into want; NULL: all in their order; borrowed */
     int64_t n;
     int     threads;                /* at least 1 */
     bool    hash_only;
@@ -39,6 +42,6 @@ void dt_pictures_close(dt_pictures **p);
 /* Memory that it takes while its largest pictures are all under way. */
 int64_t dt_pictures_bytes(const struct dt_pictures_params *p);
 /* The same for one picture, in the caller's thread. */
-void dt_picture_get(dt_got_picture *got, const dt_want_picture *want, bool hash_only);
+void dt_picture_get(dt_got_picture *got, const dt_batches *plan, const dt_want_picture *want, bool hash_only);
 
 #endif

@@ -32,13 +32,7 @@ static int rehearse(const dt_job *j, int64_t *process, int64_t source[2], dt_err
     int rc = dt_batches_open(&b, j->plan, err);
     if (rc < 0)
         return rc;
-    for (int64_t i = 0; i < dt_batches_items(b); i++) {
-        const dt_plan_item *it = dt_batches_item(b, i);
-        if ((int64_t)it->w * it->h > source[0] * source[1]) {
-            source[0] = it->w;
-            source[1] = it->h;
-        }
-    }
+    memcpy(source, dt_batches_info(b)->largest, 2 * sizeof(*source));
     *process = dt_mem_resident();
     dt_batches_close(&b);
     return 0;

@@ -6,26 +6,32 @@
 #include "data/cache_write.h"
 #include "tests/fuzz/fuzz.h"
 
+static int get(void *ctx, int64_t i, dt_cache_rec *rec, dt_err *err)
+{
+    (void)i;
+    (void)err;
+    *rec = *(const dt_cache_rec *)ctx;
+    rec->req = dt_strdup(rec->req);
+    return 1;
+}
+
 static void fill(const char *dir, const dt_plan_item *it, const uint8_t *data, size_t size, bool text)
 {
     dt_cache_store *s = NULL;
     dt_err err = { 0 };
     bool wrote;
-    dt_cache_index x = { .recipe = { .code = 1, .dtype = DT_F32, .compute = DT_F32, .text_len = 2,
-                                     .text_padding = DT_PAD_NONE } };
+    dt_cache_recipe recipe = { .code = 1, .dtype = DT_F32, .compute = DT_F32, .text_len = 2, .text_padding = DT_PAD_NONE };
     struct dt_cache_store_params p = { .dir = dir, .shards = 1, .max_bytes = 1 << 20 };
     fuzz_check(dt_cache_store_open(&s, &p, &err) == 0);
     dt_hash key = dt_hash_bytes(data, size);
     dt_batch_item b = { .item = it, .resize_w = 20, .resize_h = 16 };
     char *req = dt_cache_request(&b, 16, 16);
-    dt_cache_rec *r = dt_cache_index_add(&x, text ? DT_CACHE_TEXT : DT_CACHE_IMAGE, text ? it->text : req);
-    r->source = key;
+    dt_cache_rec r = { .kind = text ? DT_CACHE_TEXT : DT_CACHE_IMAGE, .req = text ? (char *)it->text : req, .source = key };
     int64_t place = dt_cache_store_claim(s, &key);
-    fuzz_check(dt_cache_store_put(s, place, data, size, &err) == 0);
-    dt_cache_store_fill(s, r, place);
-    fuzz_check(dt_cache_store_commit(s, &x, &wrote, &err) == 0);
+    fuzz_check(dt_cache_store_put(s, place, &key, data, size, &err) == 0);
+    fuzz_check(dt_cache_store_fill(s, &r, place, &err) == 0);
+    fuzz_check(dt_cache_store_commit(s, &recipe, &(struct dt_cache_lines){ 1, get, &r }, &wrote, &err) == 0);
     dt_cache_store_close(&s);
-    dt_cache_index_release(&x);
     free(req);
 }
 

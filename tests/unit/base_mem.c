@@ -10,7 +10,9 @@
 #include <unistd.h>
 #include <cmocka.h>
 #include "base/err.h"
+#include "base/keymap.h"
 #include "base/mem.h"
+#include "base/spool.h"
 
 static void err_messages(void **state)
 {
@@ -133,12 +135,53 @@ static void nearest(void **state)
     assert_int_equal(dt_nearest("a", c, 0), -1);
 }
 
+/* What was added is found, the first of two, and nothing else; a key may hold any bytes. */
+static void keys(void **state)
+{
+    (void)state;
+    enum { N = 100000 };
+    dt_keymap *m = dt_keymap_new();
+    for (int i = 0; i < N; i++)
+        assert_int_equal(dt_keymap_add(m, &i, sizeof i, i / 2), i / 2);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(dt_keymap_add(m, &i, sizeof i, 7), i / 2);
+        assert_int_equal(dt_keymap_get(m, &i, sizeof i), i / 2);
+    }
+    for (int i = N; i < 2 * N; i++)
+        assert_int_equal(dt_keymap_get(m, &i, sizeof i), -1);
+    assert_int_equal(dt_keymap_get(m, "", 0), -1);
+    assert_in_range(dt_keymap_bytes(N), N * 16, N * 48);
+    dt_keymap_free(&m);
+    assert_null(m);
+    dt_keymap_free(&m);
+}
+
+static void spooled(void **state)
+{
+    (void)state;
+    const char *const dirs[] = { NULL, "/tmp", "/proc" };       /* the last has no temporary files */
+    for (int d = 0; d < 3; d++) {
+        dt_spool *s = NULL;
+        int64_t rec[3];
+        assert_int_equal(dt_spool_open(&s, dirs[d], sizeof rec, NULL), 0);
+        for (int64_t i = 99; i >= 0; i -= 3)
+            assert_int_equal(dt_spool_set(s, i, (int64_t[3]){ i, -i, 1 }, NULL), 0);
+        for (int64_t i = 0; i < 200; i++) {
+            assert_int_equal(dt_spool_get(s, i, rec, NULL), 0);
+            int set = i < 100 && i % 3 == 0;
+            assert_true(rec[0] == (set ? i : 0) && rec[1] == (set ? -i : 0) && rec[2] == set);
+        }
+        dt_spool_close(&s);
+        assert_null(s);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest t[] = {
         cmocka_unit_test(err_messages), cmocka_unit_test(err_overlong), cmocka_unit_test(allocations),
         cmocka_unit_test(growth), cmocka_unit_test(out_of_memory), cmocka_unit_test(strings),
-        cmocka_unit_test(nearest),
+        cmocka_unit_test(nearest), cmocka_unit_test(keys), cmocka_unit_test(spooled),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("base_mem", t, NULL, NULL);

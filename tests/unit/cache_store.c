@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include <malloc.h>
 #include "base/file.h"
 #include "base/rng.h"
 #include "data/cache_tar.h"
@@ -67,17 +68,49 @@ static void put(dt_cache_store *s, dt_cache_rec *rec, const dt_hash *key, float 
         void *data = rec->kind == DT_CACHE_IMAGE ? pack(&bytes, image, DT_DIMS(2, 2, 3), DT_DIMS(2, 2, 3), v)
                                                  : pack(&bytes, text, DT_DIMS(2, 3), DT_DIMS(4), v);
         place = dt_cache_store_claim(s, key);
-        assert_int_equal(dt_cache_store_put(s, place, data, bytes, NULL), 0);
+        assert_int_equal(dt_cache_store_put(s, place, key, data, bytes, NULL), 0);
         free(data);
     }
-    dt_cache_store_fill(s, rec, place);
+    assert_int_equal(dt_cache_store_fill(s, rec, place, NULL), 0);
+}
+
+/* Records to be written, in memory. */
+struct recs {
+    dt_cache_rec *v;
+    int64_t n, cap;
+};
+
+static dt_cache_rec *add_rec(struct recs *r, enum dt_cache_kind kind, const char *req)
+{
+    dt_grow(&r->v, &r->cap, r->n + 1, sizeof(*r->v));
+    r->v[r->n] = (dt_cache_rec){ .kind = kind, .req = dt_strdup(req) };
+    return &r->v[r->n++];
+}
+
+static int get_rec(void *ctx, int64_t i, dt_cache_rec *rec, dt_err *err)
+{
+    const struct recs *r = ctx;
+    (void)err;
+    *rec = r->v[i];
+    rec->req = dt_strdup(rec->req);
+    rec->why = dt_strdup(rec->why);
+    return 1;
+}
+
+static void put_plan(dt_cache_store *s)
+{
+    FILE *f = tmpfile();
+    fputs("a plan\n", f);
+    fflush(f);
+    assert_int_equal(dt_cache_store_member(s, "plan.ndjson", f, NULL), 0);
+    fclose(f);
 }
 
 /* `paths` of pictures "P:CONTENT", whose latents begin with the number of CONTENT; "!P" is skipped.  And captions. */
 static bool fill(const char *dir, FILE *out, const dt_cache_recipe *r, const char *paths, const char *captions)
 {
     dt_cache_store *s;
-    dt_cache_index x = { .recipe = *r };
+    struct recs x = { 0 };
     dt_strs p = { 0 }, c = { 0 };
     dt_err err = { 0 };
     bool wrote;
@@ -85,12 +118,12 @@ static bool fill(const char *dir, FILE *out, const dt_cache_recipe *r, const cha
         dt_cache_store_open(&s, &(struct dt_cache_store_params){ .dir = dir, .out = out, .max_bytes = 4000 }, &err),
         0);
     if (out)
-        assert_int_equal(dt_cache_store_member(s, "plan.ndjson", "a plan\n", 7, NULL), 0);
+        put_plan(s);
     dt_strs_split(&p, paths, ' ');
     dt_strs_split(&c, captions, ' ');
     for (int64_t i = 0; i < p.n; i++) {
         if (*p.v[i] == '!') {
-            dt_cache_index_add(&x, DT_CACHE_SKIP, p.v[i] + 1)->why = dt_strdup("broken");
+            add_rec(&x, DT_CACHE_SKIP, p.v[i] + 1)->why = dt_strdup("broken");
             continue;
         }
         char *content = strchr(p.v[i], ':');
@@ -100,18 +133,20 @@ static bool fill(const char *dir, FILE *out, const dt_cache_recipe *r, const cha
         dt_hash source = dt_hash_bytes(content, strlen(content));
         char *req = dt_cache_request(&at, 16, 16);
         dt_hash key = dt_cache_image_key(r, req, &source);
-        dt_cache_rec *rec = dt_cache_index_add(&x, DT_CACHE_IMAGE, req);
+        dt_cache_rec *rec = add_rec(&x, DT_CACHE_IMAGE, req);
         rec->source = source;
         put(s, rec, &key, strtof(content, NULL));
         free(req);
     }
     for (int64_t i = 0; i < c.n; i++) {
         dt_hash key = dt_cache_text_key(r, c.v[i], r->text_len);
-        put(s, dt_cache_index_add(&x, DT_CACHE_TEXT, c.v[i]), &key, (float)strlen(c.v[i]));
+        put(s, add_rec(&x, DT_CACHE_TEXT, c.v[i]), &key, (float)strlen(c.v[i]));
     }
-    assert_int_equal(dt_cache_store_commit(s, &x, &wrote, &err), 0);
+    assert_int_equal(dt_cache_store_commit(s, r, &(struct dt_cache_lines){ x.n, get_rec, &x }, &wrote, &err), 0);
     dt_cache_store_close(&s);
-    dt_cache_index_release(&x);
+    for (int64_t i = 0; i < x.n; i++)
+        dt_cache_rec_release(&x.v[i]);
+    free(x.v);
     dt_strs_release(&p);
     dt_strs_release(&c);
     return wrote;
@@ -186,6 +221,13 @@ static dt_cache *open_cache(const char *dir)
 }
 
 /* --- tests --- */
+
+/* Bytes of the heap in use; 0 where it cannot be asked. */
+static int64_t held(void)
+{
+    struct mallinfo2 m = mallinfo2();
+    return (int64_t)(m.uordblks + m.hblkhd);
+}
 
 static void finds_what_was_put(void **state)
 {
@@ -396,18 +438,34 @@ static void tar_survives_anything(void **state)
     free(path);
 }
 
+static int read_all(const char *text, size_t bytes)
+{
+    dt_cache_index x;
+    dt_cache_rec rec;
+    size_t pos = 0;
+    int rc = dt_cache_index_read(&x, text, bytes, "x", NULL);
+    if (rc < 0)
+        return rc;
+    while ((rc = dt_cache_index_next(&x, &pos, &rec, NULL)) == 1) {
+        assert_true(rec.file < x.files.n && rec.req && *dt_cache_request_path(rec.req) >= -128);
+        dt_cache_rec_release(&rec);
+    }
+    assert_null(rec.req);
+    dt_cache_index_release(&x);
+    return rc;
+}
+
 static void index_survives_anything(void **state)
 {
     dt_cache_recipe r = recipe("v", "t");
     char *path = dt_path_join(scratch(state), "index-000001-0of1.ndjson"), *data;
     size_t bytes;
-    dt_cache_index x;
     fill(scratch(state), NULL, &r, "a:1 !b", "x");
     assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, NULL), 0);
     for (size_t n = 0; n + 1 < bytes; n++) {
         char *cut = malloc(n ? n : 1);
         memcpy(cut, data, n);
-        assert_int_equal(dt_cache_index_read(&x, cut, n, "x", NULL), DT_EDATA);
+        assert_int_equal(read_all(cut, n), DT_EDATA);
         free(cut);
     }
     dt_rng rng = dt_rng_make(2, DT_RNG_SHUFFLE, 0, 0);
@@ -415,11 +473,7 @@ static void index_survives_anything(void **state)
         size_t at = (size_t)(dt_rng_uniform(&rng) * (double)bytes);
         char was = data[at];
         data[at] = (char)(dt_rng_uniform(&rng) * 256);
-        if (dt_cache_index_read(&x, data, bytes, "x", NULL) == 0)
-            for (int64_t k = 0; k < x.n; k++)
-                assert_true(x.rec[k].file < x.files.n && x.rec[k].req &&
-                            *dt_cache_request_path(x.rec[k].req) >= -128);
-        dt_cache_index_release(&x);
+        read_all(data, bytes);
         data[at] = was;
     }
     free(data);
@@ -471,6 +525,36 @@ static void streams(void **state)
     free(dir);
 }
 
+/* Of 20,000 records a reader keeps some bytes each, whatever their requests are like. */
+static void many_records(void **state)
+{
+    enum { N = 20000 };
+    dt_cache_recipe r = recipe("v", "t");
+    char *first = dt_path_join(scratch(state), "index-000001-0of1.ndjson"), *text, *line;
+    char *path = dt_path_join(scratch(state), "index-000002-0of1.ndjson");
+    size_t bytes;
+    fill(scratch(state), NULL, &r, "a:1", "");
+    assert_int_equal(dt_file_read(&text, &bytes, first, 1 << 20, NULL), 0);
+    char *rec = strchr(text, '\n') + 1, *end = strchr(rec, '\n') + 1;
+    FILE *f = fopen(path, "w");
+    fwrite(text, 1, (size_t)(rec - text), f);
+    assert_non_null(line = strstr(rec, "\"a\""));
+    for (int i = 0; i < N; i++)
+        fprintf(f, "%.*s\"a picture with a name that is as long as names of pictures are, number %d\"%.*s", (int)(line - rec), rec, i,
+                (int)(end - line - 3), line + 3);
+    fputs(end, f);
+    fclose(f);
+    int64_t before = held();
+    dt_cache *c = open_cache(scratch(state));
+    assert_in_range(held() - before, 0, 60 * N);
+    assert_true(look(c, "a") == 1 && look(c, "a picture with a name that is as long as names of pictures are, number 19999") == 1);
+    assert_int_equal(dt_cache_skipped(c), 0);
+    dt_cache_close(&c);
+    free(text);
+    free(path);
+    free(first);
+}
+
 static void no_cache(void **state)
 {
     dt_cache *c;
@@ -489,7 +573,7 @@ int main(void)
         TEST(finds_what_was_put), TEST(another_size_or_flip_is_another_picture), TEST(same_again_writes_nothing),
         TEST(newest_index_is_right), TEST(other_encoders_are_not_seen), TEST(keys), TEST(finished_shards_survive),
         TEST(one_at_a_time), TEST(damage_is_noticed), TEST(tar_survives_anything), TEST(index_survives_anything),
-        TEST(streams), TEST(no_cache), TEST(every_field_of_a_recipe_counts),
+        TEST(streams), TEST(many_records), TEST(no_cache), TEST(every_field_of_a_recipe_counts),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+#include <malloc.h>
 #include "base/file.h"
 #include "data/plan.h"
 
@@ -245,6 +246,87 @@ static void test_seek(void **state)
     free(text);
 }
 
+/* A plan that comes through a pipe, and only once, has the items that a file has; text comes and goes with the line. */
+static void test_pipe(void **state)
+{
+    (void)state;
+    struct dt_data_settings s = settings();
+    char *text = plan(&s, NULL), *cmd;
+    dt_batches *a = open_text(text), *b = NULL;
+    dt_batch x, y;
+    dt_plan_item *it;
+    cmd = dt_path_join(dir, "p.ndjson");
+    char *cat = dt_sprintf("cat %s", cmd);
+    FILE *f = popen(cat, "r");
+    assert_int_equal(dt_batches_open_file(&b, f, "pipe", NULL), 0);
+    assert_memory_equal(dt_batches_info(a), dt_batches_info(b), sizeof(dt_plan_info));
+    for (int rc; (rc = dt_batches_next(a, &x, NULL)) >= 0;) {
+        assert_int_equal(dt_batches_next(b, &y, NULL), rc);
+        if (!rc)
+            break;
+        for (int i = 0; i < x.n; i++) {
+            assert_int_equal(x.item[i].at, y.item[i].at);
+            assert_string_equal(x.item[i].item->path, y.item[i].item->path);
+            assert_string_equal(x.item[i].text, y.item[i].text);
+        }
+    }
+    assert_int_equal(dt_batches_item(b, N - 1, &it, NULL), 0);
+    assert_string_equal(it->text, "picture 202");
+    free(it);
+    dt_batches_close(&a);
+    dt_batches_close(&b);
+    free(cat);
+    free(cmd);
+    free(text);
+}
+
+/* A file that is another one when an item is read again. */
+static void test_changed(void **state)
+{
+    (void)state;
+    struct dt_data_settings s = settings();
+    char *text = plan(&s, NULL), *path = dt_path_join(dir, "p.ndjson");
+    dt_batches *b = open_text(text);
+    dt_plan_item *it = NULL;
+    dt_err err = { 0 };
+    const char *const now[] = { "", "{\"item\":0}\n", "[1]\n" };
+    for (int i = 0; i < 3; i++) {
+        FILE *f = fopen(path, "w");             /* the same inode */
+        for (int k = 0; *now[i] && k < 5000; k++)
+            fputs(now[i], f);
+        fclose(f);
+        assert_int_equal(dt_batches_item(b, 5, &it, &err), DT_EDATA);
+        assert_null(it);
+        assert_non_null(strstr(err.msg, "changed while it is in use"));
+    }
+    dt_batches_close(&b);
+    free(path);
+    free(text);
+}
+
+/* Of an item some bytes are kept, however long its line is. */
+static void test_memory(void **state)
+{
+    (void)state;
+    enum { MANY = 20000 };
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&text, &bytes);
+    fprintf(f, "{\"dt_plan\":1,\"seed\":1,\"items\":%d,\"epochs\":0,\"batches\":0,\"samples\":0,\"steps\":0,\"train_batch_size\":1,"
+            "\"gradient_accumulation_steps\":1,\"world_size\":1}\n", MANY);
+    for (int i = 0; i < MANY; i++)
+        fprintf(f, "{\"item\":%d,\"path\":\"%0300d.png\",\"text\":\"%0300d\",\"size\":[64,64]}\n", i, i, i);
+    fprintf(f, "{\"end\":true,\"batches\":0}\n");
+    fclose(f);
+    struct mallinfo2 m = mallinfo2();
+    size_t before = m.uordblks + m.hblkhd;
+    dt_batches *b = open_text(text);
+    m = mallinfo2();
+    assert_in_range(m.uordblks + m.hblkhd - before, 0, 20 * MANY);
+    dt_batches_close(&b);
+    free(text);
+}
+
 /* Reads all; the message of the first error must hold the words. */
 static void damaged(const char *text, const char *words)
 {
@@ -344,7 +426,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_coverage), cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_prefix),
-        cmocka_unit_test(test_shards), cmocka_unit_test(test_seek), cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_shards), cmocka_unit_test(test_seek), cmocka_unit_test(test_pipe),
+        cmocka_unit_test(test_changed), cmocka_unit_test(test_memory), cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_settings),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
