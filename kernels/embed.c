@@ -2,7 +2,8 @@
 #include <math.h>
 #include "kernels/opdef.h"
 
-/* ---- embedding: w [V, C], ids [...] i32 -> [..., C].   dw[v] = sum of dy over the places where ids = v ---- */
+/* ---- embedding: w [V, C], ids [...] i32 -> [..., C].   dw[v] = sum of dy over the places where ids = v
+ * Few rows of a large table: one that lies in a file is not brought into memory for them. ---- */
 
 static const char *embedding_shape(dt_node *n)
 {
@@ -24,6 +25,11 @@ static void embedding_run(const dt_node *n, const dt_run *r)
     int64_t V = n->in[0]->dims.d[0], C = n->in[0]->dims.d[1], N = dt_tensor_numel(n->in[1]);
     int64_t bytes = C * (int64_t)dt_dtype_size(n->in[0]->dtype);
     const int32_t *ids = r->in[1];
+    const dt_param *q = n->in[0]->kind == DT_PARAM && n->in[0]->param->place != DT_IN_BLOCK ? n->in[0]->param : NULL;
+    for (int64_t i = 0; i < N && q; i++)
+        dt_param_row(q, row_of(ids[i], V), (char *)r->out[0] + i * bytes, n->out[0]->dtype);
+    if (q)
+        return;
 #pragma omp parallel for num_threads(dt_team(r, N * C)) schedule(static)
     for (int64_t i = 0; i < N; i++)
         memcpy((char *)r->out[0] + i * bytes, (const char *)r->in[0] + row_of(ids[i], V) * bytes,

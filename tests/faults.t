@@ -88,6 +88,30 @@ if [ -z "${SAN-}" ]; then
     fails 4 'a weight file that shrinks while it is mapped: its name, no core' \
         "rm -rf out; FAULT_WATCH=metrics.ndjson FAULT_THEN='truncate -s 4096 $w' faulty dt-train lora ${R/$M/m} --low_vram --rank 2 --latents cache --max_sequence_length 16" \
         "dt-train: .*${w##*/}: cannot be read any more: it was cut short"
+    # In bf16 they are used where they lie.
+    I="${R/$M/m} --rank 2 --latents cache --max_sequence_length 16 --mixed_precision bf16"
+    for how in '' --low_vram; do
+        rm -r m; cp -r "$M" m
+        fails 4 "one in use $how" "rm -rf out; FAULT_WATCH=metrics.ndjson FAULT_THEN='truncate -s 4096 $w' faulty dt-train lora $I $how" \
+            "dt-train: .*${w##*/}.*(cannot be read any more: it was cut short|was written to while it was in use)"
+        rm -r m; cp -r "$M" m
+        fails 4 "one that is written to $how" \
+            "rm -rf out; FAULT_WATCH=metrics.ndjson FAULT_THEN='printf x | dd of=$w bs=1 seek=20000 conv=notrunc' faulty dt-train lora $I $how" \
+            "^dt-train: '.*${w##*/}' was written to while it was in use$"
+        check 'before anything made with it is kept' 'ls -d out/checkpoint* out/lora* 2>/dev/null; wc -c <out/metrics.ndjson' 0
+    done
+    check 'one that another is renamed over goes on as it was' \
+        "rm -r m; cp -r '$M' m; cp $w new; printf x | dd of=new bs=1 seek=20000 conv=notrunc; dt-train lora $I; cp out/metrics.ndjson as-it-was
+         rm -rf out; FAULT_WATCH=metrics.ndjson FAULT_THEN='mv new $w' faulty dt-train lora $I; ls new 2>/dev/null; cmp out/metrics.ndjson as-it-was"
+    t=$(ls m/text_encoder_2/*.safetensors)
+    fails 4 'a text encoder that is written to while it encodes' \
+        "rm -rf c4; FAULT_WATCH=.shard-000001-0of1-0000.tar.tmp FAULT_THEN='printf x | dd of=$t bs=1 seek=20000 conv=notrunc' faulty ${C/$M/m} --mixed_precision bf16 -o c4 plan" \
+        "^dt-cache-latents: '$t' was written to while it was in use$"
+    fails 4 'a transformer that is, while it samples' \
+        "FAULT_WATCH=n.ndjson FAULT_THEN='printf x | dd of=$w bs=1 seek=20000 conv=notrunc' faulty dt-sample --pretrained_model_name_or_path m --steps 2 \
+            --mixed_precision bf16 --max_sequence_length 16 -q --progress n.ndjson -p x -o written.png" \
+        "^dt-sample: .*${w##*/}' was written to while it was in use$"
+    check 'with no picture' 'ls written.png 2>/dev/null; :'
     cp -r cache c1; s=$(ls c1/shard*.tar)
     fails 4 'a shard of the cache too' "FAULT_WATCH=${s##*/} FAULT_THEN='truncate -s 4096 $s' faulty ${L/cache/c1}" \
         "dt-train: .*${s##*/}: (cannot be read any more|cut off at byte)"

@@ -39,6 +39,27 @@ for w in 0 8; do
     check "full, $w loader threads" "$F --plan lora0/plan.ndjson --latents lora0/cache --dataloader_num_workers $w --output_dir full$w && same full0 full$w"
     check "vae, $w loader threads" "$V --plan lora0/plan.ndjson --dataloader_num_workers $w --output_dir vae$w && same vae0 vae$w"
 done
+# --- weights where they lie in the file, and copied ---
+# aligned as their numbers are not, they are copied
+cp -r "$M" odd
+for f in odd/*/*.safetensors; do
+    n=$(($(od -An -tu8 -N8 "$f") + 1))
+    { printf "\\$(printf %03o $((n & 255)))\\$(printf %03o $((n >> 8)))\0\0\0\0\0\0"; head -c $((7 + n)) "$f" | tail -c +9; printf ' '; tail -c +$((8 + n)) "$f"; } >new
+    mv new "$f"
+done
+cp -r "$M" oddt; rm -r oddt/transformer; mv odd/transformer oddt; cp -r "$M/transformer" odd        # a cache knows its encoders
+for how in '' --low_vram; do
+    check "lora, copied weights $how" "$L --plan lora0/plan.ndjson --latents lora0/cache --mixed_precision bf16 --output_dir here$how $how &&
+        ${L/"$M"/oddt} --plan lora0/plan.ndjson --latents lora0/cache --mixed_precision bf16 --output_dir there$how $how &&
+        cmp here$how/metrics.ndjson there$how/metrics.ndjson && cmp <(tail -c 1000 here$how/lora.safetensors) <(tail -c 1000 there$how/lora.safetensors)"
+    S="--max_sequence_length 16 --mixed_precision bf16 --steps 2 -q -p cat $how"
+    check "samples $how" "dt-sample --pretrained_model_name_or_path $M $S --save_latents lat1 && dt-sample --pretrained_model_name_or_path oddt $S --save_latents lat2 &&
+        cmp lat1 lat2"
+    check "a cache $how" "dt-cache-latents --model $M --max_sequence_length 16 --mixed_precision bf16 -q $how -o c1$how lora0/plan.ndjson &&
+        dt-cache-latents --model odd --max_sequence_length 16 --mixed_precision bf16 -q $how -o c2$how lora0/plan.ndjson &&
+        cmp <(for t in c1$how/*.tar; do tar xOf \$t --wildcards '*.safetensors' | cksum; done) <(for t in c2$how/*.tar; do tar xOf \$t --wildcards '*.safetensors' | cksum; done)"
+done
+check 'the same, given back or not' 'cmp here/metrics.ndjson here--low_vram/metrics.ndjson'
 check 'another seed, other bits' "$L $rest --seed 43 --output_dir seed && ! cmp -s seed/lora.safetensors lora0/lora.safetensors"
 
 # --- the number of compute threads is part of a run ---

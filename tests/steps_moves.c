@@ -79,10 +79,7 @@ static int take(copy *c, const dt_job *j, dt_err *err)
         c->v[k] = dt_alloc((size_t)(p->n + 1) * sizeof(*c->v[k]));
         for (int64_t i = 0; i < p->n && rc == 0; i++) {
             c->v[k][i] = dt_alloc((size_t)p->v[i]->numel * sizeof(float));
-            if (p->v[i]->mapped)
-                dt_param_bring(p->v[i], c->v[k][i], DT_F32);
-            else
-                rc = dt_params_read(p, p->v[i], false, c->v[k][i], err);
+            rc = dt_params_read(p, p->v[i], false, c->v[k][i], err);
         }
     }
     return rc;

@@ -13,7 +13,7 @@ struct opts {
     int64_t vae_mini_batch, vae_tile, max_sequence_length, max_shard_size, threads, workers;
     double  max_skipped_fraction;
     int64_t memory_budget;
-    int     text_padding, mixed_precision, cache_dtype, pictures_only, memory_plan, quiet;
+    int     text_padding, mixed_precision, cache_dtype, pictures_only, memory_plan, low_vram, quiet;
 };
 
 static const char *const precisions[] = { "no", "bf16", NULL };
@@ -60,8 +60,10 @@ static const dt_opt table[] = {
       "threads that read pictures (0: one for each CPU, at most 8)" },
     { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), .help = "print the memory plan by moment and kind, and stop" },
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, .help =
-      "take no more memory than this: fewer pictures at once if that is needed; if it is not enough, say what would do and end "
-      "with status 5" },
+      "take no more memory than this: weights are given back after use, and fewer pictures are encoded at once, if that is needed; "
+      "if it is not enough, say what would do and end with status 5" },
+    { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), .help =
+      "keep matrices out of memory: each is brought in from the weight files where it is used; slower, but larger models fit" },
     { "progress", 0, "FILE", DT_OPT_STR, O(progress), .help =
       "write progress as NDJSON to FILE, or to this descriptor if it is a number" },
     { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help =
@@ -191,6 +193,7 @@ static void fill_params(struct dt_encode_params *p, const struct opts *o)
     p->max_skipped_fraction = o->max_skipped_fraction;
     p->memory_budget = o->memory_budget;
     p->memory_plan = o->memory_plan;
+    p->low_vram = o->low_vram;
     p->table = print_table;
     p->progress = o->progress;
     p->quiet = o->quiet;

@@ -52,12 +52,13 @@ static const dt_opt table[] = {
     { "mixed_precision", 0, NULL, DT_OPT_ENUM, O(bf16), .choices = precisions, .help =
       "storage of activations and weights: no (fp32) or bf16 (no)" },
     { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), .help =
-      "leave matrices in the mapped weight files and bring each in where it is used: slower, but larger models fit" },
+      "keep matrices out of memory: each is brought in from the weight files where it is used; slower, but larger models fit" },
     { "vae_tile", 0, "PX", DT_OPT_INT, O(vae_tile), 0, 65536, .help =
       "decode pictures larger than this in overlapping tiles; 0 = never (0)" },
     { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), .help = "print the memory plan by moment and kind, and stop" },
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, .help =
-      "take no more memory than this, or say what would do and end with status 5" },
+      "take no more memory than this: weights are given back after use if that is needed; if it is not enough, say what would do "
+      "and end with status 5" },
     DT_OPT_GROUP("Watching"),
     { "progress", 0, "FILE", DT_OPT_STR, O(progress), .help = "NDJSON progress to a file, or to a file descriptor by number" },
     { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help = "no words on standard error but errors" },

@@ -362,20 +362,52 @@ int dt_map_fd(dt_map *m, int fd, const char *path, dt_err *err)
     return 0;
 }
 
-int dt_map_open(dt_map *m, const char *path, dt_err *err)
+int dt_map_open_watched(dt_map *m, dt_watch *w, const char *path, dt_err *err)
 {
+    struct stat st = { 0 };
     *m = (dt_map){ 0 };
+    *w = (dt_watch){ .fd = -1 };
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);     /* a FIFO must not hold us up */
     if (fd < 0)
         return dt_err_open(err, path);
-    int rc = dt_map_fd(m, fd, path, err);
-    close(fd);
+    int rc = fstat(fd, &st) < 0 ? dt_err_sys(err, DT_EDATA, "cannot stat '%s'", path) : dt_map_fd(m, fd, path, err);
+    if (rc < 0)
+        close(fd);
+    else
+        *w = (dt_watch){ fd, (int64_t)st.st_size, (int64_t)st.st_mtim.tv_sec, (int64_t)st.st_mtim.tv_nsec };
     return rc;
+}
+
+int dt_map_open(dt_map *m, const char *path, dt_err *err)
+{
+    dt_watch w;
+    int rc = dt_map_open_watched(m, &w, path, err);
+    dt_watch_close(&w);
+    return rc;
+}
+
+int dt_watch_check(const dt_watch *w, const char *path, dt_err *err)
+{
+    struct stat st;
+    if (w->fd < 0)
+        return 0;
+    if (fstat(w->fd, &st) < 0)
+        return dt_err_sys(err, DT_EDATA, "cannot stat '%s'", path);
+    if (st.st_size == w->bytes && st.st_mtim.tv_sec == w->s && st.st_mtim.tv_nsec == w->ns)
+        return 0;
+    return dt_err_set(err, DT_EDATA, "'%s' was written to while it was in use", path);
+}
+
+void dt_watch_close(dt_watch *w)
+{
+    if (w->fd >= 0)
+        close(w->fd);
+    w->fd = -1;
 }
 
 void dt_map_forget(const dt_map *m, const void *p, size_t bytes)
 {
-    const uintptr_t around = 64 << 10;          /* Linux maps the neighbours of a page too, in windows of this */
+    const uintptr_t around = 2 << 20;           /* Linux maps the neighbours of a page too, up to a huge page of them */
     uintptr_t from = (uintptr_t)p / around * around, to = ((uintptr_t)p + bytes + around - 1) / around * around;
     uintptr_t first = (uintptr_t)m->data, end = first + m->bytes;
     from = from > first ? from : first;

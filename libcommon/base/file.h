@@ -39,6 +39,15 @@ typedef struct dt_map {             /* read-only, private mapping of a regular f
 } dt_map;
 int   dt_map_open(dt_map *m, const char *path, dt_err *err);
 int   dt_map_fd(dt_map *m, int fd, const char *path, dt_err *err);  /* of an open file; `path` stands in messages */
+/* As it was when it was mapped: what has not been read by then may still be another file's bytes. */
+typedef struct dt_watch {
+    int     fd;
+    int64_t bytes, s, ns;           /* size, time of the last change */
+} dt_watch;
+int   dt_map_open_watched(dt_map *m, dt_watch *w, const char *path, dt_err *err);
+/* DT_EDATA if it was written to since, or cut.  One that another was renamed over is as it was. */
+int   dt_watch_check(const dt_watch *w, const char *path, dt_err *err);
+void  dt_watch_close(dt_watch *w);
 void  dt_map_close(dt_map *m);
 /* The bytes at p take no memory of this process until they are read again, from the system's cache if it has them. */
 void  dt_map_forget(const dt_map *m, const void *p, size_t bytes);

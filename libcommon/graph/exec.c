@@ -18,13 +18,24 @@ void *dt_plan_pointer(const dt_plan *p, const dt_tensor *t)
     return s < 0 ? NULL : p->arena + p->slot[s].offset;
 }
 
+/* The parameter that a tensor shows, or NULL. */
+static const dt_param *param_of(dt_tensor *t)
+{
+    t = t ? dt_root(t) : NULL;
+    return t && t->kind == DT_PARAM ? t->param : NULL;
+}
+
 void dt_plan_bind(dt_plan *p, void *arena)
 {
     p->arena = arena;
     for (int64_t i = 0; i < p->nitem; i++) {
         dt_item *it = &p->item[i];
-        for (int k = 0; k < it->node->nin; k++)
+        it->from_file = false;
+        for (int k = 0; k < it->node->nin; k++) {
+            const dt_param *q = param_of(it->node->in[k]);
             it->in[k] = dt_plan_pointer(p, it->node->in[k]);
+            it->from_file |= q && q->place == DT_IN_FILE;
+        }
         for (int k = 0; k < it->node->nout; k++)
             it->out[k] = dt_plan_pointer(p, it->node->out[k]);
         it->ws = it->ws_slot < 0 ? NULL : p->arena + p->slot[it->ws_slot].offset;
@@ -50,6 +61,9 @@ void dt_plan_launch(const dt_plan *p, const dt_item *it)
 {
     dt_run r = { .dev = p->dev, .in = it->in, .out = it->out, .workspace = it->ws, .state = it->state };
     it->kernel->run(it->node, &r);
+    for (int k = 0; it->from_file && k < it->node->nin; k++)
+        if (param_of(it->node->in[k]))
+            dt_param_used(param_of(it->node->in[k]));
 }
 
 static void launch_all(void *ctx)

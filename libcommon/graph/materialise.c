@@ -1,6 +1,6 @@
 /* materialise.c - parameters that have no memory of their own.
  *
- * A mapped parameter (dt_params_map) lies in its weight file.  Every node that reads it gets a fetch of its own just before it,
+ * A fetched parameter (dt_params_place) lies in its weight file.  Every node that reads it gets a fetch of its own just before it,
  * whose output dies with that node: the arena never holds more than the largest such matrix, and the pages of the
  * file are the system's to keep or drop. */
 #include <stdlib.h>
@@ -42,7 +42,7 @@ void dt_materialise(dt_graph *g)
         dt_node *r = old[i];
         for (int k = 0; r->live && k < r->nin; k++) {
             dt_tensor *t = r->in[k];
-            if (!t || t->kind != DT_PARAM || !t->param->mapped)
+            if (!t || t->kind != DT_PARAM || t->param->place != DT_FETCHED || dt_reads_rows(r, k))
                 continue;
             dt_node *f = make_fetch(g, r, t);
             r->in[k] = f->out[0];

@@ -5,18 +5,20 @@
 static bool is_finite(const dt_plan *p, const dt_tensor *t)
 {
     void *ptr = dt_plan_pointer(p, t);
-    if (!ptr)
-        return true;
-    void *host = dt_try_alloc((size_t)dt_bytes(t));
+    bool fetched = t->kind == DT_PARAM && t->param->place == DT_FETCHED;
+    void *host = ptr || fetched ? dt_try_alloc((size_t)dt_bytes(t)) : NULL;
     if (!host)
         return true;
-    p->dev->download(p->dev, host, ptr, dt_bytes(t));
+    if (fetched)
+        dt_param_bring(t->param, host, t->dtype);
+    else
+        p->dev->download(p->dev, host, ptr, dt_bytes(t));
     bool ok = dt_finite(host, t->dtype, dt_numel(t->dims));
     free(host);
     return ok;
 }
 
-/* A mapped parameter is brought by a node of its own (materialise.c), which is not to blame for what is in the file. */
+/* A fetched parameter is brought by a node of its own (materialise.c), which is not to blame for what is in the file. */
 static bool brings(const dt_node *n) { return n->nin == 0 && n->out[0]->param; }
 
 /* Inputs and parameters are never written over by a node; what other nodes made is finite, or this were not the first. */

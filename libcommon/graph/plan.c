@@ -59,6 +59,15 @@ static int prepare_item(dt_plan *p, dt_node *n, dt_err *err)
     return rc;
 }
 
+static void note_reads(const dt_node *n)
+{
+    for (int k = 0; k < n->nin; k++) {
+        dt_tensor *t = n->in[k] ? dt_root(n->in[k]) : NULL;
+        if (t && t->kind == DT_PARAM && !dt_reads_rows(n, k))
+            t->param->read = true;
+    }
+}
+
 static int prepare(dt_plan *p, dt_err *err)
 {
     dt_graph *g = p->g;
@@ -70,6 +79,7 @@ static int prepare(dt_plan *p, dt_err *err)
         int rc = prepare_item(p, n, err);
         if (rc < 0)
             return rc;
+        note_reads(n);
         dt_cost c = dt_node_cost(n);
         p->stats.flops += c.flops;
         p->stats.bytes += c.bytes;

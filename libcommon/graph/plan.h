@@ -2,6 +2,7 @@
 #ifndef DT_GRAPH_PLAN_H
 #define DT_GRAPH_PLAN_H
 #include "graph/internal.h"
+#include "kernels/oplist.h"
 
 /* A stretch of the arena that is in use from node `first` to node `last` of the run (inclusive). */
 typedef struct dt_slot {
@@ -16,6 +17,7 @@ typedef struct dt_item {            /* one launch */
     int64_t ws_slot;                /* index of a slot, -1 = none */
     int64_t ws_bytes;
     void   *in[DT_MAX_IN], *out[DT_MAX_OUT], *ws;   /* set by dt_plan_bind */
+    bool    from_file;              /* likewise: reads a parameter where it lies in its file */
 } dt_item;
 
 struct dt_plan {
@@ -40,7 +42,10 @@ void  dt_plan_consts(dt_plan *p);
 /* Lets live nodes do the work of their only readers, where their kernels can. */
 void dt_fuse(dt_graph *g);
 
-/* Puts a node in front of every live reader of a mapped parameter that makes it an activation of that reader alone. */
+/* A kernel that takes single rows of such a parameter from the file itself (dt_param_row). */
+static inline bool dt_reads_rows(const dt_node *n, int k) { return n->op == &dt_op_embedding && k == 0; }
+
+/* Puts a node in front of every live reader of a fetched parameter that makes it an activation of that reader alone. */
 void dt_materialise(dt_graph *g);
 
 /* The smallest arena found for the slots; sets every offset (multiples of `align`). */

@@ -242,20 +242,47 @@ static int rename_clip(const dt_st *st, const dt_param *q, dt_st_entry *out, voi
     return 1;
 }
 
-int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err)
+static const dt_rename_fn rename_part[DT_FLUX_NPART] = { dt_flux_rename, dt_vae_rename, rename_clip, rename_t5 };
+
+int dt_flux_pipe_place(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, bool fetch, dt_err *err)
 {
-    static const dt_rename_fn rename[DT_FLUX_NPART] = { dt_flux_rename, dt_vae_rename, rename_clip, rename_t5 };
     dt_st *st = NULL;
     char *dir = p->weights[k] ? dt_strdup(p->weights[k]) : part_dir(p, k);
     int rc = dt_is_dir(dir) ? dt_st_open_folder(&st, dir, stems, err) : dt_st_open(&st, dir, err);
     if (rc == 0)
-        rc = dt_params_alloc(p->part[k], dev, dtype, flags, err);
-    if (rc == 0)
-        rc = dt_params_load(p->part[k], st, rename[k], NULL, err);
-    if (rc >= 0)
-        dt_params_keep_file(p->part[k], &st);
-    dt_st_close(&st);
+        rc = dt_params_place(p->part[k], &st, rename_part[k], NULL, dev, dtype, fetch, err);
     free(dir);
+    return rc;
+}
+
+int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err)
+{
+    dt_params *part = p->part[k];
+    int rc = part->file ? 0 : dt_flux_pipe_place(p, k, dev, dtype, false, err);
+    if (rc == 0)
+        rc = dt_params_alloc(part, dev, dtype, flags, err);
+    if (rc == 0)
+        rc = dt_params_load(part, part->file, rename_part[k], NULL, err);
+    if (rc >= 0)
+        rc = dt_params_check(part, err);            /* what was copied, too */
+    if (rc == 0)
+        dt_params_loaded(part);
+    return rc;
+}
+
+bool dt_flux_pipe_give_back(dt_flux_pipe *p)
+{
+    bool any = false;
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        any |= dt_params_give_back(p->part[k]);
+    return any;
+}
+
+int dt_flux_pipe_check(const dt_flux_pipe *p, dt_err *err)
+{
+    int rc = 0;
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+        rc = dt_params_check(p->part[k], err);
     return rc;
 }
 

@@ -39,11 +39,17 @@ int  dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence
 void dt_flux_pipe_close(dt_flux_pipe **p);
 int  dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err);
 
-/* Allocates part `k` on dev in `dtype` (choose trainable parameters before) and loads its weights. */
+/* Opens the weights of part `k` and settles which of them stay there (dt_params_place): before anything is planned with it, once it
+ * is known what trains. */
+int  dt_flux_pipe_place(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, bool fetch, dt_err *err);
+/* Allocates it on dev in `dtype` (choose trainable parameters before) and loads its weights; places it first if nobody did. */
 int  dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err);
 /* The same with fresh weights drawn from seed. */
 int  dt_flux_pipe_fresh(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, uint64_t seed,
                         dt_err *err);
+/* dt_params_check and dt_params_give_back of all parts. */
+int  dt_flux_pipe_check(const dt_flux_pipe *p, dt_err *err);
+bool dt_flux_pipe_give_back(dt_flux_pipe *p);
 void dt_flux_pipe_unload(dt_flux_pipe *p, enum dt_flux_part k);     /* frees the weights; declared anew on the next load */
 /* Hash of a part's config and weight files: what cached states depend on. */
 int  dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out, dt_err *err);

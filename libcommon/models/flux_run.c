@@ -215,11 +215,14 @@ static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int6
 }
 
 /* `what` comes out: "the latents". */
-static int run_one(dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, const char *what, dt_err *err)
+static int run_one(const dt_flux_run *r, dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, const char *what,
+                   dt_err *err)
 {
     const dt_tensor *y = dt_find(g, "out");
     dt_plan_write(p, dt_find(g, in), data);
     int rc = dt_plan_run(p, err);
+    if (rc == 0)
+        rc = dt_flux_pipe_check(r->p.pipe, err);
     if (rc < 0)
         return rc;
     dt_plan_read(p, y, out);
@@ -236,10 +239,10 @@ int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *
     int rc = T < 0 ? (int)T : use(r, TEXT_CLIP, 1, 0, 0, 0, &p, &g, err);
     if (rc == 0) {
         dt_plan_write(p, dt_find(g, "eos"), &eos);
-        rc = run_one(p, g, "ids", ids, pooled, "CLIP's output for a caption", err);
+        rc = run_one(r, p, g, "ids", ids, pooled, "CLIP's output for a caption", err);
     }
     if (rc == 0 && (rc = use(r, TEXT_T5, 1, 0, 0, T, &p, &g, err)) == 0)
-        rc = run_one(p, g, "ids", ids + pipe->clip_len, states, "T5's output for a caption", err);
+        rc = run_one(r, p, g, "ids", ids + pipe->clip_len, states, "T5's output for a caption", err);
     free(ids);
     return rc;
 }
@@ -275,7 +278,7 @@ static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, fl
         out[i] = dt_try_alloc((size_t)(C * (a.w / f) * (a.h / f)) * sizeof(float));
         rc = out[i] ? use(r, ENCODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
-            rc = run_one(p, g, "in", in, out[i], "the latent of a picture", err);
+            rc = run_one(r, p, g, "in", in, out[i], "the latent of a picture", err);
     }
     if (rc == 0)
         dt_tiles_join(&t, out, C, 1, f, moments);
@@ -303,7 +306,7 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
         dt_graph *g;
         rc = use(r, ENCODE, n, w, h, 0, &p, &g, err);
         if (rc == 0)
-            rc = run_one(p, g, "in", x, m, "the latent of a picture", err);
+            rc = run_one(r, p, g, "in", x, m, "the latent of a picture", err);
     }
     if (rc == 0)
         split_moments(m, n, half, mean, logvar);
@@ -344,7 +347,7 @@ int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
         dt_plan_write(p, dt_find(g, "sigma"), &t);
         if (pipe->dit.guidance)
             dt_plan_write(p, dt_find(g, "guidance"), &guidance);
-        rc = run_one(p, g, "in", s->latents, v, "the transformer's prediction", err);
+        rc = run_one(r, p, g, "in", s->latents, v, "the transformer's prediction", err);
         if (rc == DT_ENAN)
             dt_err_prefix(err, "sampling step %lld", (long long)i + 1);
         if (rc == 0)
@@ -375,7 +378,7 @@ static int decode_tiled(dt_flux_run *r, const float *lat, int64_t w, int64_t h, 
         out[i] = dt_try_alloc((size_t)(a.w * a.h * 3) * sizeof(float));
         rc = out[i] ? use(r, DECODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
-            rc = run_one(p, g, "in", in, out[i], "a decoded picture", err);
+            rc = run_one(r, p, g, "in", in, out[i], "a decoded picture", err);
     }
     if (rc == 0)
         dt_tiles_join(&t, out, 1, 3, 1, x);
@@ -397,7 +400,7 @@ int dt_flux_run_decode(dt_flux_run *r, const float *latents, int64_t w, int64_t 
         dt_graph *g;
         rc = use(r, DECODE, 1, w, h, 0, &p, &g, err);
         if (rc == 0)
-            rc = run_one(p, g, "in", latents, x, "a decoded picture", err);
+            rc = run_one(r, p, g, "in", latents, x, "a decoded picture", err);
     }
     for (int64_t i = 0; i < w * h * 3 && rc == 0; i++)
         rgb[i] = (uint8_t)lrintf(fminf(1.0f, fmaxf(0.0f, x[i] * 0.5f + 0.5f)) * 255.0f);

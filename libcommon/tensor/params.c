@@ -10,6 +10,7 @@
 
 #include "base/rng.h"
 #include "graph/device.h"
+#include "tensor/place.h"
 #include "tensor/strmap.h"
 
 enum {
@@ -107,43 +108,11 @@ void dt_params_add_linear(dt_params *p, const char *path)
 
 /* --- layout --- */
 
-void dt_params_map(dt_params *p)
-{
-    for (int64_t i = 0; i < p->n; i++)
-        p->v[i]->mapped = !p->v[i]->trainable && p->v[i]->dims.nd >= 2;
-}
-
-void dt_params_keep_file(dt_params *p, dt_st **st)
-{
-    for (int64_t i = 0; i < p->n; i++)
-        if (p->v[i]->mapped) {
-            dt_st_close(&p->file);
-            p->file = *st;
-            *st = NULL;
-            return;
-        }
-}
-
-void dt_param_bring(const dt_param *q, void *dst, dt_dtype t)
-{
-    enum { PART = 1 << 16 };
-    char *at = dst;
-    for (int i = 0; i < q->pieces; i++) {
-        const dt_st_entry *e = &q->piece[i];
-        int64_t n = dt_numel(e->dims), from = (int64_t)dt_dtype_size(e->dtype), to = (int64_t)dt_dtype_size(t);
-#pragma omp parallel for schedule(static)
-        for (int64_t j = 0; j < n; j += PART)
-            dt_convert(at + j * to, t, (const char *)e->data + j * from, e->dtype, n - j < PART ? n - j : PART);
-        dt_st_forget(q->file, e->data, e->bytes);
-        at += n * to;
-    }
-}
-
 static int64_t part_size(const dt_params *p, bool trainable)
 {
     int64_t n = 0;
     for (int64_t i = 0; i < p->n; i++)
-        if (p->v[i]->trainable == trainable && !p->v[i]->mapped)
+        if (p->v[i]->trainable == trainable && p->v[i]->place == DT_IN_BLOCK)
             n += (p->v[i]->numel + ALIGN - 1) / ALIGN * ALIGN;
     return n;
 }
@@ -153,7 +122,7 @@ dt_params_bytes dt_params_size(const dt_params *p, dt_dtype dtype, unsigned flag
     int64_t t = part_size(p, true), f = part_size(p, false);
     bool optim = !(flags & DT_PARAMS_NO_OPTIM);
     return (dt_params_bytes){
-        .weights = (t + f) * (int64_t)dt_dtype_size(dtype),
+        .weights = (t + f) * (int64_t)dt_dtype_size(dtype) + dt_params_in_file(p),
         .grads   = 4 * t,
         .master  = optim && dtype != DT_F32 ? 4 * t : 0,
         .moments = optim ? 8 * t : 0,
@@ -180,7 +149,7 @@ static void point(dt_params *p)
     for (int64_t i = 0; i < p->n; i++) {
         dt_param *q = p->v[i];
         q->dtype = p->dtype;
-        if (q->mapped)
+        if (q->place != DT_IN_BLOCK)
             continue;
         q->off = at[q->trainable];
         at[q->trainable] += (q->numel + ALIGN - 1) / ALIGN * ALIGN;
@@ -312,47 +281,6 @@ struct tasks {
     int64_t      n, cap;
 };
 
-static void dims_text(dt_dims d, char *buf, size_t bytes)
-{
-    size_t at = (size_t)snprintf(buf, bytes, "[");
-    for (int i = 0; i < d.nd && at < bytes; i++)
-        at += (size_t)snprintf(buf + at, bytes - at, "%s%lld", i ? ", " : "", (long long)d.d[i]);
-    if (at < bytes)
-        snprintf(buf + at, bytes - at, "]");
-}
-
-static int identity(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
-{
-    (void)ctx;
-    int rc = dt_st_need(st, q->name, out, err);
-    return rc < 0 ? rc : 1;
-}
-
-/* The pieces of q, one after the other along the first dimension, must make q's shape. */
-static int check_pieces(const dt_param *q, const dt_st_entry *piece, int k, dt_err *err)
-{
-    dt_dims have = piece[0].dims;
-    for (int i = 0; i < k; i++) {
-        if (piece[i].dtype >= DT_I64)
-            return dt_err_set(err, DT_EDATA, "%s: tensor '%s' is of type %s, a float type was expected", piece[i].file,
-                              piece[i].name, dt_dtype_name(piece[i].dtype));
-        dt_dims rest = piece[i].dims;
-        if (i && rest.nd == have.nd && rest.nd > 0) {
-            have.d[0] += rest.d[0];
-            rest.d[0] = have.d[0];
-        }
-        if (!same_dims(rest, have))
-            have.nd = -1;
-    }
-    char want[128], got[128];
-    if (have.nd >= 0 && same_dims(have, q->dims))
-        return 0;
-    dims_text(q->dims, want, sizeof(want));
-    dims_text(piece[0].dims, got, sizeof(got));
-    return dt_err_set(err, DT_EDATA, "%s: tensor '%s' is %s%s, %s was expected for '%s'", piece[0].file, piece[0].name, got,
-                      k > 1 ? " with others" : "", want, q->name);
-}
-
 static void add_tasks(struct tasks *t, dt_param *q, const dt_st_entry *piece, int k)
 {
     int64_t at = 0;
@@ -365,15 +293,6 @@ static void add_tasks(struct tasks *t, dt_param *q, const dt_st_entry *piece, in
         }
         at += n;
     }
-}
-
-static void keep_pieces(dt_param *q, const dt_st *st, const dt_st_entry *piece, int k)
-{
-    free(q->piece);
-    q->piece = dt_alloc((size_t)k * sizeof(*piece));
-    q->pieces = k;
-    q->file = st;
-    memcpy(q->piece, piece, (size_t)k * sizeof(*piece));
 }
 
 /* Makes the pages of fresh memory at once: one fault for each of them would take longer than filling them. */
@@ -441,18 +360,15 @@ int dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx
     int rc = 0;
     for (int64_t i = 0; i < p->n && rc >= 0; i++) {
         dt_st_entry piece[DT_MAX_PIECES];
-        int k = rc = (rename ? rename : identity)(st, p->v[i], piece, ctx, err);
-        if (k == 0)
-            rc = k = dt_err_set(err, DT_EFAIL, "nothing was found for '%s'", p->v[i]->name);
-        if (k < 0 || (rc = check_pieces(p->v[i], piece, k, err)) < 0)
+        if (p->v[i]->place != DT_IN_BLOCK)
+            continue;
+        if ((rc = dt_param_find(p->v[i], st, rename, ctx, piece, err)) < 0)
             goto out;
-        if (p->v[i]->mapped)
-            keep_pieces(p->v[i], st, piece, k);
-        else
-            add_tasks(&t, p->v[i], piece, k);
+        add_tasks(&t, p->v[i], piece, rc);
     }
     if (p->dev->kind == DT_CPU) {
         load_cpu(st, &t);
+        rc = 0;
         goto out;
     }
     rc = load_stage(p, st, &t, 0, err);
@@ -482,7 +398,7 @@ static const void *best(const dt_param *q, bool use_ema, dt_dtype *type)
 int dt_params_read(const dt_params *p, const dt_param *q, bool use_ema, float *out, dt_err *err)
 {
     dt_dtype type;
-    if (q->mapped) {
+    if (q->place == DT_FETCHED) {
         dt_param_bring(q, out, DT_F32);
         return 0;
     }
@@ -500,6 +416,8 @@ int dt_params_read(const dt_params *p, const dt_param *q, bool use_ema, float *o
 
 int dt_params_write(dt_params *p, dt_param *q, const float *values, dt_err *err)
 {
+    if (q->place != DT_IN_BLOCK)
+        return dt_err_set(err, DT_EFAIL, "'%s' lies in its file and cannot be written", q->name);
     void *tmp = dt_try_alloc((size_t)q->numel * 4);
     if (!tmp)
         return dt_err_set(err, DT_ENOMEM, "no memory to write '%s'", q->name);
@@ -522,7 +440,7 @@ static int fetch_param(void *ctx, int64_t i, const void **data, dt_err *err)
     dt_device *d = s->p->dev;
     const dt_param *q = s->p->v[i];
     dt_dtype type;
-    if (q->mapped) {
+    if (q->place == DT_FETCHED) {
         dt_param_bring(q, s->out, s->dtype);
         *data = s->out;
         return 0;

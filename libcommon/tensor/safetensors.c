@@ -7,6 +7,7 @@
 #include <endian.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -16,8 +17,9 @@
 enum { MAX_HEADER = 100 * 1000 * 1000 };
 
 struct shard {
-    char  *path;
-    dt_map map;             /* zero when the bytes are the caller's */
+    char    *path;
+    dt_map   map;           /* zero when the bytes are the caller's */
+    dt_watch watch;
 };
 
 struct dt_st {
@@ -198,14 +200,14 @@ static struct shard *add_shard(dt_st *st, const char *path)
 {
     dt_grow(&st->shard, &st->cap_shard, st->nshard + 1, sizeof(*st->shard));
     struct shard *s = &st->shard[st->nshard++];
-    *s = (struct shard){ .path = dt_strdup(path) };
+    *s = (struct shard){ .path = dt_strdup(path), .watch.fd = -1 };
     return s;
 }
 
 static int add_file(dt_st *st, const char *path, dt_err *err)
 {
     struct shard *s = add_shard(st, path);
-    int rc = dt_map_open(&s->map, path, err);
+    int rc = dt_map_open_watched(&s->map, &s->watch, path, err);
     return rc < 0 ? rc : parse(st, s->path, s->map.data, s->map.bytes, err);
 }
 
@@ -336,6 +338,7 @@ void dt_st_close(dt_st **st)
         free((char *)s->e[i].name);
     for (int64_t i = 0; i < s->nshard; i++) {
         dt_map_close(&s->shard[i].map);
+        dt_watch_close(&s->shard[i].watch);
         free(s->shard[i].path);
     }
     dt_strmap_free(&s->index);
@@ -378,14 +381,38 @@ int dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *err)
     return 0;
 }
 
-void dt_st_forget(const dt_st *st, const void *data, size_t bytes)
+/* The mapped file that p lies in, or NULL. */
+static const struct shard *shard_of(const dt_st *st, const uint8_t *p)
 {
-    const uint8_t *p = data;
     for (int64_t i = 0; i < st->nshard; i++) {
         const dt_map *m = &st->shard[i].map;
         if (p >= m->data && p < m->data + m->bytes)
-            dt_map_forget(m, p, bytes);
+            return &st->shard[i];
     }
+    return NULL;
+}
+
+void dt_st_forget(const dt_st *st, const void *data, size_t bytes)
+{
+    const struct shard *s = shard_of(st, data);
+    if (s)
+        dt_map_forget(&s->map, data, bytes);
+}
+
+void dt_st_read(const dt_st *st, const void *data, size_t bytes, void *to)
+{
+    const struct shard *s = shard_of(st, data);
+    ssize_t n = s ? pread(s->watch.fd, to, bytes, (const uint8_t *)data - s->map.data) : -1;
+    if (n != (ssize_t)bytes)                        /* as the mapping has it: a file that was cut ends the program there */
+        memcpy(to, data, bytes);
+}
+
+int dt_st_check(const dt_st *st, dt_err *err)
+{
+    int rc = 0;
+    for (int64_t i = 0; i < st->nshard && rc == 0; i++)
+        rc = dt_watch_check(&st->shard[i].watch, st->shard[i].path, err);
+    return rc;
 }
 
 const char *dt_st_path(const dt_st *st) { return st->shard[0].path; }

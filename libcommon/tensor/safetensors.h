@@ -36,6 +36,10 @@ int                dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *
 const char        *dt_st_meta_at(const dt_st *st, int64_t i, const char **key);
 /* Bytes of an entry's data that will not be read soon: see dt_map_forget.  What lies in memory stays there. */
 void               dt_st_forget(const dt_st *st, const void *data, size_t bytes);
+/* Copies bytes of an entry's data so that no others come into memory with them, as a read of the mapping makes them. */
+void               dt_st_read(const dt_st *st, const void *data, size_t bytes, void *to);
+/* DT_EDATA if one of its files was written to since it was opened.  What lies in memory is not watched. */
+int                dt_st_check(const dt_st *st, dt_err *err);
 const char        *dt_st_path(const dt_st *st);                     /* of the (first) file, for messages */
 const char        *dt_st_meta(const dt_st *st, const char *key);    /* __metadata__ of the (first) file; NULL if absent */
 

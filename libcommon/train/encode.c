@@ -267,6 +267,15 @@ static int encode_captions(dt_enc *e, dt_progress *bar, dt_err *err)
     return rc;
 }
 
+int dt_enc_place(dt_enc *e, enum dt_flux_part k, dt_err *err)
+{
+    const struct dt_encode_params *p = e->p;
+    int rc = dt_flux_pipe_place(p->pipe, k, p->dev, p->compute, p->low_vram, err);
+    if (rc == 0 && p->low_vram)
+        dt_params_give_back(p->pipe->part[k]);
+    return rc;
+}
+
 int dt_enc_find_texts(dt_enc *e, dt_err *err)
 {
     int rc = 0;
@@ -289,6 +298,9 @@ int dt_enc_find_texts(dt_enc *e, dt_err *err)
     if (!e->missing_texts)
         return 0;
     e->text_run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = e->p->pipe, .dev = e->p->dev, .act = e->p->compute });
+    rc = dt_enc_place(e, DT_FLUX_CLIP, err);
+    if (rc == 0)
+        rc = dt_enc_place(e, DT_FLUX_T5, err);
     for (int64_t i = 0; i < e->texts && rc == 0; i++)
         if (e->text[i].place < 0)
             rc = dt_flux_run_plan_text(e->text_run, e->text[i].len, err);

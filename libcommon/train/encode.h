@@ -23,6 +23,7 @@ struct dt_encode_params {
     double        max_skipped_fraction;
     int64_t       memory_budget;    /* bytes: fewer pictures at once if that is needed, otherwise DT_ENOMEM; 0: none */
     bool          memory_plan;      /* only this, to `table` */
+    bool          low_vram;         /* matrices stay in their files, and their pages are given back */
     void        (*table)(void *ctx, const char *text);
     const char   *progress;         /* NDJSON, or NULL */
     bool          quiet;

@@ -283,7 +283,7 @@ int dt_enc_find_images(dt_enc *e, dt_err *err)
     c->order = dt_alloc((size_t)(e->n + 1) * sizeof(*c->order));
     int rc = dt_cache_store_found(e->store) ? find_there(e, err) : 0;
     c->missing = rc == 0 ? put_in_order(c) : 0;
-    return rc;
+    return c->missing ? dt_enc_place(e, DT_FLUX_VAE, err) : rc;
 }
 
 int dt_enc_images(dt_enc *e, dt_err *err)

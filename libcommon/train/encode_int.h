@@ -82,6 +82,8 @@ int  dt_enc_write_index(dt_enc *e, dt_err *err);
 /* The plan as plan.ndjson: a stream begins with it; a folder gets it last, if it is a whole one. */
 int  dt_enc_put_plan(dt_enc *e, dt_err *err);
 
+/* dt_flux_pipe_place, as the options ask. */
+int  dt_enc_place(dt_enc *e, enum dt_flux_part k, dt_err *err);
 /* What is missing, then the shapes of the encoders that make it, up to `at_once` pictures together; then the work. */
 int  dt_enc_find_texts(dt_enc *e, dt_err *err);
 int  dt_enc_find_images(dt_enc *e, dt_err *err);

@@ -44,18 +44,25 @@ int dt_enc_memory(dt_enc *e, dt_err *err)
 {
     const struct dt_encode_params *p = e->p;
     int64_t at_once = p->vae_mini_batch;
+    bool gave_back = false;
     int rc;
     if (dt_enc_stopped(e))
         return 0;
     dt_enc_rehearse_image(e);
     while ((rc = dt_enc_plan_images(e, at_once, err)) == 0) {
         count(e);
+        if (!dt_mem_fits(&e->memory, p->memory_budget) && dt_flux_pipe_give_back(p->pipe)) {
+            gave_back = true;
+            count(e);
+        }
         if (dt_mem_fits(&e->memory, p->memory_budget) || at_once == 1)
             break;
         at_once = (at_once + 1) / 2;
     }
     if (rc < 0)
         return rc;
+    if (gave_back && dt_mem_fits(&e->memory, p->memory_budget))
+        dt_enc_say(e, false, "%s", DT_MEM_GIVEN_BACK);
     if (at_once < p->vae_mini_batch && dt_mem_fits(&e->memory, p->memory_budget))
         dt_enc_say(e, false, "pictures are encoded %lld at a time, so that the budget is kept", (long long)at_once);
     char *text = NULL, *line = dt_mem_line(&e->memory);

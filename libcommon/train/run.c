@@ -351,6 +351,7 @@ static int steps(dt_job *j, dt_err *err)
     j->t.dump_dir = dump;
     j->t.ctx = j;
     j->t.save_extra = dt_job_save_extra;
+    j->t.intact = dt_job_intact;
     j->t.validate = j->val ? dt_validator_run : NULL;
     j->t.say = say_saved;
     j->t.stop = j->ui->stop;

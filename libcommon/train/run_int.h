@@ -60,7 +60,9 @@ int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *pa
 int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err);
 /* run_model.c: declares, chooses what trains; loads or draws weights once the memory plan is accepted */
 int dt_job_model(dt_job *j, dt_err *err);
+int dt_job_place(dt_job *j, enum dt_flux_part k, dt_err *err);     /* dt_flux_pipe_place, as the options ask */
 int dt_job_weights(dt_job *j, dt_err *err);
+int dt_job_intact(void *job, dt_err *err);          /* dt_flux_pipe_check */
 int dt_job_task(dt_job *j, dt_err *err);
 int dt_job_base_hash(dt_job *j, dt_err *err);           /* once: a checkpoint should not read the model again */
 int dt_job_save_extra(void *job, const char *dir, dt_err *err);

@@ -143,8 +143,11 @@ static int retry_with_checkpointing(dt_job *j, dt_err *err)
 int dt_job_memory(dt_job *j, dt_err *err)
 {
     int64_t budget = j->o->memory_budget;
+    bool gave_back = false;
     int rc = plan_shapes(j, err);
     if (rc == 0)
+        rc = count(j, err);
+    if (rc == 0 && !dt_mem_fits(&j->memory, budget) && (gave_back = dt_flux_pipe_give_back(j->pipe)))
         rc = count(j, err);
     if (rc == 0 && !dt_mem_fits(&j->memory, budget) && !j->checkpoint &&
         (rc = retry_with_checkpointing(j, err)) == 0)
@@ -152,6 +155,8 @@ int dt_job_memory(dt_job *j, dt_err *err)
     if (rc < 0)
         return rc;
     print(j);
+    if (gave_back && dt_mem_fits(&j->memory, budget))
+        dt_job_say(j, "%s", DT_MEM_GIVEN_BACK);
     j->arena_bytes = j->memory.at[0].kind[DT_MEM_ACTIVATIONS];
     return dt_mem_accept(&j->memory, budget, j->dev, err);
 }

@@ -72,10 +72,22 @@ static int choose_lora(dt_job *j, dt_err *err)
     dt_job_say(j, "lora: rank %" PRId64 ", alpha %g on %" PRId64 " of %" PRId64 " linear layers, %" PRId64 " parameters", o->rank,
                o->network_alpha, j->lora->n, base->linears.n, numbers);
     base->lora = j->lora;
-    if (o->low_vram)
-        dt_params_map(base);
     j->optim.set[j->optim.nset++] = j->lora->params;
     return 0;
+}
+
+int dt_job_place(dt_job *j, enum dt_flux_part k, dt_err *err)
+{
+    int rc = dt_flux_pipe_place(j->pipe, k, j->dev, j->act, j->o->low_vram, err);
+    if (rc == 0 && j->o->low_vram)
+        dt_params_give_back(j->pipe->part[k]);
+    return j->o->memory_plan ? 0 : rc;              /* which takes configurations alone, if there is no more */
+}
+
+static int choose_and_place(dt_job *j, enum dt_flux_part k, dt_err *err)
+{
+    int rc = choose(j, j->pipe->part[k], err);
+    return rc < 0 || j->o->from_config ? rc : dt_job_place(j, k, err);
 }
 
 int dt_job_model(dt_job *j, dt_err *err)
@@ -92,16 +104,14 @@ int dt_job_model(dt_job *j, dt_err *err)
     j->optim = (dt_optim){ .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon, .weight_decay = o->weight_decay,
                            .max_norm = o->max_grad_norm, .ema_decay = o->use_ema ? o->ema_decay : 0 };
     if (o->method == DT_METHOD_VAE)
-        return choose(j, j->pipe->part[DT_FLUX_VAE], err);
+        return choose_and_place(j, DT_FLUX_VAE, err);
     if ((rc = dt_flux_pipe_tokenizers(j->pipe, err)) < 0)
         return rc;
     if (o->method == DT_METHOD_LORA)
-        return choose_lora(j, err);
-    rc = choose(j, j->pipe->part[DT_FLUX_DIT], err);
-    if (rc == 0 && o->low_vram)
-        dt_params_map(j->pipe->part[DT_FLUX_DIT]);
+        return (rc = choose_lora(j, err)) < 0 ? rc : dt_job_place(j, DT_FLUX_DIT, err);
+    rc = choose_and_place(j, DT_FLUX_DIT, err);
     for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
-        rc = choose(j, j->pipe->part[k], err);
+        rc = choose_and_place(j, (enum dt_flux_part)k, err);
     return rc;
 }
 
@@ -131,6 +141,8 @@ int dt_job_weights(dt_job *j, dt_err *err)
     }
     return rc;
 }
+
+int dt_job_intact(void *job, dt_err *err) { return dt_flux_pipe_check(((dt_job *)job)->pipe, err); }
 
 /* --- the task --- */
 

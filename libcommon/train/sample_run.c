@@ -73,6 +73,8 @@ static int read_asked(struct job *j, const dt_strs *files, dt_err *err)
     return rc;
 }
 
+static dt_dtype act_of(const struct job *j) { return j->o.bf16 ? DT_BF16 : DT_F32; }
+
 static int open_model(struct job *j, dt_err *err)
 {
     const dt_sample_opts *o = &j->o;
@@ -88,8 +90,11 @@ static int open_model(struct job *j, dt_err *err)
             rc = dt_err_open(err, own[i]);
         }
     }
-    for (int k = 0; k < DT_FLUX_NPART && rc == 0 && o->low_vram; k++)
-        dt_params_map(j->pipe->part[k]);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+        if ((rc = dt_flux_pipe_place(j->pipe, (enum dt_flux_part)k, j->dev, act_of(j), o->low_vram, err)) < 0 && o->memory_plan)
+            rc = 0;                 /* which takes configurations alone, if there is no more */
+    if (rc == 0 && o->low_vram)
+        dt_flux_pipe_give_back(j->pipe);
     if (rc == 0 && !j->pipe->dit.guidance && o->guidance_given)
         rc = dt_err_set(err, DT_EUSAGE, "'%s' has no guidance input: --guidance_scale has no effect", o->model);
     return rc;
@@ -309,6 +314,17 @@ static void largest(const struct job *j, int64_t *px, int *w, int *h, int64_t *l
 }
 
 /* Moments: the prompts are encoded; pictures are made, and put into the sheet; the networks are gone when that is drawn. */
+static void count(struct job *j, int64_t px, int64_t len, int64_t tiles, int64_t sheet)
+{
+    int64_t kept = j->o.save_latents ? npictures(j) * len * (int64_t)sizeof(float) : 0;
+    j->memory = (dt_mem_plan){ 0 };
+    dt_sampler_memory(j->s, &j->memory, dt_mem_resident());
+    j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
+    if (j->grid)
+        dt_mem_add(&j->memory, "sheet", j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
+    dt_mem_add_start(&j->memory);
+}
+
 static int plan_memory(struct job *j, dt_err *err)
 {
     int w, h;
@@ -317,12 +333,12 @@ static int plan_memory(struct job *j, dt_err *err)
     int rc = j->o.grid ? open_grid(j, w, h, &tiles, &sheet, err) : 0;
     if (rc < 0)
         return rc;
-    int64_t kept = j->o.save_latents ? npictures(j) * len * (int64_t)sizeof(float) : 0;
-    dt_sampler_memory(j->s, &j->memory, dt_mem_resident());
-    j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
-    if (j->grid)
-        dt_mem_add(&j->memory, "sheet", j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
-    dt_mem_add_start(&j->memory);
+    count(j, px, len, tiles, sheet);
+    if (!dt_mem_fits(&j->memory, j->o.memory_budget) && dt_flux_pipe_give_back(j->pipe)) {
+        count(j, px, len, tiles, sheet);
+        if (dt_mem_fits(&j->memory, j->o.memory_budget))
+            say(j, "%s", DT_MEM_GIVEN_BACK);
+    }
     char *text = NULL, *line = dt_mem_line(&j->memory);
     size_t bytes = 0;
     FILE *f = j->o.memory_plan ? open_memstream(&text, &bytes) : NULL;
@@ -425,7 +441,7 @@ int dt_sample_run(const dt_sample_opts *o, const dt_strs *files, const dt_sample
         rc = open_loras(&j, err);
     if (rc == 0)
         rc = dt_sampler_new(&j.s, &(struct dt_sampler_params){ .pipe = j.pipe, .dev = j.dev, .lora = j.lora, .base = o->compare_base,
-                                                                .act = o->bf16 ? DT_BF16 : DT_F32, .tile_px = o->vae_tile }, err);
+                                                                .act = act_of(&j), .tile_px = o->vae_tile }, err);
     if (rc == 0)
         rc = settle(&j, err);
     if (rc == 0)

@@ -55,10 +55,11 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "gradient_checkpointing", 0, NULL, DT_OPT_FLAG, O(gradient_checkpointing), 0, 0, NULL, \
       "compute each block's activations again in the backward pass instead of keeping them", .often = true }, \
     { "low_vram", 0, NULL, DT_OPT_FLAG, O(low_vram), 0, 0, NULL, \
-      "leave frozen matrices in the mapped weight file and bring each in where it is used; encoders are never " \
+      "keep frozen matrices out of memory: each is brought in from the weight file where it is used; encoders are never " \
       "resident with the transformer anyway" }, \
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, NULL, \
-      "stay below this (24G): turns on gradient_checkpointing if needed, and refuses to start if that is not enough", .often = true }, \
+      "stay below this (24G): gives weights back after use and turns on gradient_checkpointing if needed, and refuses to start if " \
+      "that is not enough", .often = true }, \
     { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), 0, 0, NULL, \
       "print the memory plan per bucket and kind, and stop; a bare --plan does the same" }, \
     DT_OPT_GROUP("Saving and resuming"), \

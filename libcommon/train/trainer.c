@@ -222,7 +222,7 @@ int dt_train(dt_trainer *t, dt_err *err)
     while (rc == 0 && !ended && t->state.step < t->max_steps) {
         struct step s;
         double t0 = now();
-        if ((rc = one_step(t, &s, err)) < 0)
+        if ((rc = one_step(t, &s, err)) < 0 || (t->intact && (rc = t->intact(t->ctx, err)) < 0))
             break;
         ended = s.micros == 0;
         if (!ended) {

@@ -103,14 +103,19 @@ int dt_validator_encode(dt_validator *v, dt_err *err)
     return rc;
 }
 
+/* What a validation needs beside what is trained has weights in files, whatever the run begins with. */
+static int place(dt_job *j, enum dt_flux_part k, dt_err *err)
+{
+    return j->pipe->part[k]->file ? 0 : dt_job_place(j, k, err);
+}
+
 static int plan_encoders(dt_validator *v, dt_err *err)
 {
     v->text = new_run(v->j);
-    if (v->j->o->low_vram) {
-        dt_params_map(v->j->pipe->part[DT_FLUX_CLIP]);
-        dt_params_map(v->j->pipe->part[DT_FLUX_T5]);
-    }
-    return plan_prompts(v, v->text, err);
+    int rc = place(v->j, DT_FLUX_CLIP, err);
+    if (rc == 0)
+        rc = place(v->j, DT_FLUX_T5, err);
+    return rc == 0 ? plan_prompts(v, v->text, err) : rc;
 }
 
 /* Text states and one picture all the time; now and then its PNG file, twice for TensorBoard, or the sheet. */
@@ -148,6 +153,8 @@ static int new_samples(dt_validator *v, dt_err *err)
             return (int)v->T[i];
     v->run = new_run(j);
     rc = j->o->train_text_encoder ? plan_prompts(v, v->run, err) : plan_encoders(v, err);
+    if (rc == 0)
+        rc = place(j, DT_FLUX_VAE, err);
     for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
         rc = dt_flux_run_plan_sample(v->run, v->files.side_px, v->files.side_px, v->T[i], err);
     if (rc == 0)
@@ -421,6 +428,8 @@ static int held_loss(dt_validator *v, double *mean, dt_err *err)
             break;
     }
     dt_loader_close(&l);
+    if (rc == 0)
+        rc = dt_flux_pipe_check(v->j->pipe, err);
     *mean = sum / (double)(n ? n : 1);
     return rc;
 }

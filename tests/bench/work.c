@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "base/rng.h"
 #include "bench/work.h"
 #include "models/flux.h"
@@ -96,12 +97,33 @@ static const struct job {
 enum { NJOB = sizeof(jobs) / sizeof(jobs[0]) };
 const char *const work_names[] = { "lora", "full", "sample", "encode", "decode", "t5", NULL };
 
-static dt_graph *build(work *w, dt_dtype t)
+static dt_graph *build(const struct job *j, dt_params *set, dt_dtype t)
 {
     dt_graph *g = dt_graph_new(t);
-    dt_graph_use(g, w->set);
-    w->job->build(g, t);
+    dt_graph_use(g, set);
+    j->build(g, t);
     return g;
+}
+
+/* Fresh weights in a file of this type, which is gone when *st is closed. */
+static int in_file(dt_st **st, const struct job *j, dt_device *dev, dt_dtype t, dt_err *err)
+{
+    const char *tmp = getenv("TMPDIR");
+    char *path = dt_sprintf("%s/dt-bench-%ld.safetensors", tmp ? tmp : "/tmp", (long)getpid());
+    dt_params *p = dt_params_new(j->name);
+    dt_graph *g = build(j, p, t);
+    int rc = dt_params_alloc(p, dev, t, DT_PARAMS_NO_OPTIM, err);
+    if (rc == 0) {
+        dt_params_init(p, SEED);
+        rc = dt_params_save(p, path, t, false, NULL, err);
+    }
+    dt_graph_free(&g);
+    dt_params_free(&p);
+    if (rc == 0)
+        rc = dt_st_open(st, path, err);
+    unlink(path);
+    free(path);
+    return rc;
 }
 
 static int add_lora(work *w, dt_dtype t, dt_err *err)
@@ -118,21 +140,27 @@ static int add_lora(work *w, dt_dtype t, dt_err *err)
     return dt_params_alloc(w->lora->params, w->dev, t, 0, err);
 }
 
-/* The first build declares the parameters. */
+/* The first build declares the parameters.  What does not train is used from a file, as the tools do. */
 static int parameters(work *w, dt_dtype t, dt_err *err)
 {
-    dt_graph *g = build(w, t);
+    dt_st *st = NULL;
+    dt_graph *g = build(w->job, w->set, t);
     dt_graph_free(&g);
     for (int64_t i = 0; i < w->set->n; i++)
         w->set->v[i]->trainable = w->job->full;
     if (w->job->full)
         w->optim.set[w->optim.nset++] = w->set;
     int rc = w->job->lora ? add_lora(w, t, err) : 0;
+    if (rc == 0 && !w->job->full && (rc = in_file(&st, w->job, w->dev, t, err)) == 0)
+        rc = dt_params_place(w->set, &st, NULL, NULL, w->dev, t, false, err);
     if (rc == 0)
         rc = dt_params_alloc(w->set, w->dev, t, 0, err);
+    if (rc == 0 && w->set->file)
+        rc = dt_params_load(w->set, w->set->file, NULL, NULL, err);
     if (rc < 0)
         return rc;
-    dt_params_init(w->set, SEED);
+    if (w->job->full)
+        dt_params_init(w->set, SEED);
     if (w->lora)
         dt_params_init(w->lora->params, SEED);
     return 0;
@@ -181,7 +209,7 @@ int work_new(work **out, const char *name, dt_dtype t, dt_device *dev, dt_err *e
     w->optim = (dt_optim){ .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .max_norm = 1 };
     int rc = parameters(w, t, err);
     if (rc == 0) {
-        w->g = build(w, t);
+        w->g = build(w->job, w->set, t);
         rc = dt_plan_new(&w->plan, w->g, dev, err);
     }
     if (rc == 0) {

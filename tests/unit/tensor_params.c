@@ -302,6 +302,169 @@ static void rename_pieces(void **state)
     free(mem);
 }
 
+/* --- parameters that stay in their file --- */
+
+/* A file with "f32" [4, 8], "bf16" [4, 8], "rows" [8, 8] of which a rename takes two halves, "bias" [8].  The header's length
+ * modulo 8 is `odd`, so that data is as badly aligned as the format allows. */
+static void write_places(const char *path, int odd)
+{
+    char head[600];
+    const char *fmt = "{\"rows\":{\"dtype\":\"F32\",\"shape\":[8,8],\"data_offsets\":[0,256]},"
+                      "\"f32\":{\"dtype\":\"F32\",\"shape\":[4,8],\"data_offsets\":[256,384]},"
+                      "\"bf16\":{\"dtype\":\"BF16\",\"shape\":[4,8],\"data_offsets\":[384,448]},"
+                      "\"bias\":{\"dtype\":\"F32\",\"shape\":[8],\"data_offsets\":[448,480]}}";
+    int n = snprintf(head, sizeof(head), "%s", fmt);
+    while (n % 8 != odd)
+        head[n++] = ' ';
+    uint64_t len = (uint64_t)n;
+    unsigned char data[480];
+    for (int i = 0; i < 480; i += 4)
+        memcpy(data + i, &(float){ (float)i }, 4);
+    FILE *f = fopen(path, "w");
+    assert_int_equal(fwrite(&len, 8, 1, f) + fwrite(head, (size_t)n, 1, f) + fwrite(data, sizeof(data), 1, f), 3);
+    fclose(f);
+}
+
+/* "halves": the rows in order; "turned": the last ones first; "tail": the last four. */
+static int take_rows(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
+{
+    (void)ctx;
+    bool tail = !strcmp(q->name, "tail"), turned = !strcmp(q->name, "turned"), whole = !tail && !turned && strcmp(q->name, "halves");
+    int rc = dt_st_need(st, whole ? q->name : "rows", &out[0], err);
+    if (rc < 0 || whole)
+        return rc < 0 ? rc : 1;
+    out[1] = out[0];
+    if ((rc = dt_st_rows(&out[0], tail || turned ? 4 : 0, 4, err)) == 0 && !tail)
+        rc = dt_st_rows(&out[1], turned ? 0 : 4, 4, err);
+    return rc < 0 ? rc : tail ? 1 : 2;
+}
+
+static dt_params *places(const char *path, dt_dtype t, bool fetch, int train)
+{
+    dt_params *p = dt_params_new("net");
+    dt_st *st;
+    dt_params_declare(p, "f32", DT_DIMS(4, 8), DT_INIT_ZERO, 0);
+    dt_params_declare(p, "bf16", DT_DIMS(4, 8), DT_INIT_ZERO, 0);
+    dt_params_declare(p, "halves", DT_DIMS(8, 8), DT_INIT_ZERO, 0);
+    dt_params_declare(p, "turned", DT_DIMS(8, 8), DT_INIT_ZERO, 0);
+    dt_params_declare(p, "tail", DT_DIMS(4, 8), DT_INIT_ZERO, 0);
+    dt_params_declare(p, "bias", DT_DIMS(8), DT_INIT_ZERO, 0);
+    if (train >= 0)
+        p->v[train]->trainable = true;
+    assert_int_equal(dt_st_open(&st, path, NULL), 0);
+    assert_int_equal(dt_params_place(p, &st, take_rows, NULL, cpu, t, fetch, NULL), 0);
+    assert_null(st);
+    for (int64_t i = 0; i < p->n; i++)
+        p->v[i]->read = true;
+    assert_int_equal(dt_params_alloc(p, cpu, t, 0, NULL), 0);
+    assert_int_equal(dt_params_load(p, p->file, take_rows, NULL, NULL), 0);
+    dt_params_loaded(p);
+    return p;
+}
+
+/* One letter for each: b in a block, f in the file, x fetched. */
+static void placed(const char *path, dt_dtype t, bool fetch, int train, const char *want)
+{
+    dt_params *p = places(path, t, fetch, train), *q = dt_params_new("copy");
+    dt_st *st;
+    char got[8] = { 0 };
+    float a[64], b[64];
+    for (int64_t i = 0; i < p->n; i++) {
+        got[i] = "bfx"[p->v[i]->place];
+        dt_params_declare(q, p->v[i]->name, p->v[i]->dims, DT_INIT_ZERO, 0);
+    }
+    assert_string_equal(got, want);
+    assert_int_equal(p->file != NULL, strpbrk(want, "fx") != NULL);
+    assert_int_equal(dt_st_open(&st, path, NULL), 0);
+    assert_int_equal(dt_params_alloc(q, cpu, t, 0, NULL), 0);
+    assert_int_equal(dt_params_load(q, st, take_rows, NULL, NULL), 0);
+    for (int64_t i = 0; i < p->n; i++) {            /* the same numbers as copies have, also row by row */
+        dt_param *u = p->v[i];
+        assert_int_equal(dt_params_read(p, u, false, a, NULL) | dt_params_read(q, q->v[i], false, b, NULL), 0);
+        if (u->place == DT_FETCHED)                 /* which rounds once less */
+            for (int64_t k = 0; k < u->numel && t == DT_BF16; k++)
+                a[k] = dt_bf16_to_f32(dt_f32_to_bf16(a[k]));
+        assert_memory_equal(a, b, u->numel * 4);
+        for (int64_t r = 0; u->place != DT_IN_BLOCK && r < u->dims.d[0]; r++) {
+            char row[32];
+            dt_param_row(u, r, row, t);
+            assert_memory_equal(row, (char *)q->v[i]->w + (size_t)(r * 8) * dt_dtype_size(t), 8 * dt_dtype_size(t));
+        }
+    }
+    dt_params_free(&p);
+    dt_params_free(&q);
+    dt_st_close(&st);
+}
+
+static void place(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/dt-unit-XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/net.safetensors", dir);
+    /* f32, bf16, halves that follow each other, turned ones, rows of a tensor, a vector */
+    write_places(path, 0);
+    placed(path, DT_F32, false, -1, "fbfbfb");
+    placed(path, DT_F32, true, -1, "fxfxfb");
+    placed(path, DT_F32, true, 0, "bxfxfb");        /* what trains is written to */
+    placed(path, DT_BF16, false, -1, "bfbbbb");
+    placed(path, DT_BF16, true, -1, "xfxxxb");
+    placed(path, DT_F16, false, -1, "bbbbbb");
+    write_places(path, 4);                          /* whole numbers of both types begin here, */
+    placed(path, DT_F32, false, -1, "fbfbfb");
+    write_places(path, 2);                          /* of the smaller one, */
+    placed(path, DT_F32, false, -1, "bbbbbb");
+    placed(path, DT_F32, true, -1, "xxxxxb");
+    placed(path, DT_BF16, false, -1, "bfbbbb");
+    write_places(path, 1);                          /* of none */
+    placed(path, DT_BF16, false, -1, "bbbbbb");
+    placed(path, DT_F32, true, -1, "xxxxxb");
+    dt_rmtree(dir, NULL);
+}
+
+static void place_memory(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/dt-unit-XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof(path), "%s/net.safetensors", dir);
+    write_places(path, 0);
+    dt_params *p = places(path, DT_F32, false, -1);
+    dt_param *q = dt_params_find(p, "f32");
+    dt_err e = { 0 };
+    float v[32] = { 0 };
+    assert_int_equal(dt_params_in_file(p), 128 + 256 + 128);
+    q->read = false;
+    assert_int_equal(dt_params_in_file(p), 256 + 128);
+    assert_int_equal(dt_params_size(p, DT_F32, 0).weights, 256 + 128 + 4 * (32 + 64 + 32));     /* and what has memory of its own */
+    assert_int_equal(dt_params_write(p, q, v, &e), DT_EFAIL);
+    assert_non_null(strstr(e.msg, "'f32' lies in its file"));
+
+    /* The file may be replaced, but what is in it may not change. */
+    char other[80];
+    snprintf(other, sizeof(other), "%s/other", dir);
+    assert_int_equal(dt_params_check(p, NULL), 0);
+    write_places(other, 4);
+    assert_int_equal(rename(other, path), 0);
+    assert_int_equal(dt_params_check(p, NULL), 0);
+    assert_true(((float *)q->w)[0] == 256);
+    dt_params_free(&p);
+    p = places(path, DT_F32, false, -1);
+    FILE *f = fopen(path, "r+");
+    fputc('x', f);
+    fclose(f);
+    assert_int_equal(dt_params_check(p, &e), DT_EDATA);
+    assert_non_null(strstr(e.msg, path) && strstr(e.msg, "was written to while it was in use"));
+    dt_params_free(&p);
+    write_places(path, 0);
+    p = places(path, DT_F32, false, -1);
+    assert_int_equal(truncate(path, 100), 0);
+    assert_int_equal(dt_params_check(p, NULL), DT_EDATA);
+    assert_true(dt_params_give_back(p) && !dt_params_give_back(p));
+    dt_params_free(&p);
+    dt_rmtree(dir, NULL);
+}
+
 static void devices(void **state)
 {
     (void)state;
@@ -440,7 +603,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(declare), cmocka_unit_test(layout), cmocka_unit_test(init), cmocka_unit_test(load_save),
-        cmocka_unit_test(load_errors), cmocka_unit_test(rename_pieces), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
+        cmocka_unit_test(load_errors), cmocka_unit_test(rename_pieces), cmocka_unit_test(place),
+        cmocka_unit_test(place_memory), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
         cmocka_unit_test(ema_convert), cmocka_unit_test(adamw),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

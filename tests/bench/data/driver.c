@@ -3,8 +3,9 @@
  *     bench-data probe LIST             headers of the files named in LIST
  *     bench-data bucket SIDE LIST [OUT] decode and resize to the bucket of base SIDE; OUT gets size and pixels of each
  *     bench-data tokenize DIR LEN TEXT  captions, one a line
- *     bench-data load FILE              the tensors of a safetensors file as frozen parameters of their type, as dt-train does
- *     bench-data map FILE               the same as dt-train --low_vram does: they stay in the file until they are used
+ *     bench-data load FILE              the tensors of a safetensors file as frozen parameters of their type, as dt-train does, and
+ *                                       reads all of them once; printed is also when they were ready
+ *     bench-data copy FILE              the same as dt-train does with those that it trains
  *     bench-data pictures DIR N SIDE    writes N square pictures, all different, and metadata.jsonl: the data of scale.sh
  * Prints one line: seconds, then what was done, for the caller to check that it is the same work. */
 #include <stdio.h>
@@ -115,7 +116,18 @@ static int tokenize(const char *dir, int64_t len, const dt_strs *s, dt_err *err)
     return 0;
 }
 
-static int load(const char *path, bool map, dt_err *err)
+static uint64_t add_up(const void *data, int64_t n)
+{
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t v;
+        memcpy(&v, (const char *)data + 4 * i, 4);
+        sum += v;
+    }
+    return sum;
+}
+
+static int load(const char *path, bool copy, dt_err *err)
 {
     dt_device *dev = NULL;
     dt_st *st = NULL;
@@ -126,16 +138,16 @@ static int load(const char *path, bool map, dt_err *err)
         return rc;
     for (int64_t i = 0; i < dt_st_count(st); i++)
         dt_params_declare(p, dt_st_at(st, i)->name, dt_st_at(st, i)->dims, DT_INIT_ZERO, 0);
-    if (map)
-        dt_params_map(p);
-    if ((rc = dt_params_alloc(p, dev, dt_st_at(st, 0)->dtype, 0, err)) == 0)
-        rc = dt_params_load(p, st, NULL, NULL, err);
-    t = now() - t;
-    uint64_t sum = 0;                   /* every page, by a number that the caller can check */
-    for (int64_t i = 0; rc == 0 && !map && i < p->n; i++)
-        for (int64_t k = 0; k < p->v[i]->numel; k += 1024)
-            sum += ((uint16_t *)p->v[i]->w)[k * dt_dtype_size(p->dtype) / 2];
-    printf("%.6f %llu\n", t, (unsigned long long)sum);
+    dt_dtype type = dt_st_at(st, 0)->dtype;
+    if (!copy)
+        rc = dt_params_place(p, &st, NULL, NULL, dev, type, false, err);
+    if (rc == 0 && (rc = dt_params_alloc(p, dev, type, 0, err)) == 0)
+        rc = dt_params_load(p, copy ? st : p->file, NULL, NULL, err);
+    double ready = now() - t;
+    uint64_t sum = 0;                   /* every number of it, which the caller can check */
+    for (int64_t i = 0; rc == 0 && i < p->n; i++)
+        sum += add_up(p->v[i]->w, p->v[i]->numel * (int64_t)dt_dtype_size(type) / 4);
+    printf("%.6f %.6f %llu\n", now() - t, ready, (unsigned long long)sum);
     dt_st_close(&st);
     dt_params_free(&p);
     dt_device_close(&dev);
@@ -181,8 +193,8 @@ int main(int argc, char **argv)
         rc = bucket(&s, atoi(argv[2]), argv[4], &err);
     else if (!strcmp(what, "tokenize") && argc == 5 && (rc = lines(&s, argv[4], &err)) == 0)
         rc = tokenize(argv[2], atoi(argv[3]), &s, &err);
-    else if ((!strcmp(what, "load") || !strcmp(what, "map")) && argc == 3)
-        rc = load(argv[2], *what == 'm', &err);
+    else if ((!strcmp(what, "load") || !strcmp(what, "copy")) && argc == 3)
+        rc = load(argv[2], *what == 'c', &err);
     else if (!strcmp(what, "pictures") && argc == 5)
         rc = pictures(argv[2], atoll(argv[3]), atoi(argv[4]), &err);
     dt_strs_release(&s);
