@@ -24,7 +24,7 @@ static void adamw_block(float *restrict w, float *restrict m, float *restrict v,
     const float step = (float)(a->lr / a->bias1), root = (float)sqrt(a->bias2);
     const float eps = (float)a->eps, gs = (float)a->grad_scale;
     for (int64_t i = 0; i < n; i++) {
-        float x = g[i] * gs;
+        float x = g ? g[i] * gs : 0.0f;
         m[i] += c1 * (x - m[i]);
         v[i] = v[i] * b2 + c2 * x * x;
         w[i] = w[i] * decay - step * m[i] / (sqrtf(v[i]) / root + eps);
@@ -34,9 +34,9 @@ static void adamw_block(float *restrict w, float *restrict m, float *restrict v,
 static void cpu_adamw(dt_device *d, float *master, float *m, float *v, const float *grad, int64_t n, const dt_adamw *a)
 {
     (void)d;
-#pragma omp parallel for
+#pragma omp parallel for if (n > BLOCK)
     for (int64_t i = 0; i < n; i += BLOCK)
-        adamw_block(master + i, m + i, v + i, grad + i, n - i < BLOCK ? n - i : BLOCK, a);
+        adamw_block(master + i, m + i, v + i, grad ? grad + i : NULL, n - i < BLOCK ? n - i : BLOCK, a);
 }
 
 static double sumsq_block(const float *x, int64_t n)
@@ -56,7 +56,7 @@ static double cpu_sumsq(dt_device *d, const float *x, int64_t n)
     (void)d;
     int64_t nb = (n + BLOCK - 1) / BLOCK;
     double *part = dt_alloc((size_t)(nb ? nb : 1) * sizeof(*part)), sum = 0;
-#pragma omp parallel for
+#pragma omp parallel for if (nb > 1)
     for (int64_t b = 0; b < nb; b++)
         part[b] = sumsq_block(x + b * BLOCK, n - b * BLOCK < BLOCK ? n - b * BLOCK : BLOCK);
     for (int64_t b = 0; b < nb; b++)
@@ -69,7 +69,7 @@ static void cpu_ema(dt_device *d, float *ema, const float *w, int64_t n, double 
 {
     (void)d;
     const float c = (float)(1 - decay);
-#pragma omp parallel for simd
+#pragma omp parallel for simd if (parallel : n > BLOCK)
     for (int64_t i = 0; i < n; i++)
         ema[i] += c * (w[i] - ema[i]);
 }
@@ -78,7 +78,7 @@ static void cpu_convert(dt_device *d, void *dst, dt_dtype dd, const void *src, d
 {
     (void)d;
     size_t ds = dt_dtype_size(dd), ss = dt_dtype_size(sd);
-#pragma omp parallel for
+#pragma omp parallel for if (n > BLOCK)
     for (int64_t i = 0; i < n; i += BLOCK)
         dt_convert((char *)dst + (size_t)i * ds, dd, (const char *)src + (size_t)i * ss, sd, n - i < BLOCK ? n - i : BLOCK);
 }

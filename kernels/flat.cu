@@ -8,7 +8,7 @@ static __global__ void adamw_kernel(float *w, float *m, float *v, const float *g
 {
     int64_t stride = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
-        float x = grad[i] * scale;
+        float x = grad ? grad[i] * scale : 0.0f;
         m[i] += c1 * (x - m[i]);
         v[i] = v[i] * b2 + c2 * x * x;
         w[i] = w[i] * decay - step * m[i] / (sqrtf(v[i]) / root + eps);

@@ -426,12 +426,17 @@ static const char *accumulate_shape(dt_node *n)
 static void accumulate_run(const dt_node *n, const dt_run *r)
 {
     dt_dtype t = n->in[0]->dtype;
+    bool add = n->attr.i[DT_ATTR_ACC];
     int64_t N = dt_tensor_numel(n->in[0]);
 #pragma omp parallel for num_threads(dt_team(r, N)) schedule(static)
     for (int64_t at = 0; at < N; at += DT_CHUNK) {
         float buf[DT_CHUNK] DT_ALIGNED, *y = (float *)r->out[0] + at;
         int64_t len = dt_min64(DT_CHUNK, N - at);
-        add_row(y, y, dt_row_in(r->in[0], t, at, len, buf), len, NULL);
+        const float *x = dt_row_in(r->in[0], t, at, len, buf);
+        if (add)
+            add_row(y, y, x, len, NULL);
+        else
+            memcpy(y, x, (size_t)len * sizeof(*y));
     }
 }
 
@@ -441,6 +446,6 @@ static void accumulate_cost(const dt_node *n, dt_cost *c)
 }
 
 const dt_op dt_op_accumulate = {
-    .name = "accumulate", .shape = accumulate_shape, .cost = accumulate_cost,
+    .name = "accumulate", .shape = accumulate_shape, .cost = accumulate_cost, .accumulates = true,
     .cpu = { .run = accumulate_run },
 };

@@ -164,8 +164,11 @@ static void accumulate_run(const dt_node *n, const dt_run *r)
 {
     int64_t N = dt_count(n->out[0]);
     dt_view y = dt_view_out(n, r, 0);
-    DT_LAUNCH(map2_kernel<add>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream, y, y,
-              dt_view_in(n, r, 0), N, add{});
+    if (n->attr.i[DT_ATTR_ACC])
+        DT_LAUNCH(map2_kernel<add>, dt_grid(N, 4 * DT_THREADS), DT_THREADS, 0, r->dev->stream, y, y,
+                  dt_view_in(n, r, 0), N, add{});
+    else
+        map1(n, r, identity{});
 }
 
 const dt_cuda_op dt_cuda_pointwise[] = {

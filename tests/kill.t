@@ -149,4 +149,5 @@ dt-train lora $R --train_data_dir data --rank 2 --output_dir whole -q --use_ema 
 replaced_is() { sums out; }
 hunt train-again 8 finished replaced_is train_whole "dt-train lora $R --train_data_dir data --rank 2 --output_dir out -q --use_ema"
 hunt full 4 nothing replaced_is : "dt-train full $R --use_ema --trainable_modules norm_out --train_data_dir data --output_dir out --resume_from_checkpoint latest -q"
+hunt full-unclipped 3 nothing replaced_is : "dt-train full $R --max_grad_norm 0 --trainable_modules norm_out --train_data_dir data --output_dir out --resume_from_checkpoint latest -q"
 echo "# $killed kills"

@@ -48,6 +48,32 @@ check 'readers, and a step that is dumped' "near full --plan a --latents a.cache
 check 'samples, held-out loss' "near lora --plan a --latents a.cache --rank 16 --validation_data_meta $E/concept/heldout.json \
     --validation_prompts 'a cat' 'a dog' --validation_steps 1 --validation_inference_steps 4" 'within 5 %'
 
+# --- without clipping a gradient is there until its parameter is updated ---
+# gradients OPTION...: MiB of them in the plan of a full run
+gradients() {
+    dt-train full --pretrained_model_name_or_path "$M" --plan a --latents a.cache --output_dir no --memory_plan "$@" 2>/dev/null |
+        sed -n 's/^  gradients *\([0-9.]*\) MiB.*/\1/p'
+}
+# saved: by how much the peak of such a run is less
+saved() {
+    for norm in 1 0; do
+        near full --plan a --latents a.cache --max_grad_norm $norm
+        sed -n 's/^dt-train: peak memory \([0-9.]*\) MiB.*/\1/p' said >peak$norm
+    done
+    gradients --max_grad_norm 1 | paste peak1 peak0 - | awk '{ print ($1 - $2 > 0.8 * $3) ? "the gradients, about" : "peaks " $1 " and " $2 ", gradients " $3 }'
+}
+check 'full' saved 'within 5 %
+within 5 %
+the gradients, about'
+check 'lora' "near lora --plan a --latents a.cache --rank 16 --max_grad_norm 0" 'within 5 %'
+check 'vae' "near vae --train_data_meta $E/pictures/metadata.json --max_train_steps 1 --image_sample_size 64 --train_batch_size 2 \
+    --max_train_samples 2 --max_grad_norm 0" 'within 5 %'
+check 'text encoders too, bf16, ema' "near full --plan a --latents a.cache --train_text_encoder --use_ema --mixed_precision bf16 --max_grad_norm 0" 'within 5 %'
+check 'not kept' 'gradients --max_grad_norm 0' ''
+for how in '--max_grad_norm 1' '--max_grad_norm 0 --gradient_accumulation_steps 2' '--max_grad_norm 0 --dump_steps 1'; do
+    check "kept with $how" "gradients $how | grep -c ." 1
+done
+
 # --- budgets ---
 # smallest OPTION...: the budget that a refused run names
 smallest() { dt-train "$@" --memory_budget 1M --output_dir no 2>&1 | sed -n 's/.*the smallest memory budget that would do is \([0-9]*\)M.*/\1/p'; }
@@ -61,6 +87,8 @@ kept() {
 check 'lora: the smallest budget is enough, and kept' "kept lora --plan b --latents b.cache --rank 16" 'kept
 smallest memory budget that would do'
 check 'full' "kept full --plan a --latents a.cache" 'kept
+smallest memory budget that would do'
+check 'full, without clipping' "kept full --plan a --latents a.cache --max_grad_norm 0" 'kept
 smallest memory budget that would do'
 check 'vae' "kept vae --train_data_meta $E/pictures/metadata.json --max_train_steps 1 --image_sample_size 64 --train_batch_size 4 --max_train_samples 4" 'kept
 smallest memory budget that would do'

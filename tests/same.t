@@ -60,6 +60,19 @@ for how in '' --low_vram; do
         cmp <(for t in c1$how/*.tar; do tar xOf \$t --wildcards '*.safetensors' | cksum; done) <(for t in c2$how/*.tar; do tar xOf \$t --wildcards '*.safetensors' | cksum; done)"
 done
 check 'the same, given back or not' 'cmp here/metrics.ndjson here--low_vram/metrics.ndjson'
+# 0 does not clip, and 1e9 clips nothing: without clipping, parameters are updated during the backward pass.
+# one METHOD OPTION...: both
+one() {
+    rm -rf now later
+    dt-train "$@" $N --max_grad_norm 0 --plan lora0/plan.ndjson --output_dir now && dt-train "$@" $N --max_grad_norm 1e9 --plan lora0/plan.ndjson --output_dir later &&
+        same now later
+}
+T16='--latents lora0/cache --max_sequence_length 16'
+check 'lora, updated during the backward pass' "one lora $T16 --rank 2 --use_ema"
+check 'full' "one full $T16 --gradient_checkpointing --use_ema"
+check 'full, bf16, text encoders too' "one full ${T16#*/cache} --train_text_encoder --mixed_precision bf16 --use_ema"
+check 'vae' 'one vae --use_ema'
+check 'gone on with' "rm -r now/checkpoint-[45] now/vae && dt-train vae $N --use_ema --max_grad_norm 0 --plan lora0/plan.ndjson --output_dir now --resume_from_checkpoint latest && same now later"
 check 'another seed, other bits' "$L $rest --seed 43 --output_dir seed && ! cmp -s seed/lora.safetensors lora0/lora.safetensors"
 
 # --- the number of compute threads is part of a run ---

@@ -37,6 +37,7 @@ static const way ways[] = {
     { "lora, accumulation", DT_METHOD_LORA, "--gradient_accumulation_steps 2", "lora/*", 100 },
     { "full", DT_METHOD_FULL, "", "transformer/*", 112 },
     { "full, recompute, bf16", DT_METHOD_FULL, "--gradient_checkpointing --mixed_precision bf16", "transformer/*", 112 },
+    { "full, no clipping", DT_METHOD_FULL, "--max_grad_norm 0", "transformer/*", 112 },
     { "full, from a config", DT_METHOD_FULL, "--from_config", "transformer/*", 112 },
     { "full, chosen modules", DT_METHOD_FULL, "--trainable_modules attn norm_out", "transformer/*attn* transformer/*norm_out*", 0 },
     { "full, norms alone", DT_METHOD_FULL, "--trainable_modules norm_q norm_k norm_added",
@@ -46,6 +47,7 @@ static const way ways[] = {
     { "full, text encoders too", DT_METHOD_FULL, "--train_text_encoder", "transformer/* text_encoder/* text_encoder_2/*", 112 + 36 + 21 },
     { "vae", DT_METHOD_VAE, "", "vae/*", 120 },
     { "vae, recompute, from a config", DT_METHOD_VAE, "--gradient_checkpointing --from_config", "vae/*", 120 },
+    { "vae, no clipping", DT_METHOD_VAE, "--max_grad_norm 0", "vae/*", 120 },
     { "vae, decoder alone", DT_METHOD_VAE, "--trainable_modules decoder", "vae/decoder.*", 0 },
 };
 

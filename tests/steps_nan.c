@@ -38,6 +38,8 @@ static const hole holes[] = {
     { "lora, bf16", DT_METHOD_LORA, "--mixed_precision bf16", DIT, "transformer_blocks.0.attn.to_q.weight",
       { LOSS "matmul", "of transformer_blocks.0." } },
     { "full", DT_METHOD_FULL, "", DIT, "transformer_blocks.1.attn.add_q_proj.weight", { LOSS "matmul", "of transformer_blocks.1." } },
+    { "full, no clipping", DT_METHOD_FULL, "--max_grad_norm 0", DIT, "transformer_blocks.1.attn.add_q_proj.weight",
+      { LOSS "matmul", "of transformer_blocks.1." } },
     { "full, text encoders", DT_METHOD_FULL, "--train_text_encoder", "text_encoder_2", "encoder.block.1.layer.1.DenseReluDense.wo.weight",
       { LOSS "matmul", "of encoder.block.1" } },
     { "vae, encoder", DT_METHOD_VAE, "", "vae", "encoder.mid_block.resnets.0.conv1.weight", { LOSS "conv2d", "of encoder.mid_block" } },
@@ -281,10 +283,14 @@ void steps_nan(void)
     blown_up("overflow, lora, bf16", DT_METHOD_LORA, "--mixed_precision bf16", 1e38);
     blown_up("overflow, full", DT_METHOD_FULL, "", 1e20);
     blown_up("overflow, full, weights at once", DT_METHOD_FULL, "", 1e39);
+    blown_up("overflow, full, no clipping", DT_METHOD_FULL, "--max_grad_norm 0", 1e20);
+    blown_up("overflow, full, no clipping, weights at once", DT_METHOD_FULL, "--max_grad_norm 0 --use_ema", 1e39);
     blown_up("overflow, vae", DT_METHOD_VAE, "", 1e25);
     beyond_fp16("overflow, lora, beyond fp16", DT_METHOD_LORA, "lora", "transformer_blocks.0.attn.to_q.lora_A.weight");
     beyond_fp16("overflow, full, beyond fp16", DT_METHOD_FULL, DIT, "norm_out.linear.bias");
     backward("backward, full", DT_METHOD_FULL, "--outlier_limit 0");
     backward("backward, full, two batches a step", DT_METHOD_FULL, "--outlier_limit 0 --gradient_accumulation_steps 2");
+    backward("backward, full, no clipping", DT_METHOD_FULL, "--outlier_limit 0 --max_grad_norm 0");
+    backward("backward, lora, recompute, no clipping", DT_METHOD_LORA, "--outlier_limit 0 --gradient_checkpointing --max_grad_norm 0");
     backward("backward, lora, recompute", DT_METHOD_LORA, "--outlier_limit 0 --gradient_checkpointing");
 }

@@ -45,7 +45,8 @@ static void clone_block(dt_graph *g, int64_t nforward, int64_t ntensor, int bloc
 
 static void add_param_grad(dt_graph *g, dt_tensor *param, dt_tensor *grad)
 {
-    dt_node *n = dt_apply(g, &dt_op_accumulate, NULL, 1, &grad);
+    dt_attr add = { .i[DT_ATTR_ACC] = 1 };
+    dt_node *n = dt_apply(g, &dt_op_accumulate, &add, 1, &grad);
     if (g->error[0])
         return;
     n->out[0]->kind = DT_GRAD;
@@ -98,6 +99,7 @@ void dt_backward(dt_graph *g, dt_tensor *loss, dt_tensor *scale)
         return;
     }
     int64_t nforward = g->nnode, ntensor = g->ntensor;
+    g->loss = loss;
     bool *cloned = dt_alloc((size_t)g->nblock + 1);
     g->backward = true;
     dt_attr one = { .f = { 1.0 } };

@@ -81,6 +81,19 @@ dt_node *dt_graph_add_node(dt_graph *g, const dt_op *op)
     return g->node[g->nnode++] = n;
 }
 
+void dt_graph_insert(dt_graph *g, const int64_t *at, int64_t n)
+{
+    int64_t to = g->nnode, from = g->nnode - n;
+    dt_node **moved = dt_alloc((size_t)(n + 1) * sizeof(*moved));
+    memcpy(moved, g->node + from, (size_t)n * sizeof(*moved));
+    while (n > 0)
+        if (at[n - 1] >= from)
+            g->node[--to] = moved[--n];
+        else
+            g->node[--to] = g->node[--from];
+    free(moved);
+}
+
 /* --- scopes and parameters --- */
 
 static void scope_changed(dt_graph *g) { g->scope_name = dt_graph_intern(g, g->scope); }

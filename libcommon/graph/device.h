@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "tensor/dtype.h"
 
-#define DT_DEVICE_ABI 2             /* of this header and graph.h; a plugin of another number is refused */
+#define DT_DEVICE_ABI 3             /* of this header and graph.h; a plugin of another number is refused */
 
 enum { DT_CPU, DT_CUDA, DT_NDEV };
 
@@ -23,7 +23,8 @@ typedef struct dt_adamw {
 } dt_adamw;
 
 typedef struct dt_flat_ops {
-    /* AdamW, Loshchilov & Hutter 2019, alg. 2, in torch's order: w *= 1 - lr*wd; m, v; w -= lr/bias1 * m / (sqrt(v)/sqrt(bias2) + eps) */
+    /* AdamW, Loshchilov & Hutter 2019, alg. 2, in torch's order: w *= 1 - lr*wd; m, v; w -= lr/bias1 * m / (sqrt(v)/sqrt(bias2) + eps);
+     * grad NULL: all of it is 0 */
     void   (*adamw)(dt_device *d, float *master, float *m, float *v, const float *grad, int64_t n, const dt_adamw *a);
     double (*sumsq)(dt_device *d, const float *x, int64_t n);           /* fp64, fixed order; NaN/Inf propagate; synchronises */
     void   (*ema)(dt_device *d, float *ema, const float *w, int64_t n, double decay);    /* ema += (1-decay)(w-ema) */

@@ -87,7 +87,7 @@ int dt_plan_run(dt_plan *p, dt_err *err)
     if (p->captured)
         return p->dev->replay(p->dev, p->captured, err);
     /* The first run is plain: libraries may allocate or tune in it, which a capture forbids. */
-    if (p->dev->capture && p->runs++ > 0) {
+    if (p->dev->capture && !p->looks && p->runs++ > 0) {
         int rc = p->dev->capture(p->dev, launch_all, p, &p->captured, err);
         return rc < 0 ? rc : p->dev->replay(p->dev, p->captured, err);
     }

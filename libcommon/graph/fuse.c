@@ -1,6 +1,7 @@
 /* fuse.c - rewrites of the live nodes, before they are planned.  Each takes away a pass over memory.
  *
  *   accumulate     dt_param.grad += dw, where the kernel that makes dw can add        -> it adds there itself
+ *                  the first part of a gradient that lives in the arena (update.c)    -> is written there
  *   epilogue       f(y), where the kernel that makes y can apply f                    -> it writes f(y)
  *
  * Each only where nothing else reads what is left out, and no caller keeps it: in the backward of a network f reads y
@@ -44,9 +45,12 @@ static void fuse_accumulate(dt_node *acc, const int *readers)
         view = dw->node;
         dw = view->in[0];
     }
-    if (!passes_by(dw, readers) || !dw->node->op->accumulates || dw->dtype != DT_F32)
+    bool add = acc->attr.i[DT_ATTR_ACC];
+    if (!passes_by(dw, readers) || (add && !dw->node->op->accumulates) || dw->dtype != DT_F32)
         return;
-    dw->node->attr.i[DT_ATTR_ACC] = 1;
+    if (acc->out[0]->base && acc->out[0]->base->node->id > dw->node->id)    /* what it adds to is written later */
+        return;
+    dw->node->attr.i[DT_ATTR_ACC] = add;
     take_over(dw->node, acc);
     if (view)
         view->live = false;

@@ -32,7 +32,7 @@ enum dt_kind {
     DT_INPUT,                       /* written by the caller before each run, lives in the arena throughout */
     DT_CONST,                       /* values fixed at build time (RoPE tables); the graph owns them */
     DT_PARAM,                       /* reads dt_param.w */
-    DT_GRAD,                        /* adds into dt_param.grad */
+    DT_GRAD,                        /* adds into dt_param.grad; if there is none (dt_update), dt_plan_new makes it a DT_ACT */
 };
 
 struct dt_tensor {
@@ -115,7 +115,7 @@ struct dt_op {
     enum dt_epilogue epilogue;      /* this op is that function of in[0]; else DT_EPI_NONE */
     dt_kernel cpu;
 };
-enum { DT_ATTR_EPI = 8, DT_ATTR_ACC = 9 };      /* set by the fuse pass alone */
+enum { DT_ATTR_EPI = 8, DT_ATTR_ACC = 9 };      /* set by autodiff and the passes alone */
 
 /* --- building --- */
 dt_graph   *dt_graph_new(dt_dtype act);             /* dtype of activations and working weights: DT_F32 or DT_BF16 */
@@ -157,6 +157,19 @@ bool       dt_wants(const dt_node *n, int i);               /* input i exists an
 /* Appends the gradient of the scalar fp32 `loss` times the value of input `scale` (fp32 [1], NULL = 1) for everything that needs
  * one.  Accumulation is over runs: gradients are added to dt_param.grad. */
 void dt_backward(dt_graph *g, dt_tensor *loss, dt_tensor *scale);
+
+/* Updates during the backward pass.  Where dt_param.update is set before dt_plan_new, a run updates the parameter with AdamW, its
+ * average and its working copy too, when its gradient is complete and nobody reads the parameter any more, and the gradient lives in
+ * the arena until then (Lv et al., "Full parameter fine-tuning for large language models with limited resources", 2023).  The owner
+ * sets the numbers before each run (train/optim.h).
+ * From the first loss or gradient that is not finite on, nothing is updated. */
+typedef struct dt_update {
+    dt_adamw adamw;
+    double   ema_decay;
+    bool     begun, stopped;        /* false before a run; begun: the loss was looked at */
+} dt_update;
+/* w, moments, average and working copy of q, once; grad NULL: 0. */
+void dt_param_update(dt_device *d, const dt_param *q, const float *grad, const dt_adamw *a, double ema_decay);
 
 /* --- plan --- */
 typedef struct dt_plan dt_plan;

@@ -16,6 +16,7 @@ struct dt_graph {
     void      **owned;              /* names, constants: freed with the graph */
     int64_t     nowned, cap_owned;
     dt_params  *params;
+    dt_tensor  *loss;               /* of dt_backward, else NULL */
     char        scope[DT_SCOPE_BYTES];
     int         scope_len[DT_MAX_SCOPE], depth;
     const char *scope_name;         /* interned copy of scope, for nodes */
@@ -27,6 +28,8 @@ struct dt_graph {
 };
 
 dt_node   *dt_graph_add_node(dt_graph *g, const dt_op *op);
+/* Moves the last n nodes: node k goes in front of what is at place at[k] of the others; at[] ascends. */
+void       dt_graph_insert(dt_graph *g, const int64_t *at, int64_t n);
 dt_tensor *dt_graph_add_tensor(dt_graph *g, enum dt_kind kind, dt_dtype t, dt_dims dims);
 const char *dt_graph_intern(dt_graph *g, const char *s);
 /* "add: [2, 16, 64] F32, [2, 16] F32" into buf */

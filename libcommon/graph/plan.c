@@ -1,6 +1,7 @@
 /* plan.c - from a graph to a list of launches and one arena.
  *
  *   live       nodes that reach no output and no parameter gradient are dropped
+ *   update     parameters whose gradients are not kept are updated in between (update.c)
  *   fuse       neighbours become one launch (fuse.c)
  *   materialise parameters that stay in a file are brought into the arena where they are read (materialise.c)
  *   prepare    kernels are chosen, their primitives made, their workspaces known
@@ -43,11 +44,13 @@ static int64_t add_slot(dt_plan *p, int64_t bytes, int64_t first, int64_t last)
 
 static int prepare_item(dt_plan *p, dt_node *n, dt_err *err)
 {
-    const dt_kernel *k = p->dev->kernel(p->dev, n->op);
+    bool update = n->op == &dt_op_update;               /* goes through dt_flat_ops, whatever the device */
+    const dt_kernel *k = update ? &n->op->cpu : p->dev->kernel(p->dev, n->op);
     if (!k)
         return dt_err_set(err, DT_EFAIL, "%s has no kernel for '%s' (%s)", p->dev->name, n->op->name, n->scope);
     dt_item *it = &p->item[p->nitem++];
     *it = (dt_item){ .node = n, .kernel = k, .ws_slot = -1 };
+    p->looks |= update;
     if (!k->prepare)
         return 0;
     dt_prep prep = { .dev = p->dev, .err = err };
@@ -146,7 +149,7 @@ static void give_slots(dt_plan *p)
         dt_item *it = &p->item[i];
         for (int o = 0; o < it->node->nout; o++) {
             dt_tensor *t = it->node->out[o];
-            if (t->kind != DT_ACT || (last[t->id] < 0 && (it->node->op->optional_out >> o & 1)))
+            if (t->kind != DT_ACT || t->base || (last[t->id] < 0 && (it->node->op->optional_out >> o & 1)))
                 continue;
             int64_t end = last[t->id] < i ? i : last[t->id];
             int64_t s = o == 0 ? inplace_slot(p, i, last) : -1;
@@ -178,6 +181,7 @@ int dt_plan_new(dt_plan **out, dt_graph *g, dt_device *dev, dt_err *err)
     p->g = g;
     p->dev = dev;
     mark_live(g);
+    dt_place_updates(g);
     dt_fuse(g);
     dt_materialise(g);
     int rc = prepare(p, err);

@@ -31,6 +31,7 @@ struct dt_plan {
     char      *arena;
     void      *captured;            /* device graph of the launches, NULL until the second run */
     int64_t    runs;
+    bool       looks;               /* a launch looks at results on the host: the list cannot be captured */
     dt_plan_stats stats;
 };
 
@@ -38,6 +39,10 @@ struct dt_plan {
 void *dt_plan_pointer(const dt_plan *p, const dt_tensor *t);
 void  dt_plan_launch(const dt_plan *p, const dt_item *it);
 void  dt_plan_consts(dt_plan *p);
+
+/* Puts a node behind the last that has to do with a parameter (dt_param.update) that updates it; see update.c. */
+void dt_place_updates(dt_graph *g);
+extern const dt_op dt_op_update;
 
 /* Lets live nodes do the work of their only readers, where their kernels can. */
 void dt_fuse(dt_graph *g);

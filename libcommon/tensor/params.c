@@ -117,13 +117,21 @@ static int64_t part_size(const dt_params *p, bool trainable)
     return n;
 }
 
+static bool keeps_grads(const dt_params *p)
+{
+    for (int64_t i = 0; i < p->n; i++)
+        if (p->v[i]->trainable && !p->v[i]->update)
+            return true;
+    return false;
+}
+
 dt_params_bytes dt_params_size(const dt_params *p, dt_dtype dtype, unsigned flags)
 {
     int64_t t = part_size(p, true), f = part_size(p, false);
     bool optim = !(flags & DT_PARAMS_NO_OPTIM);
     return (dt_params_bytes){
         .weights = (t + f) * (int64_t)dt_dtype_size(dtype) + dt_params_in_file(p),
-        .grads   = 4 * t,
+        .grads   = keeps_grads(p) ? 4 * t : 0,
         .master  = optim && dtype != DT_F32 ? 4 * t : 0,
         .moments = optim ? 8 * t : 0,
         .ema     = flags & DT_PARAMS_EMA ? 4 * t : 0,
@@ -156,7 +164,7 @@ static void point(dt_params *p)
         q->w = (char *)(q->trainable ? p->w_train : p->w_frozen) + (size_t)q->off * size;
         if (!q->trainable)
             continue;
-        q->grad   = p->grad + q->off;
+        q->grad   = p->grad ? p->grad + q->off : NULL;
         q->master = p->master ? p->master + q->off : NULL;
         q->m      = p->m ? p->m + q->off : NULL;
         q->v      = p->v2 ? p->v2 + q->off : NULL;
@@ -175,7 +183,7 @@ int dt_params_alloc(dt_params *p, struct dt_device *dev, dt_dtype dtype, unsigne
     int rc;
     if ((rc = block(p, &p->w_train, t, dt_dtype_size(dtype), "trainable weights", err)) < 0 ||
         (rc = block(p, &p->w_frozen, p->n_frozen, dt_dtype_size(dtype), "weights", err)) < 0 ||
-        (rc = block(p, &p->grad, t, 4, "gradients", err)) < 0)
+        (rc = block(p, &p->grad, keeps_grads(p) ? t : 0, 4, "gradients", err)) < 0)
         goto fail;
     if (dtype == DT_F32)
         p->master = p->w_train;

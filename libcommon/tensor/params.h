@@ -4,7 +4,7 @@
  * dt_params_alloc lays them out -> loaded or initialised -> used by graphs and optimiser.
  *
  *   w       working copy, in the compute dtype: what kernels read.  Of frozen parameters it may be the file's own (place.c)
- *   grad    fp32, trainable only: kernels add into it (never overwrite)
+ *   grad    fp32, trainable only: kernels add into it (never overwrite); none where runs update the parameters (dt_param.update)
  *   master  fp32, trainable only; the same memory as w when the compute dtype is fp32
  *   m, v    fp32, trainable only: AdamW moments
  *   ema     fp32, trainable only, if asked for
@@ -20,6 +20,7 @@
 #include "tensor/safetensors.h"
 
 struct dt_device;
+struct dt_update;
 
 typedef enum dt_init {              /* how fresh weights begin; fan_in = product of all dims but the first */
     DT_INIT_ZERO, DT_INIT_ONE,
@@ -53,7 +54,9 @@ typedef struct dt_param {
     dt_st_entry *piece;             /* fetched: its rows in the file, `pieces` of them, one after the other; owned */
     int      pieces;
     const dt_st *file;              /* not in a block: what it is in */
-    float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for) */
+    float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for; grad: with update) */
+    struct dt_update *update;       /* not NULL: a run updates it when its gradient is there, and keeps none (graph.h); borrowed */
+    double   sumsq;                 /* then: of the gradient of the last run, -1 = it had none */
 } dt_param;
 
 typedef struct dt_params {
@@ -102,7 +105,8 @@ void       dt_param_row(const dt_param *q, int64_t row, void *dst, dt_dtype t);
 void       dt_param_used(const dt_param *q);        /* an op that read it has run */
 int64_t    dt_params_in_file(const dt_params *p);   /* bytes of the file that are in memory at most, once everything is planned */
 
-/* Bytes that they will take, in the file and by alloc, for the memory plan, by role. */
+/* Bytes that they will take, in the file and by alloc, for the memory plan, by role.  Sets in which every dt_param.update is set have
+ * no gradients. */
 typedef struct dt_params_bytes { int64_t weights, grads, master, moments, ema; } dt_params_bytes;
 enum {
     DT_PARAMS_EMA = 1,

@@ -96,6 +96,8 @@ static int count(dt_job *j, dt_err *err)
 
 static double mib(int64_t bytes) { return (double)bytes / 1048576.0; }
 
+static const char fused[] = "gradients are not kept: without clipping, each parameter is updated during the backward pass";
+
 static void print(const dt_job *j)
 {
     char *text = NULL, *line = dt_mem_line(&j->memory);
@@ -120,11 +122,16 @@ static void print(const dt_job *j)
     dt_mem_table(f, &j->memory);
     if (j->checkpoint && !j->o->gradient_checkpointing)
         fprintf(f, "gradient checkpointing is on: without it the budget of %.1f MiB would not do\n", mib(j->o->memory_budget));
+    if (j->optim.fused)
+        fprintf(f, "%s\n", fused);
     fclose(f);
-    if (j->o->memory_plan && j->ui->table)
+    if (j->o->memory_plan && j->ui->table) {
         j->ui->table(j->ui->ctx, text);
-    else
+    } else {
         dt_job_say(j, "%s", line);
+        if (j->optim.fused)
+            dt_job_say(j, "%s", fused);
+    }
     free(line);
     free(text);
 }

@@ -90,6 +90,21 @@ static int choose_and_place(dt_job *j, enum dt_flux_part k, dt_err *err)
     return rc < 0 || j->o->from_config ? rc : dt_job_place(j, k, err);
 }
 
+static int choose_all(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    if (o->method == DT_METHOD_VAE)
+        return choose_and_place(j, DT_FLUX_VAE, err);
+    int rc = dt_flux_pipe_tokenizers(j->pipe, err);
+    if (rc == 0 && o->method == DT_METHOD_LORA)
+        return (rc = choose_lora(j, err)) < 0 ? rc : dt_job_place(j, DT_FLUX_DIT, err);
+    if (rc == 0)
+        rc = choose_and_place(j, DT_FLUX_DIT, err);
+    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
+        rc = choose_and_place(j, (enum dt_flux_part)k, err);
+    return rc;
+}
+
 int dt_job_model(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
@@ -103,15 +118,9 @@ int dt_job_model(dt_job *j, dt_err *err)
         j->pipe->weights[DT_FLUX_VAE] = dt_strdup(o->vae_path);
     j->optim = (dt_optim){ .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon, .weight_decay = o->weight_decay,
                            .max_norm = o->max_grad_norm, .ema_decay = o->use_ema ? o->ema_decay : 0 };
-    if (o->method == DT_METHOD_VAE)
-        return choose_and_place(j, DT_FLUX_VAE, err);
-    if ((rc = dt_flux_pipe_tokenizers(j->pipe, err)) < 0)
-        return rc;
-    if (o->method == DT_METHOD_LORA)
-        return (rc = choose_lora(j, err)) < 0 ? rc : dt_job_place(j, DT_FLUX_DIT, err);
-    rc = choose_and_place(j, DT_FLUX_DIT, err);
-    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
-        rc = choose_and_place(j, (enum dt_flux_part)k, err);
+    rc = choose_all(j, err);
+    if (rc == 0 && o->max_grad_norm == 0 && o->data.gradient_accumulation_steps == 1 && !o->dump_steps)
+        dt_optim_fuse(&j->optim);                   /* nothing looks at all gradients at once */
     return rc;
 }
 

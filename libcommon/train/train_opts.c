@@ -42,7 +42,7 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
       "AdamW: decoupled weight decay (0.01)" }, \
     { "adam_epsilon", 0, "F", DT_OPT_FLOAT, O(epsilon), 0, 1, NULL, "AdamW: epsilon (1e-8)" }, \
     { "max_grad_norm", 0, "F", DT_OPT_FLOAT, O(max_grad_norm), 0, 1e9, NULL, \
-      "clip the global gradient norm to this; 0 = do not clip (1)" }, \
+      "clip the global gradient norm to this; 0 = do not clip, which takes less memory (1)" }, \
     { "use_ema", 0, NULL, DT_OPT_FLAG, O(use_ema), 0, 0, NULL, \
       "keep an fp32 running mean of the trained weights; saved and sampled with" }, \
     { "ema_decay", 0, "F", DT_OPT_FLOAT, O(ema_decay), 0, 0.9999999, NULL, "decay of the running mean (0.9999)" }, \

@@ -78,7 +78,6 @@ static int update(dt_trainer *t, struct step *s, dt_plan *plan, dt_dump *dump, d
     s->norm = dt_optim_norm(t->optim);
     if (!isfinite(s->norm))
         return not_finite(t, plan, "gradient", t->state.batch - 1, err);
-    s->lr = dt_lr_at(&t->lr, t->state.step);
     dt_optim_step(t->optim, s->lr, s->norm);
     if (!dump)
         return 0;
@@ -95,7 +94,8 @@ static int one_step(dt_trainer *t, struct step *s, dt_err *err)
     dt_dump *dump = t->state.step < t->dump_steps ? dt_dump_new() : NULL;
     dt_plan *plan = NULL;
     int rc = 0;
-    *s = (struct step){ 0 };
+    *s = (struct step){ .lr = dt_lr_at(&t->lr, t->state.step) };
+    dt_optim_begin(t->optim, s->lr);
     for (; s->micros < t->accumulate && rc == 0; s->micros++) {
         dt_micro *b = NULL;
         rc = t->source.next(t->source.ctx, &b, err);

@@ -48,7 +48,8 @@ def training(dtype, compiled, lora):
     def step():
         loss = torch.nn.functional.mse_loss(run(**inputs)[0].float(), target)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        if lora:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optim.step()
         optim.zero_grad()
         return loss.item()

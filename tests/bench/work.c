@@ -148,8 +148,11 @@ static int parameters(work *w, dt_dtype t, dt_err *err)
     dt_graph_free(&g);
     for (int64_t i = 0; i < w->set->n; i++)
         w->set->v[i]->trainable = w->job->full;
-    if (w->job->full)
+    if (w->job->full) {
         w->optim.set[w->optim.nset++] = w->set;
+        w->optim.max_norm = 0;
+        dt_optim_fuse(&w->optim);
+    }
     int rc = w->job->lora ? add_lora(w, t, err) : 0;
     if (rc == 0 && !w->job->full && (rc = in_file(&st, w->job, w->dev, t, err)) == 0)
         rc = dt_params_place(w->set, &st, NULL, NULL, w->dev, t, false, err);
@@ -245,14 +248,16 @@ void work_free(work **pw)
 
 int work_run(work *w, dt_err *err)
 {
+    const double lr = 1e-6;
     float loss;
+    dt_optim_begin(&w->optim, lr);
     int rc = dt_plan_run(w->plan, err);
     if (rc < 0 || !w->optim.nset)
         return rc;
     dt_plan_read(w->plan, dt_find(w->g, "loss"), &loss);
     if (!isfinite(loss))
         return dt_err_set(err, DT_ENAN, "the loss is not finite");
-    dt_optim_step(&w->optim, 1e-6, dt_optim_norm(&w->optim));
+    dt_optim_step(&w->optim, lr, dt_optim_norm(&w->optim));
     return 0;
 }
 

@@ -3,7 +3,8 @@
  *
  *   lora     LoRA step of FLUX at D = 768, 4 double and 8 single blocks, 256 image and 128 text tokens: rank 16 on attention
  *            and feed-forward, checkpointing, clipping, AdamW
- *   full     the same step, training all weights
+ *   full     the same step, training all weights, without clipping: dt then updates them during the backward pass, PyTorch's
+ *            optimizer after it
  *   sample   one evaluation of that network
  *   encode   FLUX's autoencoder, 512x512 px
  *   decode   back
