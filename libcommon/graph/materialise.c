@@ -4,7 +4,6 @@
  * whose output dies with that node: the arena never holds more than the largest such matrix, and the pages of the
  * file are the system's to keep or drop. */
 #include <stdlib.h>
-#include <string.h>
 #include "graph/plan.h"
 
 static void fetch_cpu(const dt_node *n, const dt_run *r)
@@ -34,27 +33,18 @@ static dt_node *make_fetch(dt_graph *g, const dt_node *reader, const dt_tensor *
 
 void dt_materialise(dt_graph *g)
 {
-    int64_t n = g->nnode, at = 0;
-    dt_node **old = dt_alloc((size_t)(n + 1) * sizeof(*old)), **all = NULL;
-    int64_t cap = 0;
-    memcpy(old, g->node, (size_t)n * sizeof(*old));
-    for (int64_t i = 0; i < n; i++) {
-        dt_node *r = old[i];
+    int64_t nodes = g->nnode, n = 0, cap = 0, *at = NULL;
+    for (int64_t i = 0; i < nodes; i++) {
+        dt_node *r = g->node[i];
         for (int k = 0; r->live && k < r->nin; k++) {
             dt_tensor *t = r->in[k];
             if (!t || t->kind != DT_PARAM || t->param->place != DT_FETCHED || dt_reads_rows(r, k))
                 continue;
-            dt_node *f = make_fetch(g, r, t);
-            r->in[k] = f->out[0];
-            dt_grow(&all, &cap, at + 1, sizeof(*all));
-            all[at++] = f;
+            r->in[k] = make_fetch(g, r, t)->out[0];
+            dt_grow(&at, &cap, n + 1, sizeof(*at));
+            at[n++] = i;
         }
-        dt_grow(&all, &cap, at + 1, sizeof(*all));
-        all[at++] = r;
     }
-    free(old);
-    free(g->node);
-    g->node = all;
-    g->nnode = at;
-    g->cap_node = cap;
+    dt_graph_insert(g, at, n);
+    free(at);
 }
