@@ -59,6 +59,23 @@ def tiff16(a):
     return struct.pack("<2sHI", b"II", 42, 8 + len(body) + 6) + body + struct.pack("<3H", 16, 16, 16) + ifd
 
 
+def ycck(a):
+    """JPEG in Adobe's YCCK, which Pillow reads but does not write: one of four components, Y Cb Cr of the inks and K inverted,
+    whose Adobe marker says so."""
+    paper = a.astype(int)
+    k = 255 - paper.max(2)
+    ink = 255 - paper * 255 // (255 - k + (k == 255))[..., None]
+    ycc = Image.fromarray(ink.astype(np.uint8)).convert("YCbCr")
+    f = io.BytesIO()
+    inverted = [Image.fromarray(255 - np.asarray(c)) for c in ycc.split()]                    # Pillow inverts all four
+    Image.merge("CMYK", inverted + [Image.fromarray(k.astype(np.uint8))]).save(f, "JPEG", quality=95)
+    data = bytearray(f.getvalue())
+    at = data.index(b"Adobe") + 11
+    assert data[at] == 0
+    data[at] = 2                    # the transform: YCCK
+    return bytes(data)
+
+
 def put_bytes(name, data):
     path = os.path.join(OUT, name)
     with open(path, "wb") as f:
@@ -83,6 +100,7 @@ cmyk = rgb.convert("CMYK")
 b = io.BytesIO()
 cmyk.save(b, "JPEG", quality=95)
 put("cmyk.jpg", cmyk, want=Image.open(b).convert("RGB"), quality=95)
+put_bytes("ycck.jpg", ycck(scene()))
 
 put("rgb.png", rgb)
 put("rgba.png", rgba)

@@ -25,6 +25,7 @@ static const struct golden all[] = {
     { "exif4.jpg", DT_IMAGE_JPEG, .5 }, { "exif5.jpg", DT_IMAGE_JPEG, .5 }, { "exif6.jpg", DT_IMAGE_JPEG, .5 },
     { "exif7.jpg", DT_IMAGE_JPEG, .5 }, { "exif8.jpg", DT_IMAGE_JPEG, .5 }, { "gray.jpg", DT_IMAGE_JPEG, .5 },
     { "progressive.jpg", DT_IMAGE_JPEG, .5 }, { "cmyk.jpg", DT_IMAGE_JPEG, 1 },
+    { "ycck.jpg", DT_IMAGE_JPEG, 1 },
     { "rgb.png", DT_IMAGE_PNG, 0 }, { "rgba.png", DT_IMAGE_PNG, .5 }, { "exif6.png", DT_IMAGE_PNG, 0 },
     { "graya.png", DT_IMAGE_PNG, .5 }, { "bit1.png", DT_IMAGE_PNG, 0 }, { "palette.png", DT_IMAGE_PNG, 0 },
     { "gray16.png", DT_IMAGE_PNG, .01 }, { "rgb16.png", DT_IMAGE_PNG, 0 }, { "rgba16.png", DT_IMAGE_PNG, .5 },
