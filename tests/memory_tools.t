@@ -44,6 +44,18 @@ for how in 1 8 '4 --mixed_precision bf16'; do
         check "caching, $s px, by $how" "near $C $how --plan p$s -o c-$s-${how%% *}" 'within 5 %'
     done
 done
+# 24 files that are one picture, and one that is another
+mkdir same
+set -- "$E"/pictures/*.png
+for i in {01..24}; do cp "$1" same/$i.png; done
+cp "$2" same/25.png
+dt-bucket --train_data_dir same --num_train_epochs 1 --image_sample_size 256 --train_batch_size 8 -q -o psame || exit 1
+check 'caching one picture under many names' "near $C 8 --plan psame -o c-same; grep -o '25 pictures:.*another' said" 'within 5 %
+25 pictures: 2 encoded, 0 there already, 23 the same as another'
+check 'again, where some are there' "rm c-same/index* same/25.png; cp '$3' same/26.png; cp '$3' same/27.png
+    dt-bucket --train_data_dir same --num_train_epochs 1 --image_sample_size 256 --train_batch_size 8 -q -o psame
+    near $C 8 --plan psame -o c-same; grep -o '26 pictures:.*another' said" 'within 5 %
+26 pictures: 1 encoded, 24 there already, 1 the same as another'
 check 'caching in tiles, eight readers' "near $C 1 --vae_tile 64 --dataloader_num_workers 8 --plan p256 -o tiles" 'within 5 %'
 check 'nothing is missing' "near $C 1 --plan p64 -o c-64-1" 'within 5 %'
 check 'caching: the smallest budget is enough, and kept' "kept $C 8 --plan p64 -o b; less $C 8 --plan p64 -o b2" "$twice"

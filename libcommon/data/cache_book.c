@@ -3,7 +3,7 @@
 #include <string.h>
 #include "data/cache_write.h"
 
-enum { POS_BITS = 40, FORGET_BYTES = 1 << 20 };
+enum { POS_BITS = 40, FORGET_BYTES = 1 << 20, WINDOW_BYTES = 64 << 10 };
 
 /* --- paths --- */
 
@@ -75,13 +75,23 @@ int64_t dt_cache_book_add(dt_cache_book *b, const char *req, int64_t i, size_t p
 
 int64_t dt_cache_book_find(const dt_cache_book *b, const char *req) { return dt_keymap_get(b->map, req, strlen(req)); }
 
+static size_t pos_of(uint64_t at) { return (size_t)(at & (((uint64_t)1 << POS_BITS) - 1)); }
+
+/* Only what is around the line that was read last stays in memory. */
+static void remember(const dt_cache_book *b, const dt_cache_index *index, uint64_t at)
+{
+    uint64_t last = __atomic_exchange_n((uint64_t *)&b->last, at, __ATOMIC_RELAXED);
+    const dt_cache_index *x = &index[last >> POS_BITS];
+    if (last / WINDOW_BYTES != at / WINDOW_BYTES && x->map.bytes)
+        dt_map_forget(&x->map, x->text + pos_of(last) / WINDOW_BYTES * WINDOW_BYTES, 2 * WINDOW_BYTES);
+}
+
 int dt_cache_book_read(const dt_cache_book *b, int64_t e, const dt_cache_index *index, dt_cache_rec *rec,
                        const dt_cache_index **x, dt_err *err)
 {
-    size_t pos = (size_t)(b->at[e] & (((uint64_t)1 << POS_BITS) - 1)), from = pos;
+    size_t pos = pos_of(b->at[e]);
     *x = &index[b->at[e] >> POS_BITS];
     int rc = dt_cache_index_next(*x, &pos, rec, err);
-    if ((*x)->map.bytes)
-        dt_map_forget(&(*x)->map, (*x)->text + from, pos - from);
+    remember(b, index, b->at[e]);
     return rc == 0 ? dt_err_set(err, DT_EDATA, "%s: has changed while it is in use", (*x)->name) : rc < 0 ? rc : 0;
 }

@@ -76,6 +76,7 @@ typedef struct dt_cache_book {
     dt_keymap *map;
     uint64_t  *at;                  /* index << 40 | place of the record's line in it */
     int64_t    n, cap;
+    uint64_t   last;                /* the `at` that was read last, by any thread */
 } dt_cache_book;
 
 /* "RW RH X Y W H FLIP PATH", the request of a picture; caller frees.  And the path in it. */

@@ -150,7 +150,6 @@ int dt_enc_skip(dt_enc *e, int64_t i, const char *why, dt_err *err)
     int rc = dt_batches_item(e->plan, e->want[i].at, &item, err);
     if (rc < 0)
         return rc;
-    e->want[i].mark |= DT_ENC_SKIP;
     if (dt_strmap_get(e->bad, item->path) < 0) {
         dt_strs *own = &e->bad_paths;
         dt_strs_add(own, item->path);

@@ -5,6 +5,7 @@
  * threads. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include "train/encode_int.h"
 
 enum { MAX_GROUP = 1024 };
@@ -54,17 +55,17 @@ static int find(dt_enc *e, const dt_got_picture *got, dt_hash *key, dt_err *err)
     return rc < 0 ? rc : e->place[got->i] >= 0;
 }
 
-/* Files that cannot be read are left to the pass that decodes. */
-static int find_there(dt_enc *e, dt_err *err)
+/* Reads and hashes n pictures, all of them if order is NULL.  Files that cannot be read are left to the pass that decodes. */
+static int find_there(dt_enc *e, const int32_t *order, int64_t n, dt_err *err)
 {
     dt_pictures *p = NULL;
     dt_progress *bar = NULL;
     dt_got_picture got;
     dt_hash key;
     int64_t done = 0;
-    int rc = dt_progress_open(&bar, "hash", "file", e->n, e->p->progress, e->p->quiet, err);
+    int rc = dt_progress_open(&bar, "hash", "file", n, e->p->progress, e->p->quiet, err);
     if (rc == 0)
-        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .plan = e->plan, .want = e->want, .n = e->n,
+        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .plan = e->plan, .want = e->want, .order = order, .n = n,
                               .threads = e->p->workers, .hash_only = true }, err);
     if (rc == 0)
         dt_progress_step(bar, 0);
@@ -79,6 +80,93 @@ static int find_there(dt_enc *e, dt_err *err)
     return rc;
 }
 
+/* What pictures must share, beside their bytes, to share an entry. */
+struct alike {
+    int32_t resize_w, resize_h, crop_x, crop_y, w, h, flip;
+    int64_t bytes;                  /* of the file */
+    dt_hash source;
+};
+
+static struct alike alike(const dt_want_picture *w)
+{
+    struct alike a;
+    memset(&a, 0, sizeof(a));
+    a.resize_w = w->resize_w, a.resize_h = w->resize_h, a.crop_x = w->crop_x, a.crop_y = w->crop_y;
+    a.w = w->w, a.h = w->h, a.flip = w->flip;
+    return a;
+}
+
+/* Missing pictures whose files are as long as another's, with the same transform, into `order`. */
+static int64_t may_be_same(const dt_enc *e, int32_t *order)
+{
+    dt_keymap *lengths = dt_keymap_new();
+    unsigned char *maybe = dt_alloc((size_t)e->n + 1);
+    int64_t n = 0;
+    for (int64_t i = 0; i < e->n; i++) {
+        dt_plan_item *it;
+        struct stat st;
+        struct alike a = alike(&e->want[i]);
+        if (e->place[i] >= 0 || dt_batches_item(e->plan, e->want[i].at, &it, NULL) < 0)
+            continue;
+        a.bytes = it->tar ? it->bytes : stat(it->path, &st) ? -1 : st.st_size;
+        free(it);
+        int64_t first = a.bytes < 0 ? i : dt_keymap_add(lengths, &a, sizeof(a), i);
+        if (first != i)
+            maybe[first] = maybe[i] = 1;
+    }
+    for (int64_t i = 0; i < e->n; i++)
+        if (maybe[i])
+            order[n++] = (int32_t)i;
+    free(maybe);
+    dt_keymap_free(&lengths);
+    return n;
+}
+
+/* Marks missing pictures that are one that comes before them: they are not encoded, and the memory plan knows. */
+static int find_same(dt_enc *e, bool hashed, int32_t *order, dt_err *err)
+{
+    int64_t n = may_be_same(e, order);
+    int rc = n && !hashed ? find_there(e, order, n, err) : 0;
+    dt_keymap *seen = dt_keymap_new();
+    for (int64_t k = 0; k < n && rc == 0; k++) {
+        int64_t i = order[k];
+        struct dt_enc_file file;
+        struct alike a = alike(&e->want[i]);
+        if ((rc = dt_spool_get(e->file, i, &file, err)) < 0 || !*file.source.hex)
+            continue;
+        a.source = file.source;
+        if (dt_keymap_add(seen, &a, sizeof(a), i) != i)
+            e->want[i].mark |= DT_ENC_SAME;
+    }
+    dt_keymap_free(&seen);
+    return rc;
+}
+
+/* Entries of pictures that are the same as others.  Those whose other has none after all remain, in c->order. */
+static int share(struct dt_encoder *c, dt_err *err)
+{
+    dt_enc *e = c->e;
+    int rc = 0;
+    c->missing = 0;
+    for (int64_t i = 0; i < e->n && rc == 0; i++) {
+        struct dt_enc_file file;
+        dt_plan_item *item;
+        char *req;
+        if (!(e->want[i].mark & DT_ENC_SAME) || (rc = dt_spool_get(e->file, i, &file, err)) < 0 ||
+            (rc = dt_enc_request(e, i, &req, &item, err)) < 0)
+            continue;
+        dt_hash key = dt_cache_image_key(&e->recipe, req, &file.source);
+        e->place[i] = (int32_t)dt_cache_store_find(e->store, &key);
+        if (e->place[i] >= 0)
+            e->r->images.shared++;
+        else
+            c->order[c->missing++] = (int32_t)i;
+        free(item);
+        free(req);
+    }
+    return rc;
+}
+
 static struct size *size_of(struct dt_encoder *c, int w, int h)
 {
     for (int64_t i = 0; i < c->n_size; i++)
@@ -89,17 +177,19 @@ static struct size *size_of(struct dt_encoder *c, int w, int h)
     return &c->size[c->n_size++];
 }
 
+static bool is_missing(const dt_enc *e, int64_t i) { return e->place[i] < 0 && !(e->want[i].mark & DT_ENC_SAME); }
+
 /* Missing pictures, size by size.  Returns how many. */
 static int64_t put_in_order(struct dt_encoder *c)
 {
     dt_enc *e = c->e;
     int64_t n = 0;
     for (int64_t i = 0; i < e->n; i++)
-        if (e->place[i] < 0)
+        if (is_missing(e, i))
             size_of(c, e->want[i].w, e->want[i].h)->n++;
     for (int64_t s = 0; s < c->n_size; s++)
         for (int64_t i = 0; i < e->n; i++)
-            if (e->place[i] < 0 && e->want[i].w == c->size[s].w && e->want[i].h == c->size[s].h)
+            if (is_missing(e, i) && e->want[i].w == c->size[s].w && e->want[i].h == c->size[s].h)
                 c->order[n++] = (int32_t)i;
     return n;
 }
@@ -281,28 +371,38 @@ int dt_enc_find_images(dt_enc *e, dt_err *err)
     struct dt_encoder *c = e->images = dt_alloc(sizeof(*c));
     c->e = e;
     c->order = dt_alloc((size_t)(e->n + 1) * sizeof(*c->order));
-    int rc = dt_cache_store_found(e->store) ? find_there(e, err) : 0;
+    bool found = dt_cache_store_found(e->store) > 0;
+    int rc = found ? find_there(e, NULL, e->n, err) : 0;
+    if (rc == 0)
+        rc = find_same(e, found, c->order, err);
     c->missing = rc == 0 ? put_in_order(c) : 0;
     return c->missing ? dt_enc_place(e, DT_FLUX_VAE, err) : rc;
+}
+
+static int encode(struct dt_encoder *c, dt_err *err)
+{
+    const struct dt_pictures_params read = reader(c);
+    dt_pictures *p = NULL;
+    dt_got_picture got;
+    int rc = dt_pictures_open(&p, &read, err);
+    while (rc == 0 && !dt_enc_stopped(c->e) && dt_pictures_next(p, &got) == 1)
+        rc = take(c, &got, err);
+    if (rc == 0)
+        rc = flush(c, err);
+    dt_pictures_close(&p);
+    return rc;
 }
 
 int dt_enc_images(dt_enc *e, dt_err *err)
 {
     struct dt_encoder *c = e->images;
-    const struct dt_pictures_params read = reader(c);
-    dt_pictures *p = NULL;
-    dt_got_picture got;
     if (!c->missing || dt_enc_stopped(e))
         return 0;
     int rc = open_encoder(c, err);
-    if (rc == 0)
-        rc = dt_pictures_open(&p, &read, err);
-    if (rc == 0)
-        dt_progress_step(c->bar, 0);
-    while (rc == 0 && !dt_enc_stopped(e) && dt_pictures_next(p, &got) == 1)
-        rc = take(c, &got, err);
-    if (rc == 0)
-        rc = flush(c, err);
-    dt_pictures_close(&p);
+    if (rc < 0)
+        return rc;
+    dt_progress_step(c->bar, 0);
+    if ((rc = encode(c, err)) == 0 && (rc = share(c, err)) == 0 && c->missing)
+        rc = encode(c, err);
     return rc;
 }

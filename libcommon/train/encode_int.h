@@ -15,7 +15,7 @@ struct dt_enc_file { dt_hash source, stat; };
 
 enum {                              /* marks of a wanted picture */
     DT_ENC_FIRST = 1,               /* the first with its path */
-    DT_ENC_SKIP = 2,                /* its file cannot be used */
+    DT_ENC_SAME = 2,                /* its file is another's */
 };
 
 /* A caption of the plan: of an item, or the ~at-th of those that no item has. */
