@@ -112,6 +112,13 @@ fails 2 'the base itself' 'dt-merge-shards merge -o m.safetensors m.safetensors 
 fails 2 'a file into a folder' 'dt-merge-shards merge -o x m.safetensors --lora all.comfy' 'so must the result be'
 fails 4 'a LoRA that is not there' 'dt-merge-shards lora -o x nowhere' 'nowhere'
 fails 4 'a LoRA that is none' "dt-merge-shards lora -o x $M/vae/diffusion_pytorch_model.safetensors" 'are no part of a LoRA'
+sed 's/lora_unet_double_blocks_0_txt_mlp_0/lora_te1_text_model_layers_0_mlp_fc/g' all.kohya >te
+check 'a LoRA of text encoders too is refused, not cut down' "cmp -s all.kohya te; echo \$?; dt-merge-shards lora -o x te 2>&1 | grep -o 'no linear layers of transformer.*'
+    dt-merge-shards merge -o x.safetensors $M/transformer --lora te 2>&1 | grep -o 'no linear layers of transformer.*'; ls x x.safetensors 2>&1 | grep -c 'No such'" \
+"1
+no linear layers of transformer, first 'lora_te1_text_model_layers_0_mlp_fc'
+no linear layers of transformer, first 'lora_te1_text_model_layers_0_mlp_fc'
+2"
 fails 4 'half a LoRA' 'head -c 5000 all.comfy >half; dt-merge-shards lora -o x half' 'half'
 fails 4 'a base that is not there' 'dt-merge-shards merge -o x.safetensors nowhere --lora all.comfy' 'nowhere'
 fails 4 'a base that is none' "dt-merge-shards merge -o x.safetensors $M/vae --lora all.comfy" 'layer|tensor'

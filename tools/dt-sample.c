@@ -75,10 +75,13 @@ static const dt_cli cli = {
     .table = table,
 };
 
-static void say(void *ctx, const char *line)
+static void say(void *ctx, bool warning, const char *line)
 {
     (void)ctx;
-    dt_info("%s", line);
+    if (warning)
+        dt_warn("%s", line);
+    else
+        dt_info("%s", line);
 }
 
 static void out(void *ctx, const char *text)

@@ -14,6 +14,10 @@ safetensors() {
 Q=transformer.transformer_blocks.0.attn.to_q
 safetensors a.safetensors "{\"$Q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[1,32],\"data_offsets\":[0,128]},\"$Q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[128,256]}}" '\0\0\200\076' 64
 safetensors wide.safetensors "{\"$Q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[1,64],\"data_offsets\":[0,256]},\"$Q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[256,384]}}" '\0\0\200\076' 96
+TE=lora_te1_text_model_encoder_layers_0_mlp_fc1
+pair() { echo "\"$1\":{\"dtype\":\"F32\",\"shape\":[1,32],\"data_offsets\":[$3,$(($3 + 128))]},\"$2\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[$(($3 + 128)),$(($3 + 256))]}"; }
+safetensors both.safetensors "{$(pair $Q.lora_A.weight $Q.lora_B.weight 0),$(pair $TE.lora_down.weight $TE.lora_up.weight 256)}" '\0\0\200\076' 128
+safetensors te.safetensors "{$(pair $TE.lora_down.weight $TE.lora_up.weight 0)}" '\0\0\200\076' 64
 safetensors lat.safetensors '{"latents":{"dtype":"F32","shape":[1,4,8,12],"data_offsets":[0,1536]}}' '\0\0\0\077' 384
 safetensors nan.safetensors '{"latents":{"dtype":"F32","shape":[1,4,8,12],"data_offsets":[0,1536]}}' '\0\0\300\177' 384
 printf 'one\n\ntwo\r\n{"prompt": "three", "seed": 7, "width": 40, "height": 24, "id": 17}\n' >prompts.txt
@@ -74,6 +78,10 @@ fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be mu
 fails 2 'tiles that do not fit' "$S -p x --vae_tile 30 -o x.png" 'tiles of 30 px: must be a multiple of 8'
 fails 6 'not finite' "$S -p x --init_latents nan.safetensors -o x.png" "sampling step 1: .* is not finite; first in 'permute' of the objective, from 'in'"
 fails 2 'steps twice' "$S -p x --num_inference_steps 3 -o x.png" 'give one'
+check 'of a LoRA of text encoders too the rest is applied, with a warning' \
+    "$S -p two --save_latents both.l --lora both.safetensors 2>&1; $S -p two --save_latents a.l --lora a.safetensors; cmp both.l a.l" \
+'dt-sample: warning: both.safetensors: 2 of its tensors adapt text encoders and are not applied; programs that apply them make other pictures'
+fails 4 'a LoRA of text encoders only' "$S -p x --lora te.safetensors -o x.png" 'te.safetensors: holds no LoRA of the transformer, only of text encoders'
 fails 2 'compare with what' "$S -p x --compare_base -o x" '--compare_base needs --lora'
 fails 4 'no such LoRA' "$S -p x --lora none.safetensors:0.5 -o x.png" 'none.safetensors'
 fails 4 'LoRA of another model' "$S -p x --lora wide.safetensors -o x.png" 'wide.safetensors.*attn.to_q'

@@ -79,8 +79,10 @@ int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout,
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);
 
 /* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors that belong to no
- * layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0: their rank. */
-int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err);
+ * layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0: their rank.  text: those of
+ * text encoders are left out, and counted there; NULL: they are errors as others are. */
+int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, int64_t *text,
+                 dt_err *err);
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);
 

@@ -155,12 +155,27 @@ static bool take_key(struct loader *l, const dt_st_entry *e)
     return false;
 }
 
-static int take_keys(struct loader *l, dt_err *err)
+/* Is it an adapter of a text encoder, as kohya's, diffusers' and ComfyUI's files name those? */
+static bool of_text(const char *name)
+{
+    static const char *const prefixes[] = { "lora_te", "text_encoder", "te1.", "te2.", "clip_l.", "t5xxl.", NULL };
+    const char *const *p = prefixes;
+    while (*p && strncmp(name, *p, strlen(*p)))
+        p++;
+    return *p;
+}
+
+/* text: see dt_lora_open(). */
+static int take_keys(struct loader *l, int64_t *text, dt_err *err)
 {
     int64_t n = 0;
     const char *first = NULL;
     for (int64_t i = 0; i < dt_st_count(l->st); i++) {
         const dt_st_entry *e = dt_st_at(l->st, i);
+        if (text && of_text(e->name)) {
+            ++*text;
+            continue;
+        }
         if (take_key(l, e))
             continue;
         first = first ? first : e->name;
@@ -179,7 +194,8 @@ static int take_keys(struct loader *l, dt_err *err)
         return dt_err_set(err, DT_EDATA, "%s: %lld of %lld modules are no linear layers of %s, first '%s'", dt_st_path(l->st),
                           (long long)n, (long long)l->npair, l->base->name, first);
     if (!l->npair)
-        return dt_err_set(err, DT_EDATA, "%s: holds no LoRA", dt_st_path(l->st));
+        return dt_err_set(err, DT_EDATA, "%s: holds no LoRA%s", dt_st_path(l->st),
+                          text && *text ? " of the transformer, only of text encoders" : "");
     return 0;
 }
 
@@ -438,16 +454,19 @@ static void release(struct loader *l)
     free(l->layer);
 }
 
-int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err)
+int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, int64_t *text,
+                 dt_err *err)
 {
     dt_st *st = NULL;
     int rc = dt_st_open(&st, path, err);
+    if (text)
+        *text = 0;
     if (rc < 0)
         return rc;
     struct loader l = { .base = base, .st = st, .alpha = alpha, .modules = dt_strmap_new(), .stems = dt_strmap_new() };
     l.layer = dt_alloc((size_t)(base->linears.n + 1) * sizeof(*l.layer));
     build_table(&l, naming);
-    if ((rc = read_config(&l, path, err)) < 0 || (rc = take_keys(&l, err)) < 0)
+    if ((rc = read_config(&l, path, err)) < 0 || (rc = take_keys(&l, text, err)) < 0)
         goto out;
     for (int64_t i = 0; i < l.npair; i++)
         if ((rc = take_pair(&l, &l.pair[i], err)) < 0)

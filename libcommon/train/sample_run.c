@@ -42,7 +42,7 @@ static void say(const struct job *j, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
-    j->ui->say(j->ui->ctx, line);
+    j->ui->say(j->ui->ctx, false, line);
 }
 
 static int64_t npictures(const struct job *j) { return j->prompts.n * j->o.num_images; }
@@ -112,6 +112,14 @@ static int describe_lora(struct job *j, const char *path, double strength, dt_er
     return 0;
 }
 
+static void warn_of_text(const struct job *j, const char *path, int64_t n)
+{
+    char *line = dt_sprintf("%s: %lld of its tensors adapt text encoders and are not applied; programs that apply them make other "
+                            "pictures", path, (long long)n);
+    j->ui->say(j->ui->ctx, true, line);
+    free(line);
+}
+
 static int open_loras(struct job *j, dt_err *err)
 {
     int64_t n = j->o.lora.n;
@@ -120,7 +128,10 @@ static int open_loras(struct job *j, dt_err *err)
     int rc = 0;
     for (int64_t i = 0; i < n && rc == 0; i++) {
         char *path = dt_lora_split(j->o.lora.v[i], &strength[i]);
-        rc = dt_lora_open(&v[i], j->pipe->part[DT_FLUX_DIT], path, dt_flux_single_name, 0, err);
+        int64_t text;
+        rc = dt_lora_open(&v[i], j->pipe->part[DT_FLUX_DIT], path, dt_flux_single_name, 0, &text, err);
+        if (rc == 0 && text)
+            warn_of_text(j, path, text);
         if (rc == 0)
             rc = describe_lora(j, path, strength[i], err);
         for (int64_t k = 0; rc == 0 && k < v[i]->report.n; k++)

@@ -26,7 +26,7 @@ static char *in(const char *name) { return dt_path_join(dir, name); }
 
 struct heard { char out[8192]; size_t n; };
 
-static void say(void *ctx, const char *line) { (void)ctx, (void)line; }
+static void say(void *ctx, bool warning, const char *line) { (void)ctx, (void)warning, (void)line; }
 
 static void out(void *ctx, const char *text)
 {
