@@ -141,13 +141,22 @@ train_whole() {
     done
 }
 hunt train 22 nothing train_is train_whole \
-    "dt-train lora $R $V --train_data_dir data --rank 2 --output_dir out --resume_from_checkpoint latest -q"
+    "dt-train lora $R $V --train_data_dir data --rank 2 --output_dir out -q"
 
-# Over what an earlier run has left, from its first step: checkpoints are replaced.
+# Over what another run has left, from its first step: that is set aside, and nothing of it is lost.
 finished() { cp -r whole out; }
-dt-train lora $R --train_data_dir data --rank 2 --output_dir whole -q --use_ema >said 2>&1 || cat said
-replaced_is() { sums out; }
-hunt train-again 8 finished replaced_is train_whole "dt-train lora $R --train_data_dir data --rank 2 --output_dir out -q --use_ema"
-hunt full 4 nothing replaced_is : "dt-train full $R --use_ema --trainable_modules norm_out --train_data_dir data --output_dir out --resume_from_checkpoint latest -q"
-hunt full-unclipped 3 nothing replaced_is : "dt-train full $R --max_grad_norm 0 --trainable_modules norm_out --train_data_dir data --output_dir out --resume_from_checkpoint latest -q"
+dt-train lora $R --train_data_dir data --rank 2 --output_dir whole -q --use_ema --learning_rate 1e-3 >said 2>&1 || cat said
+old_sums=$(cd whole && sums checkpoint-* metrics.ndjson loss.png lora.safetensors | cut -d' ' -f1,2 | sort)
+result_is() { sums out | grep -v ' out/old-[0-9]*/'; }
+aside_whole() {
+    train_whole
+    sums out | cut -d' ' -f1,2 | LC_ALL=C sort -u | LC_ALL=C comm -23 <(LC_ALL=C sort -u <<<"$old_sums") - | sed 's/^/lost: /'
+}
+hunt train-anew 8 finished result_is aside_whole \
+    "dt-train lora $R --train_data_dir data --rank 2 --output_dir out -q --use_ema --resume_from_checkpoint none"
+hunt vae 4 nothing result_is : "dt-train vae ${R/--max_sequence_length 16/} --use_ema --train_data_dir data --output_dir out -q"
+hunt text-encoders 3 nothing result_is : \
+    "dt-train full $R --train_text_encoder --trainable_modules norm_out final_layer_norm --train_data_dir data --output_dir out -q"
+hunt full 4 nothing result_is : "dt-train full $R --use_ema --trainable_modules norm_out --train_data_dir data --output_dir out --resume_from_checkpoint latest -q"
+hunt full-unclipped 3 nothing result_is : "dt-train full $R --max_grad_norm 0 --trainable_modules norm_out --train_data_dir data --output_dir out -q"
 echo "# $killed kills"

@@ -82,10 +82,11 @@ fails 2 'and another one is refused, with both numbers' "$L $rest --threads 3 --
 check 'as the manual says' "for p in dt.7 dt-train.1 dt-checkpoint.5; do man -l '$OLDPWD/man/'\$p 2>/dev/null | tr -s ' \n' ' ' | grep -c 'number of.*threads'; done | sort -u" 1
 
 # --- what else a run that goes on meets ---
-check 'begun anew by mistake: it is said' \
-    "cp -r lora0 over && ${L/steps 5 --checkpointing_steps 2/steps 1 --checkpointing_steps 9} $rest --output_dir over 2>&1 | grep -c 'starting over, though there is over/checkpoint-5'" 1
-check 'and the checkpoint can still be gone on with' \
-    "rm -r over/checkpoint-5; $L $rest --output_dir over --resume_from_checkpoint latest 2>said && cmp over/lora.safetensors lora0/lora.safetensors &&
+check 'begun anew, what was there is set aside' \
+    "cp -r lora0 over && ${L/steps 5 --checkpointing_steps 2/steps 1 --checkpointing_steps 9} $rest --output_dir over --resume_from_checkpoint none 2>&1 |
+     grep -c 'what an earlier run has left is in over/old-1 now'" 1
+check 'and its checkpoints can still be gone on with' \
+    "$L $rest --output_dir over --resume_from_checkpoint over/old-1/checkpoint-4 2>said && cmp over/lora.safetensors lora0/lora.safetensors &&
      grep -c 'earlier lines of this run are missing' said" 1
 cp -r "$M" other; f=$(ls other/transformer/*00002-of*)
 printf '\0' | dd of="$f" bs=1 seek=$(($(stat -c %s "$f") - 2)) conv=notrunc 2>/dev/null
@@ -102,4 +103,4 @@ check 'recompute chosen by the budget: the bits of --gradient_checkpointing' \
     "$B1 --max_train_steps 2 --memory_budget $budget --output_dir small && $B1 --max_train_steps 2 --gradient_checkpointing --output_dir asked &&
      cmp small/lora.safetensors asked/lora.safetensors"
 check 'gone on with as it was' "$B1 --max_train_steps 3 --gradient_checkpointing --output_dir small --resume_from_checkpoint latest"
-fails 2 'and not otherwise' "$B1 --max_train_steps 4 --output_dir small --resume_from_checkpoint latest" 'other settings'
+fails 2 'and not otherwise' "$B1 --max_train_steps 4 --output_dir small --resume_from_checkpoint latest" 'made with --gradient_checkpointing true, this run has --gradient_checkpointing false'

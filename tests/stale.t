@@ -209,6 +209,7 @@ restore pics
 
 # --- dt-train that makes its own cache ---
 own() {
+    rm -rf own/checkpoint-*                 # otherwise it is another run, and refused: resume.t
     dt-train lora --pretrained_model_name_or_path m $Q ${N% --quiet} --train_data_dir pics --image_sample_size 32 --train_batch_size 6 \
         --caption_dropout 0 --output_dir own >log 2>&1; echo "exit $?"
     sed -n 's/.* \(pictures\|captions\): \([0-9]*\) encoded.*/\2/p' log

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <cjson/cJSON.h>
 #include "base/err.h"
 #include "base/mem.h"
 
@@ -76,6 +77,7 @@ extern const char *const dt_cli_shells[];
  * the same, defaults beside it as comments; or as one JSON object, name -> {"value": ..., "from": "flag"|"default"|"model"}.
  * A default that the option itself would not take (0 below its range, an ENUM's -1) stands for a choice that the model or other
  * options make: "model", without a value.  Caller frees. */
+cJSON *dt_cli_value(const dt_opt *o, const void *opts);     /* what an option comes to; NULL: "model".  Caller deletes */
 char *dt_cli_config(const dt_cli *cli, const void *opts, int argc, char **argv, bool json);
 
 #endif

@@ -6,11 +6,9 @@
 #include "base/json.h"
 #include "base/opt_impl.h"
 
-static const void *field_of(const dt_opt *o, const void *opts) { return (const char *)opts + o->off; }
-
-/* What the field holds; NULL: nothing that the option itself could say. */
-static cJSON *value_of(const dt_opt *o, const void *f)
+cJSON *dt_cli_value(const dt_opt *o, const void *opts)
 {
+    const void *f = (const char *)opts + o->off;
     double v = o->type == DT_OPT_FLOAT ? *(const double *)f
              : o->type == DT_OPT_INT || o->type == DT_OPT_BYTES ? (double)*(const int64_t *)f : 0;
     const dt_strs *list;
@@ -88,7 +86,7 @@ static void print_flags(FILE *out, const dt_cli *cli, const void *opts, int argc
         for (const dt_opt *o = cli->table; !dt_opt_is_end(o); o++) {
             if (!o->name || o->type == DT_OPT_REFUSED)
                 continue;
-            cJSON *v = value_of(o, field_of(o, opts));
+            cJSON *v = dt_cli_value(o, opts);
             int mine = dt_cli_given(cli, argc, argv, o->name) ? 0 : !v ? 3 : empty(v) ? 2 : 1;
             if (mine == part && part < 2) {
                 fputs(part ? any ? "\n#   " : "\n# default:\n#   " : " \\\n    ", out);
@@ -109,7 +107,7 @@ static void print_json(FILE *out, const dt_cli *cli, const void *opts, int argc,
     for (const dt_opt *o = cli->table; !dt_opt_is_end(o); o++) {
         if (!o->name || o->type == DT_OPT_REFUSED)
             continue;
-        cJSON *v = value_of(o, field_of(o, opts)), *row = cJSON_AddObjectToObject(root, o->name);
+        cJSON *v = dt_cli_value(o, opts), *row = cJSON_AddObjectToObject(root, o->name);
         cJSON_AddItemToObject(row, "value", v ? v : cJSON_CreateNull());
         cJSON_AddStringToObject(row, "from", dt_cli_given(cli, argc, argv, o->name) ? "flag" : v ? "default" : "model");
     }

@@ -13,6 +13,7 @@
 #ifndef DT_DATA_CACHE_H
 #define DT_DATA_CACHE_H
 #include <stdio.h>
+#include "base/hash.h"
 #include "data/plan.h"
 #include "tensor/dtype.h"
 #include "text/tokenizer.h"
@@ -21,12 +22,14 @@ typedef struct dt_cached_image {
     int64_t     C, h, w;
     dt_dtype    dtype;
     const void *mean, *logvar;      /* borrowed until the cache is closed */
+    dt_hash     key;                /* of the entry */
 } dt_cached_image;
 
 typedef struct dt_cached_text {
     int64_t     T, D, P;
     dt_dtype    dtype;
     const void *states, *pooled;
+    dt_hash     key;
 } dt_cached_text;
 
 typedef struct dt_cache dt_cache;   /* opaque; reading by any number of threads */

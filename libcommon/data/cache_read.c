@@ -199,7 +199,7 @@ int dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_
     if (rc == 1 && (rc = open_entry(c, &e, at, &st, err)) == 0 && (rc = dt_st_need(st, "mean", &mean, err)) == 0 &&
         (rc = dt_st_need(st, "logvar", &logvar, err)) == 0) {
         *out = (dt_cached_image){ .C = mean.dims.d[0], .h = mean.dims.d[1], .w = mean.dims.d[2], .dtype = mean.dtype,
-                                  .mean = mean.data, .logvar = logvar.data };
+                                  .mean = mean.data, .logvar = logvar.data, .key = e.rec.key };
         if (mean.dims.nd != 3 || logvar.dtype != mean.dtype || logvar.bytes != mean.bytes)
             rc = damaged(c, &e, err);
     }
@@ -226,7 +226,7 @@ int dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, d
     if (rc == 1 && (rc = open_entry(c, &e, at, &st, err)) == 0 && (rc = dt_st_need(st, "states", &states, err)) == 0 &&
         (rc = dt_st_need(st, "pooled", &pooled, err)) == 0) {
         *out = (dt_cached_text){ .T = states.dims.d[0], .D = states.dims.d[1], .P = pooled.dims.d[0],
-                                 .dtype = states.dtype, .states = states.data, .pooled = pooled.data };
+                                 .dtype = states.dtype, .states = states.data, .pooled = pooled.data, .key = e.rec.key };
         if (states.dims.nd != 2 || pooled.dims.nd != 1 || pooled.dtype != states.dtype)
             rc = damaged(c, &e, err);
     }
@@ -261,6 +261,15 @@ int dt_cache_image_rec(const dt_cache *c, const dt_batch_item *it, int w, int h,
     int64_t at;
     int rc = find_entry(c, false, req, &e, &at, err);
     free(req);
+    *rec = e.rec;
+    return rc;
+}
+
+int dt_cache_text_rec(const dt_cache *c, const char *caption, dt_cache_rec *rec, dt_err *err)
+{
+    struct entry e = { 0 };
+    int64_t at;
+    int rc = find_entry(c, true, caption, &e, &at, err);
     *rec = e.rec;
     return rc;
 }

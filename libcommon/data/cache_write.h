@@ -122,9 +122,10 @@ int     dt_cache_book_read(const dt_cache_book *b, int64_t e, const dt_cache_ind
 int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *broken, dt_err *err);
 
 /* What a reader of the cache goes by: the recipe of all pictures or captions that it sees, NULL if there are none; and the record
- * of a picture: 1, and the caller releases it, or 0. */
+ * of a picture or a caption: 1, and the caller releases it, or 0. */
 const dt_cache_recipe *dt_cache_recipe_of(const dt_cache *c, bool text);
 int dt_cache_image_rec(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_cache_rec *rec, dt_err *err);
+int dt_cache_text_rec(const dt_cache *c, const char *caption, dt_cache_rec *rec, dt_err *err);
 
 /* --- stores --- */
 typedef struct dt_cache_store dt_cache_store;       /* opaque; one thread at a time */

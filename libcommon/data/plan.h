@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <cjson/cJSON.h>
 #include "base/err.h"
 #include "base/mem.h"
 #include "data/bucket.h"
@@ -121,7 +122,9 @@ int  dt_batches_open(dt_batches **b, const char *path, dt_err *err);
 /* The same for an open file, which it takes (also on failure); `name` stands in messages. */
 int  dt_batches_open_file(dt_batches **b, FILE *f, const char *name, dt_err *err);
 const dt_plan_info *dt_batches_info(const dt_batches *b);
+const cJSON *dt_batches_header(const dt_batches *b);    /* all of it; borrowed until close */
 int64_t dt_batches_items(const dt_batches *b);
+int64_t dt_batches_id(const dt_batches *b, int64_t k);  /* of the k-th item */
 /* The k-th of the file, in one block that the caller frees; by any number of threads. */
 int  dt_batches_item(const dt_batches *b, int64_t k, dt_plan_item **out, dt_err *err);
 /* 1 and the next batch; 0 at the end.  A plan without its footer is DT_EDATA: it was cut off. */

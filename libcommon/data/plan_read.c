@@ -20,6 +20,7 @@ struct dt_batches {
     FILE   *f;
     char   *name;               /* for messages */
     dt_plan_info info;
+    cJSON  *header;
     int32_t *id;                /* [info.items], ascending */
     int64_t *at;                /* [info.items + 1] where lines of items begin in `items`, and the last one's end */
     FILE   *copy;               /* of items that came through a pipe */
@@ -135,7 +136,7 @@ static int read_header(dt_batches *b, dt_err *err)
     i->shards = n ? shard[1] : 1;
     if (rc == 0)
         rc = read_settings(i, o, what, err);
-    cJSON_Delete(o);
+    b->header = o;
     return rc;
 }
 
@@ -459,6 +460,7 @@ void dt_batches_close(dt_batches **pb)
     leave(b);
     if (b->copy)
         fclose(b->copy);
+    cJSON_Delete(b->header);
     free(b->own);
     free(b->id);
     free(b->at);
@@ -469,4 +471,6 @@ void dt_batches_close(dt_batches **pb)
 }
 
 const dt_plan_info *dt_batches_info(const dt_batches *b) { return &b->info; }
+const cJSON *dt_batches_header(const dt_batches *b) { return b->header; }
+int64_t dt_batches_id(const dt_batches *b, int64_t k) { return b->id[k]; }
 int64_t dt_batches_items(const dt_batches *b) { return b->info.items; }

@@ -112,8 +112,9 @@ static void add_u64(cJSON *j, const char *key, uint64_t v)
     cJSON_AddStringToObject(j, key, text);
 }
 
-static cJSON *manifest_of(const dt_train_state *s)
+static cJSON *manifest_of(const dt_train_state *s, const cJSON *about)
 {
+    const cJSON *e;
     cJSON *j = cJSON_CreateObject();
     cJSON_AddNumberToObject(j, "format", FORMAT);
     cJSON_AddStringToObject(j, "dt_version", DT_VERSION);
@@ -128,6 +129,11 @@ static cJSON *manifest_of(const dt_train_state *s)
     cJSON_AddNumberToObject(j, "world_size", 1);
     cJSON_AddStringToObject(j, "base", s->base);
     cJSON_AddStringToObject(j, "settings", s->settings);
+    cJSON_AddNumberToObject(j, "planned_steps", (double)s->planned);
+    cJSON_AddStringToObject(j, "batches_hash", s->trace.plan);
+    cJSON_AddStringToObject(j, "data_hash", s->trace.data);
+    cJSON_ArrayForEach(e, about)
+        cJSON_AddItemToObject(j, e->string, cJSON_Duplicate(e, true));
     return j;
 }
 
@@ -155,11 +161,11 @@ static int put_in_place(const char *tmp, const char *dir, dt_err *err)
     return rc;
 }
 
-int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state *s,
+int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state *s, const cJSON *about,
                        int (*extra)(void *ctx, const char *dir, dt_err *err), void *ctx, dt_err *err)
 {
     char *tmp = dt_sprintf("%s.tmp", dir), *path = dt_sprintf("%s/manifest.json", tmp);
-    cJSON *j = manifest_of(s), *files = cJSON_AddArrayToObject(j, "files");
+    cJSON *j = manifest_of(s, about), *files = cJSON_AddArrayToObject(j, "files");
     int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
     if (rc == 0)
         rc = dt_mkdirs(tmp, err);
@@ -236,7 +242,7 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
 {
     const int64_t big = (int64_t)1 << 53;
     int64_t format, threads;
-    const char *seed, *base, *settings;
+    const char *seed, *base, *settings, *plan, *data;
     *s = (dt_train_state){ 0 };
     int rc;
     if ((rc = dt_json_int(&format, j, "format", FORMAT, FORMAT, what, err)) < 0 ||
@@ -249,12 +255,17 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
         (rc = dt_json_int(&threads, j, "threads", 1, 1 << 20, what, err)) < 0 ||
         (rc = dt_json_str_or(&seed, j, "seed", "0", what, err)) < 0 ||
         (rc = dt_json_str_or(&base, j, "base", "", what, err)) < 0 ||
-        (rc = dt_json_str_or(&settings, j, "settings", "", what, err)) < 0)
+        (rc = dt_json_str_or(&settings, j, "settings", "", what, err)) < 0 ||
+        (rc = dt_json_int_or(&s->planned, j, "planned_steps", 0, 0, big, what, err)) < 0 ||
+        (rc = dt_json_str_or(&plan, j, "batches_hash", "", what, err)) < 0 ||
+        (rc = dt_json_str_or(&data, j, "data_hash", "", what, err)) < 0)
         return rc;
     s->threads = (int)threads;
     s->seed = strtoull(seed, NULL, 10);
     snprintf(s->base, sizeof(s->base), "%s", base);
     snprintf(s->settings, sizeof(s->settings), "%s", settings);
+    snprintf(s->trace.plan, sizeof(s->trace.plan), "%s", plan);
+    snprintf(s->trace.data, sizeof(s->trace.data), "%s", data);
     return 0;
 }
 
@@ -265,12 +276,15 @@ static int read_manifest(const char *dir, cJSON **j, char **path, dt_train_state
     return rc < 0 ? rc : load_state(s, *j, *path, err);
 }
 
-int dt_checkpoint_state(const char *dir, dt_train_state *s, dt_err *err)
+int dt_checkpoint_state(const char *dir, dt_train_state *s, cJSON **about, dt_err *err)
 {
     cJSON *j = NULL;
     char *path = NULL;
     int rc = read_manifest(dir, &j, &path, s, err);
-    cJSON_Delete(j);
+    if (about)
+        *about = j;
+    else
+        cJSON_Delete(j);
     free(path);
     return rc;
 }
@@ -366,12 +380,14 @@ static int drop(const char *path, dt_err *err)
     return rc;
 }
 
-int dt_checkpoint_prune(const char *output_dir, int64_t keep, dt_err *err)
+int dt_checkpoint_prune(const char *output_dir, int64_t keep, int64_t step, dt_err *err)
 {
-    int64_t n, n_tmp;
+    int64_t n, n_tmp, mine = 0;
     int rc = 0;
     struct found *f = list(output_dir, "", &n), *tmp = list(output_dir, ".tmp", &n_tmp);
-    for (int64_t i = 0; keep > 0 && i < n - keep && rc == 0; i++)
+    while (mine < n && f[mine].step <= step)
+        mine++;
+    for (int64_t i = 0; keep > 0 && i < mine - keep && rc == 0; i++)
         rc = drop(f[i].path, err);
     for (int64_t i = 0; i < n_tmp && rc == 0; i++)
         rc = dt_rmtree(tmp[i].path, err);

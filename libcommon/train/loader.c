@@ -8,22 +8,18 @@
 #include <string.h>
 #include "base/keymap.h"
 #include "data/media.h"
-#include "train/loader.h"
+#include "train/loader_int.h"
 
 enum { MAX_THREADS = 64, ROWS_MULTIPLE = 16 };
 
-/* Items whose pictures a cache could not use. */
-enum { KEPT = 1, LEFT_OUT };
-struct kept {
-    const dt_cache *cache;          /* may be NULL */
-    uint8_t *state;                 /* [items]; 0: not asked; NULL: none was */
-};
+enum { KEPT = 1, LEFT_OUT };        /* states of dt_kept */
 
 struct slot {
     enum { FREE, BUSY, READY } state;
     dt_micro micro;
     dt_batch_item *item;            /* copies, with items and captions of their own: the reader's are gone after its next call */
-    int64_t  cap;
+    dt_hash *sample, contents;      /* dt_sample_contents() of each; of all */
+    int64_t  cap, sample_cap;
     int      rc;                    /* 1 batch, 0 end, < 0 error */
     dt_err   err;
 };
@@ -31,10 +27,12 @@ struct slot {
 struct dt_loader {
     struct dt_loader_params p;
     dt_batches *plan;
-    struct kept kept;
+    struct dt_kept kept;
     struct slot *slot;
     int64_t nslot, head, tail;      /* next to hand out, next to read */
     bool ended, quit;
+    dt_trace trace;                 /* plan: of what was read; data: of what was handed out */
+    uint64_t *captions;             /* for dt_trace_plan() */
     pthread_t thread[MAX_THREADS];
     int nthread;
     pthread_mutex_t lock;
@@ -44,7 +42,7 @@ struct dt_loader {
 
 /* --- filling --- */
 
-static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_hash *source, dt_err *err)
 {
     dt_image in = { 0 }, out = { 0 };
     char *data = NULL;
@@ -53,6 +51,8 @@ static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro 
     int rc = dt_plan_item_read(&data, &bytes, it->item, err);
     if (rc == 0)
         rc = dt_image_decode(&in, data, bytes, it->item->path, NULL, err);
+    if (rc == 0)
+        *source = dt_hash_bytes(data, bytes);
     free(data);
     if (rc == 0)
         rc = dt_image_resize(&out, &in, it->resize_w, it->resize_h, it->crop_x, it->crop_y, (int)m->w_px, (int)m->h_px, err);
@@ -64,9 +64,10 @@ static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro 
     return rc;
 }
 
-static int fill_sample(const dt_loader *l, dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_err *err)
+static int fill_sample(const dt_loader *l, dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_hash *contents, dt_err *err)
 {
     dt_plan_item *own;
+    dt_hash image = { "" }, text = { "" }, source = { "" };
     int rc = dt_batches_item(l->plan, it->at, &own, err);
     if (rc < 0)
         return rc;
@@ -77,15 +78,31 @@ static int fill_sample(const dt_loader *l, dt_batch_item *it, const dt_micro *m,
         if ((rc = dt_cache_image(l->p.cache, it, (int)m->w_px, (int)m->h_px, &c, err)) < 0)
             return rc;
         s->C = c.C, s->h = c.h, s->w = c.w, s->lat_dtype = c.dtype, s->mean = c.mean, s->logvar = c.logvar;
+        image = c.key;
+        if (!(l->p.want & DT_WANT_STATES))
+            text = dt_hash_bytes(s->caption, strlen(s->caption));
     }
     if (l->p.want & DT_WANT_STATES) {
         dt_cached_text c;
         if ((rc = dt_cache_text(l->p.cache, s->caption, &c, err)) < 0)
             return rc;
         s->T = c.T, s->D = c.D, s->P = c.P, s->txt_dtype = c.dtype, s->states = c.states, s->pooled = c.pooled;
+        text = c.key;
     }
-    return l->p.want & DT_WANT_RGB ? load_rgb(l, it, m, s, err) : 0;
+    if (l->p.want & DT_WANT_RGB)
+        rc = load_rgb(l, it, m, s, &source, err);
+    *contents = dt_sample_contents(own->id, image.hex, text.hex, source.hex);
+    return rc;
 }
+
+dt_hash dt_sample_contents(int64_t item, const char *image, const char *text, const char *source)
+{
+    char line[128];
+    int n = snprintf(line, sizeof(line), "%lld %.32s %.32s %.32s", (long long)item, image, text, source);
+    return dt_hash_bytes(line, (size_t)n);
+}
+
+dt_hash dt_batch_contents(const dt_hash *sample, int n) { return dt_hash_bytes(sample, (size_t)n * sizeof(*sample)); }
 
 /* T of a batch whose longest caption has `longest` states. */
 static int64_t round_rows(const dt_text_rows *r, int64_t longest)
@@ -112,15 +129,17 @@ static void fill(const dt_loader *l, struct slot *s)
 {
     int rc = 0;
     for (int i = 0; s->rc == 1 && rc == 0 && i < s->micro.n; i++)
-        rc = fill_sample(l, &s->item[i], &s->micro, &s->micro.s[i], &s->err);
+        rc = fill_sample(l, &s->item[i], &s->micro, &s->micro.s[i], &s->sample[i], &s->err);
     if (s->rc == 1 && rc == 0 && l->p.rows.len)
         rc = fill_rows(l, &s->micro, &s->err);
+    if (s->rc == 1 && rc == 0)
+        s->contents = dt_batch_contents(s->sample, s->micro.n);
     if (rc < 0)
         s->rc = rc;
 }
 
 /* Has the cache a picture of this item?  Paths are asked for once, and not at all where it has them all. */
-static int is_kept(struct kept *k, const dt_batches *plan, int64_t at, dt_err *err)
+static int is_kept(struct dt_kept *k, const dt_batches *plan, int64_t at, dt_err *err)
 {
     dt_plan_item *it;
     if (!k->cache || !dt_cache_skipped(k->cache))
@@ -137,21 +156,29 @@ static int is_kept(struct kept *k, const dt_batches *plan, int64_t at, dt_err *e
     return k->state[at] == KEPT;
 }
 
-/* The next batch that still has items once those the cache could not encode are left out.  Bare. */
-static int next_batch(dt_batches *plan, struct kept *kept, dt_batch *b, dt_err *err)
+int dt_kept_leave_out(struct dt_kept *k, const dt_batches *plan, dt_batch *b, dt_err *err)
+{
+    int n = 0;
+    for (int i = 0; i < b->n; i++) {
+        int keep = is_kept(k, plan, b->item[i].at, err);
+        if (keep < 0)
+            return keep;
+        if (keep)
+            b->item[n++] = b->item[i];
+    }
+    b->n = n;
+    return 0;
+}
+
+/* The next batch that still has items then; the trace of l (may be NULL) gets all that are read for it.  Bare. */
+static int next_batch(dt_batches *plan, struct dt_kept *kept, dt_batch *b, dt_loader *l, dt_err *err)
 {
     int rc;
     while ((rc = dt_batches_next_bare(plan, b, err)) == 1) {
-        int n = 0;
-        for (int i = 0; i < b->n; i++) {
-            int keep = is_kept(kept, plan, b->item[i].at, err);
-            if (keep < 0)
-                return keep;
-            if (keep)
-                b->item[n++] = b->item[i];
-        }
-        b->n = n;
-        if (n)
+        int bad = l ? dt_trace_plan(&l->trace, plan, l->captions, b, err) : 0;
+        if (bad < 0 || (bad = dt_kept_leave_out(kept, plan, b, err)) < 0)
+            return bad;
+        if (b->n)
             break;
     }
     return rc;
@@ -161,14 +188,15 @@ static int next_batch(dt_batches *plan, struct kept *kept, dt_batch *b, dt_err *
 static void read_next(dt_loader *l, struct slot *s)
 {
     dt_batch b;
-    s->rc = next_batch(l->plan, &l->kept, &b, &s->err);
+    s->rc = next_batch(l->plan, &l->kept, &b, l, &s->err);
     if (s->rc != 1) {
         l->ended = true;
         return;
     }
-    s->micro = (dt_micro){ .index = b.index, .epoch = b.epoch, .n = b.n, .w_px = b.w, .h_px = b.h };
+    s->micro = (dt_micro){ .index = b.index, .epoch = b.epoch, .n = b.n, .w_px = b.w, .h_px = b.h, .trace = l->trace };
     s->micro.s = dt_alloc((size_t)b.n * sizeof(*s->micro.s));
     dt_grow(&s->item, &s->cap, b.n, sizeof(*s->item));
+    dt_grow(&s->sample, &s->sample_cap, b.n, sizeof(*s->sample));
     memcpy(s->item, b.item, (size_t)b.n * sizeof(*s->item));
     for (int i = 0; i < b.n; i++)
         s->item[i].text = dt_strdup(b.item[i].text);
@@ -214,6 +242,8 @@ static int next(void *ctx, dt_micro **b, dt_err *err)
     int rc = s->rc;
     if (rc == 1) {
         l->head++;
+        dt_trace_data(&l->trace, &s->contents);
+        memcpy(s->micro.trace.data, l->trace.data, sizeof(l->trace.data));
         *b = &s->micro;
     } else if (rc < 0 && err) {
         *err = s->err;
@@ -289,6 +319,7 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
     *out = NULL;
     l->p = *p;
     l->kept.cache = p->cache;
+    l->trace = p->trace;
     l->gate = dt_alloc(sizeof(*l->gate));
     dt_image_gate_init(l->gate);
     pthread_mutex_init(&l->lock, NULL);
@@ -297,6 +328,8 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
     l->nslot = slots(p);
     l->slot = dt_alloc((size_t)l->nslot * sizeof(*l->slot));
     int rc = dt_batches_open(&l->plan, p->plan, err);
+    if (rc == 0 && p->want & DT_WANT_LATENTS)
+        l->captions = dt_alloc((size_t)(dt_batches_items(l->plan) + 1) * sizeof(*l->captions));
     if (rc == 0 && p->first)
         rc = dt_batches_seek(l->plan, p->first, err);
     while (rc == 0 && l->nthread < want) {
@@ -325,6 +358,7 @@ void dt_loader_close(dt_loader **pl)
     for (int64_t i = 0; i < l->nslot; i++) {
         release(l->p.cache, &l->slot[i]);
         free(l->slot[i].item);
+        free(l->slot[i].sample);
     }
     dt_batches_close(&l->plan);
     pthread_mutex_destroy(&l->lock);
@@ -332,6 +366,7 @@ void dt_loader_close(dt_loader **pl)
     dt_image_gate_release(l->gate);
     free(l->gate);
     free(l->kept.state);
+    free(l->captions);
     free(l->slot);
     free(l);
     *pl = NULL;
@@ -391,7 +426,7 @@ int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *
 {
     dt_batches *b = NULL;
     dt_batch line;
-    struct kept kept = { .cache = cache };
+    struct dt_kept kept = { .cache = cache };
     int64_t cap = 0, T = 0;
     *shape = NULL;
     *n = 0;
@@ -399,7 +434,7 @@ int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *
     int rc = dt_batches_open(&b, plan, err);
     struct lengths k = { .rows = rows, .plan = b, .of_text = dt_keymap_new() };
     k.of_item = rc < 0 ? NULL : dt_alloc((size_t)(dt_batches_items(b) + 1) * sizeof(*k.of_item));
-    while (rc == 0 && (rc = next_batch(b, &kept, &line, err)) == 1 && (T = rows->len ? rows_of(&k, &line, err) : 0) >= 0) {
+    while (rc == 0 && (rc = next_batch(b, &kept, &line, NULL, err)) == 1 && (T = rows->len ? rows_of(&k, &line, err) : 0) >= 0) {
         int64_t key[4] = { line.n, line.w, line.h, T };
         int i = 0;
         while (i < *n && memcmp((*shape)[i], key, sizeof(key)))

@@ -24,6 +24,7 @@ struct dt_loader_params {
     dt_text_rows    rows;
     int             threads;        /* 0: prepare in the caller's thread */
     int64_t         first;          /* batch to begin with */
+    dt_trace        trace;          /* of the batches before it */
 };
 int  dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *err);
 void dt_loader_close(dt_loader **l);
@@ -34,5 +35,9 @@ int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, 
  * batches there are; *shape is [n][4], caller frees. */
 int  dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *rows, int64_t (**shape)[4], int *n,
                     int64_t *batches, dt_err *err);
+/* The trace of the plan's batches before `k`.  *found: 1 + the number of the last of them, less than k if the plan ends before.
+ * Picture files (DT_WANT_RGB) are read by `threads`; 0: only t->plan, for which there need not be a cache. */
+int  dt_plan_trace(dt_trace *t, int64_t *found, const struct dt_loader_params *p, int64_t k, int threads, const volatile int *stop,
+                   dt_err *err);
 
 #endif

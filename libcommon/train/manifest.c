@@ -135,6 +135,15 @@ void dt_manifest_host(dt_manifest *m, const dt_device *dev)
     cJSON_AddNumberToObject(h, "threads", dev->threads);
 }
 
+const cJSON *dt_manifest_result(const dt_manifest *m)
+{
+    const cJSON *run, *last = NULL, *found;
+    cJSON_ArrayForEach(run, cJSON_GetObjectItemCaseSensitive(m->root, "runs"))
+        if ((found = cJSON_GetObjectItemCaseSensitive(run, "result")))
+            last = found;
+    return last;
+}
+
 int dt_manifest_write(dt_manifest *m, dt_err *err)
 {
     return dt_json_write(m->path, m->root, true, err);

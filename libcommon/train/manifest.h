@@ -20,6 +20,8 @@ void dt_manifest_free(dt_manifest **m);
 cJSON *dt_manifest_run(dt_manifest *m);
 void dt_manifest_command(dt_manifest *m, int argc, char *const *argv);
 void dt_manifest_host(dt_manifest *m, const dt_device *dev);
+/* "result" of the latest run of the folder that has one; NULL: none.  Borrowed. */
+const cJSON *dt_manifest_result(const dt_manifest *m);
 int  dt_manifest_write(dt_manifest *m, dt_err *err);
 /* The end: rc as the run returns it, and its message. */
 int  dt_manifest_end(dt_manifest *m, int rc, const char *message, dt_err *err);

@@ -66,49 +66,6 @@ static void set_schedule(dt_job *j)
     }
 }
 
-/* --- resuming --- */
-
-static int resume(dt_job *j, const char *settings, dt_err *err)
-{
-    char *dir = NULL;
-    dt_train_state s;
-    if (!j->o->resume) {
-        if ((dir = dt_checkpoint_latest(j->o->output_dir)))
-            dt_job_warn(j, "starting over, though there is %s: --resume_from_checkpoint latest would go on with it", dir);
-        free(dir);
-        return 0;
-    }
-    if (!strcmp(j->o->resume, "latest")) {
-        dir = dt_checkpoint_latest(j->o->output_dir);
-        if (!dir) {
-            dt_job_say(j, "no checkpoint under %s yet: starting from step 0", j->o->output_dir);
-            return 0;
-        }
-    } else {
-        dir = dt_strdup(j->o->resume);
-    }
-    int rc = dt_checkpoint_state(dir, &s, err);
-    if (rc == 0)
-        rc = dt_job_base_hash(j, err);
-    if (rc == 0 && *s.base && *j->base.hex && strcmp(s.base, j->base.hex))
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made from another model than %s", dir, j->o->model);
-    if (rc == 0 && strcmp(s.settings, settings))
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made with other settings; resume with the same ones", dir);
-    if (rc == 0 && s.seed != (uint64_t)j->info.seed)
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made with seed %" PRIu64, dir, s.seed);
-    if (rc == 0 && s.threads != j->dev->threads)
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made with %d compute threads, this run has %d; add --threads %d to get the same bits", dir,
-                        s.threads, j->dev->threads, s.threads);
-    if (rc == 0)
-        rc = dt_checkpoint_load(dir, &j->optim, &s, err);
-    if (rc == 0) {
-        j->t.state = s;
-        dt_job_say(j, "resumed from %s at step %" PRId64, dir, s.step);
-    }
-    free(dir);
-    return rc;
-}
-
 /* --- watching --- */
 
 #define PEAK_S 0.02                 /* how long the processor is measured, if somebody watches */
@@ -171,6 +128,8 @@ static int draw_loss(const dt_job *j, dt_err *err)
     int rc = dt_metrics_read(&x, &y, &n, in, "loss", err);
     if (rc == 0 && n) {
         dt_validator_held(j->val, &hx, &hy, &m);
+        while (m && hx[m - 1] > (double)j->t.state.step)        /* of a process that was killed */
+            m--;
         dt_series s[2] = { { "training loss", DT_SERIES_NOISY, x, y, n }, { "held-out loss", DT_SERIES_POINTS, hx, hy, m } };
         rc = dt_chart_save(out, s, m ? 2 : 1, &look, err);
     }
@@ -266,6 +225,7 @@ static int end_manifest(dt_job *j, int rc, dt_err *err)
 /* --- the whole --- */
 
 static void say_saved(void *job, const char *line) { dt_job_say(job, "%s", line); }
+static int draw_saved(void *job, dt_err *err) { return draw_loss(job, err); }
 
 static int plan_run(dt_job *j, dt_err *err)
 {
@@ -284,13 +244,16 @@ static int plan_run(dt_job *j, dt_err *err)
     return rc == 0 ? dt_job_memory(j, err) : rc;
 }
 
+unsigned dt_job_want(const dt_train_opts *o)
+{
+    return o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES;
+}
+
 struct dt_loader_params dt_job_loader(const dt_job *j)
 {
-    const dt_train_opts *o = j->o;
     return (struct dt_loader_params){
-        .plan = j->plan, .cache = j->cache,
-        .want = o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES,
-        .threads = (int)o->data.dataloader_num_workers, .rows = dt_job_text_rows(j, j->cache),
+        .plan = j->plan, .cache = j->cache, .want = dt_job_want(j->o),
+        .threads = (int)j->o->data.dataloader_num_workers, .rows = dt_job_text_rows(j, j->cache),
     };
 }
 
@@ -298,6 +261,7 @@ static int open_loader(dt_job *j, dt_err *err)
 {
     struct dt_loader_params p = dt_job_loader(j);
     p.first = j->t.state.batch;
+    p.trace = j->t.state.trace;
     return dt_loader_open(&j->loader, &p, err);
 }
 
@@ -315,16 +279,17 @@ static int begin(dt_job *j, dt_err *err)
     int rc = j->val ? dt_validator_encode(j->val, err) : 0;
     if (rc == 0)
         rc = dt_job_weights(j, err);
+    j->t.state = (dt_train_state){ .seed = (uint64_t)j->info.seed, .threads = j->dev->threads };
+    if (rc == 0)
+        rc = dt_job_resume_load(j, err);
+    memcpy(j->t.state.settings, settings, sizeof(settings));
+    j->t.state.planned = j->t.max_steps;
     if (rc == 0 && !(j->arena = j->dev->alloc(j->dev, j->arena_bytes)))
         rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB on %s", (double)j->arena_bytes / 1048576.0, j->dev->name);
     if (rc == 0)
         rc = dt_session_alloc(j->session, j->arena, err);
     if (rc == 0 && j->val)
         rc = dt_validator_ready(j->val, j->arena, err);
-    j->t.state = (dt_train_state){ .seed = (uint64_t)j->info.seed, .threads = j->dev->threads };
-    memcpy(j->t.state.settings, settings, sizeof(settings));
-    if (rc == 0)
-        rc = resume(j, settings, err);
     if (rc == 0)
         rc = open_watchers(j, err);
     if (rc == 0)
@@ -349,9 +314,11 @@ static int steps(dt_job *j, dt_err *err)
     j->t.output_dir = o->output_dir;
     j->t.dump_steps = o->dump_steps;
     j->t.dump_dir = dump;
+    j->t.about = j->about;
     j->t.ctx = j;
     j->t.save_extra = dt_job_save_extra;
     j->t.intact = dt_job_intact;
+    j->t.saved = draw_saved;
     j->t.validate = j->val ? dt_validator_run : NULL;
     j->t.say = say_saved;
     j->t.stop = j->ui->stop;
@@ -359,6 +326,16 @@ static int steps(dt_job *j, dt_err *err)
     int rc = dt_train(&j->t, err);
     free(dump);
     return rc;
+}
+
+static int note_result(dt_job *j, dt_err *err)
+{
+    char *last = dt_sprintf("%s/checkpoint-%" PRId64, j->o->output_dir, j->t.state.step);
+    cJSON *result = dt_job_result(j, dt_exists(last) || !j->resume.from ? last : j->resume.from, err);
+    if (result)
+        cJSON_AddItemToObject(dt_manifest_run(j->manifest), "result", result);
+    free(last);
+    return result ? 0 : err ? err->code : DT_EFAIL;
 }
 
 static int train(dt_job *j, dt_err *err)
@@ -375,6 +352,8 @@ static int train(dt_job *j, dt_err *err)
         free_arena(j);
         rc = draw_loss(j, err);
     }
+    if (rc == 0)
+        rc = note_result(j, err);
     char *peak = rc == 0 ? dt_mem_report(&j->memory) : NULL;
     if (peak)
         dt_job_say(j, "%s", peak);
@@ -392,6 +371,7 @@ static void release(dt_job *j)
     else
         dt_flux_task_release(&j->task);
     free_arena(j);
+    dt_job_resume_release(j);
     dt_lora_free(&j->lora);
     dt_flux_pipe_close(&j->pipe);
     dt_cache_close(&j->cache);
@@ -406,7 +386,7 @@ static int foresee(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
     const dt_ui quiet = { .stop = j->ui->stop, .bin_dir = j->ui->bin_dir };
-    dt_job f = { .o = o, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint };
+    dt_job f = { .o = o, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint, .resume = j->resume };
     o->memory_plan = true;                      /* nothing is encoded */
     int rc = dt_device_open(&f.dev, o->device, err);
     if (rc == 0)
@@ -417,6 +397,7 @@ static int foresee(dt_job *j, dt_err *err)
     o->memory_plan = false;
     j->plan = f.plan;
     f.plan = NULL;
+    f.resume = (struct dt_resume){ 0 };         /* ours */
     release(&f);
     return rc;
 }
@@ -458,9 +439,13 @@ int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
         begin_manifest(&j);
         rc = dt_manifest_write(j.manifest, err);
     }
+    if (rc == 0 && !o->memory_plan)
+        rc = dt_job_resume_find(&j, err);
     if (rc == 0)
         rc = set_up(&j, err);
     if (rc == 0 && !o->memory_plan)
+        rc = dt_job_resume_check(&j, err);
+    if (rc == 0 && !o->memory_plan && !j.resume.finished)
         rc = train(&j, err);
     if (j.manifest)
         rc = end_manifest(&j, rc, err);

@@ -221,6 +221,29 @@ int dt_job_shapes(dt_job *j, dt_err *err)
     return rc;
 }
 
+/* A plan of our own takes the place of the one before when it is known to be of the same run.  The same again: that one stays. */
+static int own_plan(dt_job *j, dt_err *err)
+{
+    dt_train_opts *o = j->o;
+    dt_hash a, b;
+    char *made = dt_path_join(o->output_dir, "new-plan.ndjson");
+    j->plan = dt_path_join(o->output_dir, "plan.ndjson");
+    o->data.stop = j->ui->stop;
+    o->data.verify_images |= o->method == DT_METHOD_VAE;    /* no cache stage finds damage before step 1 */
+    int rc = dt_job_make_plan(j, &o->data, made, err);
+    if (rc >= 0)
+        rc = dt_job_resume_plan(j, made, err);
+    bool same = rc == 0 && dt_hash_file(&a, made, NULL) == 0 && dt_hash_file(&b, j->plan, NULL) == 0 && !strcmp(a.hex, b.hex);
+    if (rc == 0 && !same && rename(made, j->plan) < 0)
+        rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", made);
+    else if (rc == 0 && !same)
+        rc = dt_fsync_dir(o->output_dir, err);
+    else if (unlink(made) < 0)
+        errno = 0;                  /* it was not made, or stays beside the plan */
+    free(made);
+    return rc;
+}
+
 int dt_job_data(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
@@ -238,11 +261,11 @@ int dt_job_data(dt_job *j, dt_err *err)
     } else if (!o->plan && o->latents && !made) {
         j->plan = dt_path_join(o->latents, "plan.ndjson");
     } else if (!o->plan && !made) {
-        j->plan = dt_path_join(o->output_dir, "plan.ndjson");
-        o->data.stop = j->ui->stop;
-        o->data.verify_images |= o->method == DT_METHOD_VAE;    /* no cache stage finds damage before step 1 */
-        rc = dt_job_make_plan(j, &o->data, j->plan, err);
+        rc = own_plan(j, err);
+        made = true;
     }
+    if (rc == 0 && !made)
+        rc = dt_job_resume_plan(j, j->plan, err);
     if (rc >= 0 && o->method != DT_METHOD_VAE && (o->latents || !o->memory_plan))   /* shapes are in the plan: encode nothing */
         rc = open_cache(j, err);
     return rc < 0 ? rc : read_info(j, err);

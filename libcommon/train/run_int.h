@@ -17,6 +17,13 @@ typedef struct dt_job {
     dt_dtype       act;
     dt_device     *dev;
     int            lock;            /* descriptor of the output folder, -1: none */
+    struct dt_resume {
+        char *from;                 /* checkpoint folder that the run goes on from; NULL: it begins */
+        dt_train_state state;       /* its state, */
+        cJSON *manifest;            /* and the whole of it */
+        bool  finished;             /* it is the last one, and all that comes of it is there */
+    } resume;
+    cJSON         *about;           /* this run's settings, as its checkpoints have them */
 
     /* data */
     char      *plan;                /* path */
@@ -48,6 +55,7 @@ typedef struct dt_job {
 void dt_job_say(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+unsigned dt_job_want(const dt_train_opts *o);               /* enum dt_want */
 struct dt_loader_params dt_job_loader(const dt_job *j);     /* from the first batch */
 
 /* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, whether a cache that was given fits
@@ -58,7 +66,17 @@ int dt_job_shapes(dt_job *j, dt_err *err);
 dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache);  /* of batches with captions of `cache` (may be NULL) */
 int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err);
 int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err);
+/* run_resume.c: the checkpoint that the run goes on from, held against the run as its parts become known.  find: what the command line
+ * says; plan: the batches behind it, before anything is encoded for a plan; check: all that is left; load: its state, once
+ * there are weights.  What a run that begins anew finds there is set aside by load.  DT_EUSAGE: of another run. */
+int dt_job_resume_find(dt_job *j, dt_err *err);
+int dt_job_resume_plan(const dt_job *j, const char *plan, dt_err *err);
+int dt_job_resume_check(dt_job *j, dt_err *err);
+int dt_job_resume_load(dt_job *j, dt_err *err);
+cJSON *dt_job_result(const dt_job *j, const char *checkpoint, dt_err *err);     /* for run.json: by it `finished` is known again */
+void dt_job_resume_release(dt_job *j);
 /* run_model.c: declares, chooses what trains; loads or draws weights once the memory plan is accepted */
+int dt_job_pipe(dt_job *j, dt_err *err);                /* opened, nothing chosen; by whoever needs it first */
 int dt_job_model(dt_job *j, dt_err *err);
 int dt_job_place(dt_job *j, enum dt_flux_part k, dt_err *err);     /* dt_flux_pipe_place, as the options ask */
 int dt_job_weights(dt_job *j, dt_err *err);

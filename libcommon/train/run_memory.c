@@ -85,11 +85,8 @@ static int count(dt_job *j, dt_err *err)
     m->kind[DT_MEM_DUMP] = dump_bytes(j);
     if (j->val)
         dt_validator_memory(j->val, p, m);
-    dt_mem_moment *last = &p->at[p->n++];           /* the arena is gone when the chart of the loss is drawn */
-    *last = *m;
-    last->name = "loss.png";
-    last->kind[DT_MEM_ACTIVATIONS] = last->kind[DT_MEM_BATCHES] = last->kind[DT_MEM_DUMP] = 0;
-    last->kind[DT_MEM_PICTURES] = chart;
+    if (m->kind[DT_MEM_PICTURES] < chart)           /* of the loss, drawn with every checkpoint */
+        m->kind[DT_MEM_PICTURES] = chart;
     dt_mem_add_start(p);
     return 0;
 }

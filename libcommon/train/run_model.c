@@ -105,9 +105,11 @@ static int choose_all(dt_job *j, dt_err *err)
     return rc;
 }
 
-int dt_job_model(dt_job *j, dt_err *err)
+int dt_job_pipe(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
+    if (j->pipe)
+        return 0;
     int rc = dt_flux_pipe_open(&j->pipe, o->model, o->max_sequence_length, err);
     if (rc < 0)
         return rc;
@@ -116,6 +118,15 @@ int dt_job_model(dt_job *j, dt_err *err)
         j->pipe->weights[DT_FLUX_DIT] = dt_strdup(o->transformer_path);
     if (o->vae_path)
         j->pipe->weights[DT_FLUX_VAE] = dt_strdup(o->vae_path);
+    return 0;
+}
+
+int dt_job_model(dt_job *j, dt_err *err)
+{
+    const dt_train_opts *o = j->o;
+    int rc = dt_job_pipe(j, err);
+    if (rc < 0)
+        return rc;
     j->optim = (dt_optim){ .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon, .weight_decay = o->weight_decay,
                            .max_norm = o->max_grad_norm, .ema_decay = o->use_ema ? o->ema_decay : 0 };
     rc = choose_all(j, err);

@@ -7,6 +7,7 @@
 #define DT_TRAIN_TASK_H
 #include "graph/session.h"
 #include "train/optim.h"
+#include "train/trace.h"
 
 typedef struct dt_sample {
     int64_t     item;               /* number in the plan */
@@ -28,6 +29,7 @@ typedef struct dt_micro {       /* a micro-batch */
     int64_t    w_px, h_px;
     int64_t    T;                   /* rows of text states; 0: as many as the model has */
     dt_sample *s;                   /* [n] */
+    dt_trace   trace;               /* with this batch */
 } dt_micro;
 
 /* Where batches come from, in the order of the plan. */

@@ -70,7 +70,8 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "checkpoints_total_limit", 0, "N", DT_OPT_INT, O(checkpoints_total_limit), 1, 1e9, NULL, \
       "keep only the newest N checkpoints (all)" }, \
     { "resume_from_checkpoint", 0, "PATH", DT_OPT_STR, O(resume), 0, 0, NULL, \
-      "a checkpoint folder, or latest: the newest under output_dir, or a fresh start if there is none", .often = true }, \
+      "where to go on: latest, the newest checkpoint under output_dir if there is one; the name of one; or none, to start " \
+      "anew and set aside what is there (latest)", .often = true }, \
     DT_OPT_GROUP("Watching"), \
     { "logging_dir", 0, "DIR", DT_OPT_STR, O(logging_dir), 0, 0, NULL, \
       "TensorBoard files, under output_dir (logs)" }, \
@@ -345,6 +346,47 @@ int dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err)
     o->timesteps.weighting = o->weighting;
     o->timesteps.uniform = o->uniform_sampling;
     return 0;
+}
+
+/* Options that a run may have otherwise when it goes on; what is not here is a setting of the run. */
+static const char *const may_change[] = {
+    /* compared by content */
+    "pretrained_model_name_or_path", "transformer_path", "vae_path", "vae_tile", "plan", "latents",
+    /* compared as the plan has them */
+    "train_data_dir", "train_data_meta", "dataset_config", "folder_repeats", "max_train_samples", "caption_dropout", "random_flip",
+    "trust_sizes", "verify_images", "max_skipped_fraction", "image_sample_size", "enable_bucket", "random_ratio_crop",
+    "random_hw_adapt", "fix_sample_size", "multiple", "train_batch_size", "num_train_epochs", "seed",
+    /* compared as they come to be: the kind of device, its threads, recomputing as chosen by the budget */
+    "device", "threads", "gradient_checkpointing", "memory_budget",
+    /* change no weight */
+    "output_dir", "dataloader_num_workers", "vae_mini_batch", "max_train_steps", "low_vram", "memory_plan", "checkpointing_steps",
+    "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps", "validation_epochs",
+    "validation_inference_steps", "validation_size", "validation_data_dir", "validation_data_meta", "logging_dir",
+    "tracker_project_name", "report_to", "progress", "quiet", "dump_steps", "dump_dir",
+    /* of the result alone */
+    "save_dtype", "lora_format", "use_peft_lora", "fit_scaling",
+};
+
+bool dt_train_opts_may_change(const char *name)
+{
+    for (size_t i = 0; i < sizeof(may_change) / sizeof(may_change[0]); i++)
+        if (!strcmp(name, may_change[i]))
+            return true;
+    return false;
+}
+
+cJSON *dt_train_opts_settings(const dt_train_opts *o)
+{
+    const dt_cli *c = dt_train_cli(o->method);
+    cJSON *set = cJSON_CreateObject();
+    cJSON_AddStringToObject(set, "command", strrchr(c->tool, ' ') + 1);
+    for (const dt_opt *row = c->table; row->name || row->help; row++) {
+        if (!row->name || row->type == DT_OPT_REFUSED || dt_train_opts_may_change(row->name))
+            continue;
+        cJSON *v = dt_cli_value(row, o);
+        cJSON_AddItemToObject(set, row->name, v ? v : cJSON_CreateNull());
+    }
+    return set;
 }
 
 void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33])

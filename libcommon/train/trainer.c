@@ -104,6 +104,7 @@ static int one_step(dt_trainer *t, struct step *s, dt_err *err)
         rc = run_micro(t, b, s, s->micros, dump, &plan, err);
         t->state.batch = b->index + 1;
         t->state.epoch = b->epoch;
+        t->state.trace = b->trace;
         t->source.done(t->source.ctx, b);
     }
     if (rc == 0 && s->micros)
@@ -164,14 +165,16 @@ static int save(dt_trainer *t, dt_err *err)
     if (t->events && rc == 0)
         rc = dt_events_flush(t->events, err);
     if (rc == 0)
-        rc = dt_checkpoint_save(dir, t->optim, &t->state, t->save_extra, t->ctx, err);
+        rc = dt_checkpoint_save(dir, t->optim, &t->state, t->about, t->save_extra, t->ctx, err);
     if (rc == 0 && t->say) {
         char *line = dt_sprintf("saved %s", dir);
         t->say(t->ctx, line);
         free(line);
     }
     if (rc == 0)
-        rc = dt_checkpoint_prune(t->output_dir, t->keep, err);
+        rc = dt_checkpoint_prune(t->output_dir, t->keep, t->state.step, err);
+    if (rc == 0 && t->saved)
+        rc = t->saved(t->ctx, err);
     free(dir);
     return rc;
 }
@@ -212,13 +215,15 @@ static int after_step(dt_trainer *t, int64_t *saved, bool last, dt_err *err)
 
 int dt_train(dt_trainer *t, dt_err *err)
 {
-    int64_t saved = t->state.step;
-    bool ended = false;
+    int64_t saved = t->state.step, validated = t->state.validated;
+    bool ended = false, over = t->state.step > 0 && t->state.step >= t->max_steps;
     dt_optim_zero(t->optim);
     /* killed between saving and removing, a run that goes on has that left to do */
-    int rc = t->state.step ? dt_checkpoint_prune(t->output_dir, t->keep, err) : 0;
+    int rc = t->state.step ? dt_checkpoint_prune(t->output_dir, t->keep, t->state.step, err) : 0;
     if (rc == 0)
-        rc = validate(t, false, err);
+        rc = validate(t, over, err);
+    if (rc == 0 && over && t->state.validated != validated)
+        rc = save(t, err);
     while (rc == 0 && !ended && t->state.step < t->max_steps) {
         struct step s;
         double t0 = now();

@@ -29,6 +29,7 @@ typedef struct dt_trainer {
 
     /* state: zero for a fresh run, from dt_checkpoint_load for a resumed one */
     dt_train_state state;
+    const cJSON *about;             /* more of the run, for the manifests of its checkpoints; may be NULL */
 
     /* where it is reported; each may be NULL */
     dt_progress *progress;
@@ -38,6 +39,7 @@ typedef struct dt_trainer {
     /* hooks */
     void *ctx;
     int  (*save_extra)(void *ctx, const char *dir, dt_err *err);        /* into every checkpoint */
+    int  (*saved)(void *ctx, dt_err *err);                              /* after every checkpoint; may be NULL */
     int  (*validate)(void *ctx, int64_t step, dt_err *err);             /* before step 0 and every validate_every */
     int  (*intact)(void *ctx, dt_err *err);                             /* after every step: what it was computed with is right */
     void (*say)(void *ctx, const char *line);                           /* rare events: saved, resumed */

@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     q->trainable = true;
     fuzz_check(dt_device_open(&dev, "cpu", &err) == 0 && dt_params_alloc(p, dev, DT_F32, 0, &err) == 0);
     fuzz_files(name, 4, data, size);
-    if (dt_checkpoint_state(fuzz_dir(), &s, &err) == 0) {
+    if (dt_checkpoint_state(fuzz_dir(), &s, NULL, &err) == 0) {
         fuzz_check(s.step >= 0 && s.batch >= 0 && s.metrics_bytes >= 0 && s.threads > 0);
         dt_checkpoint_load(fuzz_dir(), &o, &s, &err);
     }
