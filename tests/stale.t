@@ -175,6 +175,7 @@ alone 'max_skipped_fraction' '0 0' --max_skipped_fraction 0
 alone 'shard' '0 0' --shard 0/2
 alone 'device' '0 0' --device cpu
 alone 'memory_budget' '0 0' --memory_budget 4G
+alone 'low_vram' '0 0' --low_vram
 alone 'vae_mini_batch' '0 0' --vae_mini_batch 1
 alone 'threads' '0 0' ''
 alone 'dataloader_num_workers' '0 0' --dataloader_num_workers 1
