@@ -170,6 +170,8 @@ check 'the folder moved: the same run' "rm -r d2; cp -r data d2; $L ${D/_dir dat
 check 'a caption changed: nothing is encoded' "echo another >d2/crown.txt; said $L ${D/_dir data/_dir d2} --output_dir a | grep -cE 'are not the first|encoded,'" 1
 check 'which an autoencoder in training does not see' "dt-train vae $C ${D/_dir data/_dir d2} -q --output_dir v"
 check 'a picture more' "rm -r d2; cp -r data d2; cp $E/airplane.png d2; said $L ${D/_dir data/_dir d2} --output_dir a | grep -c 'are not the first'" 1
+check 'metadata changed: it is named' "printf 'file_path,text\ncrown.png,a crown\nrocket.png,x\n' >m.csv; said $L --train_data_dir data --train_data_meta m.csv ${D#--train_data_dir data} -q --output_dir meta
+    sed -i 's/a crown/A crown/' m.csv; said $L --train_data_dir data --train_data_meta m.csv ${D#--train_data_dir data} -q --output_dir meta | grep -c 'not the first of this run.s plan (m.csv was '" 1
 check 'given as a plan and its cache: the same run' "$L -q --plan a/plan.ndjson --latents a/cache --output_dir a && said $L --latents a/cache --output_dir a | grep -c finished" 1
 check 'as a stream: the same run' \
     "dt-bucket -q ${D#--train_data_dir data} --max_train_steps 4 data | dt-cache-latents -q --model m --threads 1 --max_sequence_length 16 -o - >stream

@@ -224,6 +224,23 @@ cp -a saved m/vae/config.json
 check 'the old one: nothing is lost' "own | paste -sd ' '" 'exit 0 0 0'
 restore pics
 
+# --- metadata that was edited behind the plan ---
+printf '{"file_path": "1.png", "text": "caption 0"}\n{"file_path": "2.png", "text": "caption 1"}\n' >m.jsonl
+plan pj --train_data_dir pics --train_data_meta m.jsonl
+warned() { "$@" 2>&1 | grep -c 'warning: m.jsonl has changed since the plan was made; run dt-bucket again'; }
+T2="dt-train lora --pretrained_model_name_or_path m $Q $N --plan pj --output_dir edited --resume_from_checkpoint none"
+check 'metadata as it was' "warned dt-cache-latents -q --threads 1 --model m $Q -o j.c pj; warned $T2 --latents j.c; :" '0
+0'
+cp -p m.jsonl x; sed -i 's/caption 1/caption I/' m.jsonl; touch -r x m.jsonl
+check 'edited, with its size and time as before: it is said, once, and the plan counts' \
+    "warned dt-cache-latents -q --threads 1 --model m $Q -o j.c pj; warned $T2 --latents j.c; warned $T2; warned dt-train vae --pretrained_model_name_or_path m ${N#--rank 2} --plan pj --output_dir edited.v; ls edited/lora.safetensors" '1
+1
+1
+1
+edited/lora.safetensors'
+check 'not where it is not' "mv m.jsonl away; warned $T2 --latents j.c; :" 0
+check 'a plan made from a pipe says nothing of it' "dt-bucket -q --image_sample_size 32 --train_data_dir pics --train_data_meta - <away | head -n 1 | grep -c metadata; :" 0
+
 # --- is that all? ---
 # fields FILE STRUCT: names of its members
 fields() {

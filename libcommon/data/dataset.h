@@ -52,6 +52,10 @@ int  dt_datasets_open(dt_datasets **d, const char *path, int64_t multiple, dt_er
 int  dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err);
 void dt_datasets_close(dt_datasets **d);
 
+/* A path as it stands in the file `named_in`: as those programs take it, from the working folder; otherwise from that file's folder.
+ * Caller frees. */
+char *dt_dataset_locate(const char *named_in, const char *path);
+
 /* The size of a picture's batch, and how it gets there. */
 dt_size dt_dataset_size(const dt_datasets *d, const dt_dataset *s, int w, int h);
 dt_fit  dt_dataset_fit(const dt_datasets *d, const dt_dataset *s, int w, int h, dt_size target);

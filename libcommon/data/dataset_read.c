@@ -10,8 +10,7 @@
 
 #define MAX_META_BYTES (1ll << 30)
 
-/* As those programs do, from the working folder; otherwise from the folder of the file that names it.  Caller frees. */
-static char *locate(const char *named_in, const char *path)
+char *dt_dataset_locate(const char *named_in, const char *path)
 {
     char *dir = dt_sprintf("%.*s", (int)(dt_path_base(named_in) - named_in), named_in), *there = dt_path_join(dir, path);
     bool here = dt_exists(path) || !dt_exists(there);
@@ -52,7 +51,7 @@ static char *caption_of(const cJSON *o)
 static int read_metadata(const dt_datasets *d, int i, const char *dir, dt_meta *m, dt_err *err)
 {
     const dt_subset *s = &d->sub[i];
-    char *path = locate(d->path, s->meta);
+    char *path = dt_dataset_locate(d->path, s->meta);
     cJSON *doc = NULL, *o;
     int rc = dt_json_read(&doc, path, MAX_META_BYTES, err);
     if (rc == 0 && !cJSON_IsObject(doc))
@@ -92,7 +91,7 @@ static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_s
         m->entries++;
         free(said);
     } else {
-        char *file = locate(jsonl, path);
+        char *file = dt_dataset_locate(jsonl, path);
         dt_meta_add(m, file, text, at, s->repeats, i);
         free(file);
     }
@@ -101,7 +100,7 @@ static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_s
 
 static int read_jsonl(const dt_datasets *d, int i, dt_meta *m, dt_err *err)
 {
-    char *path = locate(d->path, d->sub[i].jsonl), *text = NULL, *save = NULL;
+    char *path = dt_dataset_locate(d->path, d->sub[i].jsonl), *text = NULL, *save = NULL;
     size_t bytes = 0;
     int64_t line = 0;
     int rc = dt_file_read(&text, &bytes, path, MAX_META_BYTES, err);
@@ -240,7 +239,7 @@ int dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err)
     *m = (dt_meta){ 0 };
     for (int i = 0; i < d->n_sub && rc == 0; i++) {
         const dt_subset *s = &d->sub[i];
-        char *dir = s->dir ? locate(d->path, s->dir) : NULL;
+        char *dir = s->dir ? dt_dataset_locate(d->path, s->dir) : NULL;
         int64_t first = m->n;
         if (s->meta)
             rc = read_metadata(d, i, dir, m, err);

@@ -125,6 +125,9 @@ const dt_plan_info *dt_batches_info(const dt_batches *b);
 const cJSON *dt_batches_header(const dt_batches *b);    /* all of it; borrowed until close */
 int64_t dt_batches_items(const dt_batches *b);
 int64_t dt_batches_id(const dt_batches *b, int64_t k);  /* of the k-th item */
+/* A metadata file that the plan was made from, which is here and has changed since; NULL: none.  Borrowed until close. */
+const char *dt_batches_stale(const dt_batches *b);
+#define DT_PLAN_STALE "%s has changed since the plan was made; run dt-bucket again if the plan should follow it"
 /* The k-th of the file, in one block that the caller frees; by any number of threads. */
 int  dt_batches_item(const dt_batches *b, int64_t k, dt_plan_item **out, dt_err *err);
 /* 1 and the next batch; 0 at the end.  A plan without its footer is DT_EDATA: it was cut off. */

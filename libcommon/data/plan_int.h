@@ -25,6 +25,9 @@ static inline const dt_subset *dt_rules_subset(const struct dt_rules *r, const d
     return r->sets ? &r->sets->sub[it->sub] : NULL;
 }
 
+/* The metadata files, for the header: [{"path", "bytes", "xxh3_128"}].  Caller deletes. */
+cJSON *dt_plan_sources(const struct dt_rules *r);
+
 /* Reads metadata and headers: m->v keeps the good pictures with their true sizes. */
 int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report *report, dt_err *err);
 void dt_meta_item_release(dt_meta_item *it);

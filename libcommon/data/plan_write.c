@@ -14,6 +14,7 @@ struct tally {                  /* of one size */
 
 struct plan {
     struct dt_rules rules;
+    cJSON   *sources;           /* the metadata files as they were before they were read */
     dt_meta  m;
     FILE    *out;
     int64_t  limit;             /* batches, 0: no limit */
@@ -197,6 +198,8 @@ static void write_header(struct plan *p)
     }
     cJSON_AddNumberToObject(set, "max_train_samples", s->max_train_samples);
     cJSON_AddItemToObject(o, "settings", set);
+    if (p->sources->child)
+        cJSON_AddItemReferenceToObject(o, "metadata", p->sources);
     write_object(p, o);
 }
 
@@ -284,7 +287,10 @@ int dt_plan_make(FILE *out, const struct dt_data_settings *s, struct dt_plan_rep
     int rc;
 
     *report = (struct dt_plan_report){ 0 };
-    if ((rc = dt_rules_init(&p.rules, s, err)) < 0 || (rc = dt_pictures_read(&p.m, &p.rules, report, err)) < 0)
+    if ((rc = dt_rules_init(&p.rules, s, err)) < 0)
+        goto out;
+    p.sources = dt_plan_sources(&p.rules);
+    if ((rc = dt_pictures_read(&p.m, &p.rules, report, err)) < 0)
         goto out;
     dt_rules_assign(&p.rules, &p.m, report);
     if (!p.m.n) {
@@ -308,6 +314,7 @@ out:
         free(p.tally[i].met);
     free(p.tally);
     free(p.used);
+    cJSON_Delete(p.sources);
     dt_rules_release(&p.rules);
     dt_meta_release(&p.m);
     return rc;

@@ -108,6 +108,9 @@ int dt_enc_collect(dt_enc *e, dt_err *err)
         return dt_err_sys(err, DT_EFAIL, "cannot read the plan");
     if ((rc = dt_batches_open_file(&e->plan, f, in ? "<stdin>" : e->p->plan, err)) < 0)
         return rc;
+    const char *stale = dt_batches_stale(e->plan);
+    if (stale)
+        dt_enc_say(e, true, DT_PLAN_STALE, stale);
     size_t items = (size_t)dt_batches_items(e->plan) + 1;
     struct collector c = { .e = e, .path_of = dt_alloc(items * sizeof(*c.path_of)), .text_of = dt_alloc(items * sizeof(*c.text_of)),
                            .used = dt_alloc(items), .paths = dt_keymap_new(), .reqs = dt_keymap_new(),

@@ -170,12 +170,21 @@ static int open_cache(dt_job *j, dt_err *err)
     return rc;
 }
 
+static void warn_stale(const dt_job *j, const dt_batches *b)
+{
+    const char *file = dt_batches_stale(b);
+    if (file)
+        dt_job_warn(j, DT_PLAN_STALE, file);
+}
+
 static int read_info(dt_job *j, dt_err *err)
 {
     dt_batches *b = NULL;
     int rc = dt_batches_open(&b, j->plan, err);
     if (rc == 0) {
         j->info = *dt_batches_info(b);
+        if (j->cache ? j->o->latents != NULL : j->o->plan != NULL && j->o->method == DT_METHOD_VAE)
+            warn_stale(j, b);       /* otherwise the plan is ours, or dt-cache-latents has said it */
         if (!j->o->data.gradient_accumulation_steps)
             j->o->data.gradient_accumulation_steps = j->info.gradient_accumulation_steps;
         dt_batches_close(&b);

@@ -180,8 +180,19 @@ int dt_job_resume_find(dt_job *j, dt_err *err)
 /* What the header says of how a plan was made, for messages. */
 static cJSON *made_with(const cJSON *header)
 {
+    const cJSON *e, *path, *hash;
     cJSON *made = cJSON_Duplicate(cJSON_GetObjectItemCaseSensitive(header, "settings"), true);
-    return made ? made : cJSON_CreateObject();
+    if (!cJSON_IsObject(made)) {
+        cJSON_Delete(made);
+        made = cJSON_CreateObject();
+    }
+    cJSON_ArrayForEach(e, cJSON_GetObjectItemCaseSensitive(header, "metadata")) {
+        path = cJSON_GetObjectItemCaseSensitive(e, "path");
+        hash = cJSON_GetObjectItemCaseSensitive(e, "xxh3_128");
+        if (cJSON_IsString(path) && cJSON_IsString(hash))
+            cJSON_AddStringToObject(made, dt_path_base(path->valuestring), hash->valuestring);
+    }
+    return made;
 }
 
 static int too_short(const dt_job *j, int64_t found, dt_err *err)
