@@ -121,6 +121,8 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
     arg_int(&v, "--vae_tile", o->vae_tile_px);
     if (o->memory_budget)
         arg_int(&v, "--memory_budget", o->memory_budget);
+    if (o->low_vram)
+        arg(&v, "--low_vram", NULL);
     if (o->max_sequence_length)
         arg_int(&v, "--max_sequence_length", o->max_sequence_length);
     arg(&v, "--text_padding", dt_padding_names[o->text_padding]);

@@ -151,16 +151,23 @@ def captions(folder, rounds):
 # --- loading ---
 
 def load(folder, rounds):
+    import torch
     from safetensors.torch import load_file
+    torch.set_num_threads(1)
     path = f"{folder}/model.safetensors"
     gib = os.path.getsize(path) / 2**30
+    sums = lambda d: sum(int(v.view(torch.int64).sum()) for v in d.values()) % 2**64
     copied = lambda: {k: v.clone() for k, v in load_file(path).items()}
     cat = lambda: subprocess.check_call(["cat", path], stdout=subprocess.DEVNULL)
     cat()
-    dt, python, read = in_turn(rounds, lambda: driver("load", path)[0], lambda: clock(copied), lambda: clock(cat))
-    show("%.1f GiB of weights" % gib, dt, {"load_file, clone": python, "cat": read}, "file in the page cache")
-    dt, python = in_turn(rounds, lambda: driver("map", path)[0], lambda: clock(load_file, path))
-    show("%.1f GiB of weights, --low_vram" % gib, dt, {"load_file": python}, "they stay in the file")
+    if int(driver("load", path)[1][1]) != sums(load_file(path)):
+        sys.exit("the sums of the weights differ")
+    dt, python = in_turn(rounds, lambda: float(driver("load", path)[1][0]), lambda: clock(load_file, path))
+    show("%.1f GiB of frozen weights, until ready" % gib, dt, {"load_file": python}, "nothing is read yet, file in the page cache")
+    dt, python, read = in_turn(rounds, lambda: driver("load", path)[0], lambda: clock(lambda: sums(load_file(path))), lambda: clock(cat))
+    show("%.1f GiB of frozen weights, all read once" % gib, dt, {"load_file": python, "cat": read}, "the same sum of all numbers")
+    dt, python = in_turn(rounds, lambda: float(driver("copy", path)[1][0]), lambda: clock(copied))
+    show("%.1f GiB of weights to be trained" % gib, dt, {"load_file, clone": python}, "copied")
 
 
 # --- start-up ---

@@ -120,8 +120,8 @@ static uint64_t add_up(const void *data, int64_t n)
 {
     uint64_t sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t v;
-        memcpy(&v, (const char *)data + 4 * i, 4);
+        uint64_t v;
+        memcpy(&v, (const char *)data + 8 * i, 8);
         sum += v;
     }
     return sum;
@@ -144,9 +144,9 @@ static int load(const char *path, bool copy, dt_err *err)
     if (rc == 0 && (rc = dt_params_alloc(p, dev, type, 0, err)) == 0)
         rc = dt_params_load(p, copy ? st : p->file, NULL, NULL, err);
     double ready = now() - t;
-    uint64_t sum = 0;                   /* every number of it, which the caller can check */
+    uint64_t sum = 0;                   /* of all bytes, by eight, which the caller can check */
     for (int64_t i = 0; rc == 0 && i < p->n; i++)
-        sum += add_up(p->v[i]->w, p->v[i]->numel * (int64_t)dt_dtype_size(type) / 4);
+        sum += add_up(p->v[i]->w, p->v[i]->numel * (int64_t)dt_dtype_size(type) / 8);
     printf("%.6f %.6f %llu\n", now() - t, ready, (unsigned long long)sum);
     dt_st_close(&st);
     dt_params_free(&p);
