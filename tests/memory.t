@@ -43,6 +43,7 @@ done
 # --- what else takes memory ---
 check 'text encoders too, bf16, ema' "near full --plan a --latents a.cache --train_text_encoder --use_ema --mixed_precision bf16" 'within 5 %'
 check 'weights left in their file' "near lora --plan a --latents a.cache --rank 16 --low_vram" 'within 5 %'
+check 'and given back after each use' "near lora --plan a --latents a.cache --rank 16 --low_vram --mixed_precision bf16" 'within 5 %'
 check 'readers, and a step that is dumped' "near full --plan a --latents a.cache --dataloader_num_workers 8 --dump_steps 1" 'within 5 %'
 # What `make demo` does: samples of prompts with their sheet, a held-out loss, a chart, events for TensorBoard.
 check 'samples, held-out loss' "near lora --plan a --latents a.cache --rank 16 --validation_data_meta $E/concept/heldout.json \

@@ -57,6 +57,8 @@ check 'again, where some are there' "rm c-same/index* same/25.png; cp '$3' same/
     near $C 8 --plan psame -o c-same; grep -o '26 pictures:.*another' said" 'within 5 %
 26 pictures: 1 encoded, 24 there already, 1 the same as another'
 check 'caching in tiles, eight readers' "near $C 1 --vae_tile 64 --dataloader_num_workers 8 --plan p256 -o tiles" 'within 5 %'
+check 'caching, weights left in their files' "near $C 4 --low_vram --plan p128 -o left" 'within 5 %'
+check 'and given back' "near $C 4 --low_vram --mixed_precision bf16 --plan p128 -o back" 'within 5 %'
 check 'nothing is missing' "near $C 1 --plan p64 -o c-64-1" 'within 5 %'
 check 'caching: the smallest budget is enough, and kept' "kept $C 8 --plan p64 -o b; less $C 8 --plan p64 -o b2" "$twice"
 check 'by encoding fewer pictures at once, which changes nothing' "kept $C 8 --plan p64 -o b3 >/dev/null; grep -o 'pictures are encoded 1 at a time' said
