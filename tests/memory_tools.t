@@ -2,7 +2,7 @@
 # memory_tools.t - the memory plans of dt-sample and dt-cache-latents are true within 5 %, and their budgets are kept or refused.
 [ -z "${SAN-}" ] || { echo '1..0 # SKIP sanitizers have memory of their own'; exit 0; }
 . tests/lib.sh
-E=$PWD/examples M=$PWD/examples/tiny-flux
+E=$PWD/examples M=$PWD/examples/tiny-flux G=$PWD/tests/golden
 cd "$T" || exit 1
 export OMP_NUM_THREADS=1
 
@@ -63,3 +63,19 @@ check 'nothing is missing' "near $C 1 --plan p64 -o c-64-1" 'within 5 %'
 check 'caching: the smallest budget is enough, and kept' "kept $C 8 --plan p64 -o b; less $C 8 --plan p64 -o b2" "$twice"
 check 'by encoding fewer pictures at once, which changes nothing' "kept $C 8 --plan p64 -o b3 >/dev/null; grep -cE 'pictures are encoded [12] at a time' said
     cmp b3/shard-000001-0of1-0000.tar c-64-8/shard-000001-0of1-0000.tar" 1
+
+# --- scale: 3,000 captions take as much memory as 200 ---
+peak() { "$@" 2>&1 >/dev/null </dev/null | sed -n 's/.*peak memory \([0-9.]*\) MiB.*/\1/p'; }
+for n in 200 3000; do
+    for ((i = 0; i < n; i++)); do
+        echo "{\"file_path\":\"$E/pictures/ant.png\",\"text\":\"a caption of its own, one of many, as long as captions are: number $i\",\"width\":72,\"height\":72}"
+    done >m$n.jsonl
+    dt-bucket --train_data_meta m$n.jsonl --num_train_epochs 1 --image_sample_size 64 --caption_dropout 0 -q -o many$n || exit 1
+    peak dt-cache-latents --model "$G/tiny-flux" --max_sequence_length 16 --text_padding none --plan many$n -o many.$n >cache$n
+    peak dt-cache-latents --model "$G/tiny-flux" --max_sequence_length 16 --text_padding none --plan many$n -o many.$n >again$n
+    peak dt-train lora --pretrained_model_name_or_path "$G/tiny-flux" --max_sequence_length 16 --text_padding none --report_to none --rank 2 \
+        --plan many$n --latents many.$n --max_train_steps 1 --output_dir run$n >train$n
+done
+for what in cache again train; do
+    check "many captions: $what" "paste ${what}200 ${what}3000 | awk '{ print (\$2 > 0 && \$2 < \$1 + 2) ? \"flat\" : \$0 }'" flat
+done

@@ -312,6 +312,7 @@ int64_t dt_cache_text_len(const dt_cache *c, const char *caption, dt_err *err)
         rc = DT_EDATA;
     dt_st_close(&st);
     int64_t T = rc == 0 ? states.dims.d[0] : damaged(c, &e, err);
+    dt_cache_forget(c, e.data, e.rec.bytes);        /* lengths of all captions are asked for before the first is used */
     dt_cache_rec_release(&e.rec);
     return T;
 }
