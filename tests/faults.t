@@ -114,7 +114,7 @@ if [ -z "${SAN-}" ]; then
         "^dt-sample: .*${w##*/}' was written to while it was in use$"
     check 'with no picture' 'ls written.png 2>/dev/null; :'
     cp -r cache c1; s=$(ls c1/shard*.tar)
-    fails 4 'a shard of the cache too' "FAULT_WATCH=${s##*/} FAULT_THEN='truncate -s 4096 $s' faulty ${L/cache/c1}" \
+    fails 4 'a shard of the cache too' "rm -rf out; FAULT_WATCH=${s##*/} FAULT_THEN='truncate -s 4096 $s' faulty ${L/cache/c1}" \
         "dt-train: .*${s##*/}: (cannot be read any more|cut off at byte)"
     cp -r data d2; sed 's/data\//d2\//' plan >plan2; cp -r data d3
     sed 's/data\//d3\//' plan >plan3; cp "$E/sun_with_face.png" d3/crown.png
