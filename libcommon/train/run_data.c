@@ -237,7 +237,7 @@ static int own_plan(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
     dt_hash a, b;
-    char *made = dt_path_join(o->output_dir, "new-plan.ndjson");
+    char *made = dt_path_join(o->output_dir, ".plan.ndjson.new");
     j->plan = dt_path_join(o->output_dir, "plan.ndjson");
     o->data.stop = j->ui->stop;
     o->data.verify_images |= o->method == DT_METHOD_VAE;    /* no cache stage finds damage before step 1 */
