@@ -7,6 +7,8 @@ comma   := ,
 ARCH    ?= native
 OPT     ?= -O3
 B       ?= build$(if $(SAN),-$(firstword $(subst $(comma), ,$(SAN))))
+# One name for one folder: the rules in *.d name objects by it.
+override B := $(B:$(CURDIR)/%=%)
 CC      ?= cc
 CXX     ?= c++
 NVCC    ?= nvcc
