@@ -21,11 +21,13 @@ const check_case broadcast_cases[] = {
     { "modulate 300 rows",    modulate,  { ACT(2, 300, 3), ACT(2, 3), ACT(2, 3) }, .k = 300 },
     { "modulate constants",   modulate,  { ACT(2, 5, 33), CONST(2, 33), CONST(2, 33) } },
     { "modulate weights",     modulate,  { CONST(2, 5, 33), WEIGHT(2, 33), WEIGHT(2, 33) }, .k = 5 },
-    { "modulate large",       modulate,  { ACT(1, 4096, 3072), ACT(1, 3072), ACT(1, 3072) }, .k = 4096, .flags = CHECK_LARGE },
+    { "modulate large",       modulate,  { ACT(1, 4096, 3072), ACT(1, 3072), ACT(1, 3072) }, .k = 4096,
+      .flags = CHECK_LARGE },
     { "gated_add 2x5x33",     gated_add, { ACT(2, 5, 33), ACT(2, 33), ACT(2, 5, 33) }, .k = 5 },
     { "gated_add 300 rows",   gated_add, { ACT(2, 300, 3), ACT(2, 3), ACT(2, 300, 3) }, .k = 300 },
     { "gated_add f32 gate",   gated_add, { ACT(2, 5, 33), ACT_F32(2, 33), ACT(2, 5, 33) }, .k = 5 },
     { "gated_add itself",     gated_self, { ACT(2, 5, 33), ACT(2, 33) }, .k = 5 },
-    { "gated_add large",      gated_add, { ACT(1, 4096, 3072), ACT(1, 3072), ACT(1, 4096, 3072) }, .k = 4096, .flags = CHECK_LARGE },
+    { "gated_add large",      gated_add, { ACT(1, 4096, 3072), ACT(1, 3072), ACT(1, 4096, 3072) }, .k = 4096,
+      .flags = CHECK_LARGE },
     { 0 }
 };

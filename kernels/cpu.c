@@ -80,7 +80,8 @@ static void cpu_convert(dt_device *d, void *dst, dt_dtype dd, const void *src, d
     size_t ds = dt_dtype_size(dd), ss = dt_dtype_size(sd);
 #pragma omp parallel for if (n > BLOCK)
     for (int64_t i = 0; i < n; i += BLOCK)
-        dt_convert((char *)dst + (size_t)i * ds, dd, (const char *)src + (size_t)i * ss, sd, n - i < BLOCK ? n - i : BLOCK);
+        dt_convert((char *)dst + (size_t)i * ds, dd, (const char *)src + (size_t)i * ss, sd,
+                   n - i < BLOCK ? n - i : BLOCK);
 }
 
 static const dt_flat_ops flat = { .adamw = cpu_adamw, .sumsq = cpu_sumsq, .ema = cpu_ema, .convert = cpu_convert };

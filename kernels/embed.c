@@ -157,7 +157,8 @@ dt_tensor *dt_gather_rows(dt_graph *g, dt_tensor *x, dt_tensor *idx)
     return dt_make(g, &dt_op_gather_rows, NULL, DT_IN(x, idx));
 }
 
-/* ---- t5_bias: w [buckets, h] -> bias [h, S, S] fp32, bias[., q, k] = w[bucket(k - q), .].   Raffel et al. 2020, sec. 2.1
+/* ---- t5_bias: w [buckets, h] -> bias [h, S, S] fp32, bias[., q, k] = w[bucket(k - q), .].   Raffel
+ * et al. 2020, sec. 2.1
  *
  * attr.i = S, max_distance.  Half of the buckets are for keys after the query.  Of a half, the
  * first half holds one distance each, the rest grow in the logarithm up to max_distance. ---- */

@@ -13,7 +13,9 @@ const check_case groupnorm_cases[] = {
     { "groupnorm frozen",       groups4,       { ACT(2, 3, 4, 8), FROZEN(8), FROZEN(8) }, .k = 24 },
     { "groupnorm weights only", groups4,       { CONST(2, 3, 4, 8), WEIGHT(8), WEIGHT(8) }, .k = 24 },
     { "groupnorm mean 5",       groups4,       { RANGE(ACT, 4, 6, 2, 3, 4, 8), WEIGHT(8), WEIGHT(8) }, .k = 24 },
-    { "groupnorm 3 blocks",     groups32,      { ACT(1, 17, 9, 160), WEIGHT(160), WEIGHT(160) }, .k = 765, .flags = CHECK_LARGE },
-    { "groupnorm large",        groups32,      { ACT(1, 128, 128, 512), WEIGHT(512), WEIGHT(512) }, .k = 262144, .flags = CHECK_LARGE },
+    { "groupnorm 3 blocks",     groups32,      { ACT(1, 17, 9, 160), WEIGHT(160), WEIGHT(160) }, .k = 765,
+      .flags = CHECK_LARGE },
+    { "groupnorm large",        groups32,      { ACT(1, 128, 128, 512), WEIGHT(512), WEIGHT(512) }, .k = 262144,
+      .flags = CHECK_LARGE },
     { 0 }
 };

@@ -48,7 +48,8 @@ dt_tensor *dt_flow_noise(dt_graph *g, dt_tensor *x0, dt_tensor *noise, dt_tensor
                    DT_IN(x0, noise, sigma));
 }
 
-/* ---- mse_loss: mean(w 1[|d| <= limit or not finite] d^2), d = p - t; masked elements count in the mean.   attr.f[0] = limit, <= 0: none
+/* ---- mse_loss: mean(w 1[|d| <= limit or not finite] d^2), d = p - t; masked elements count in the mean.   attr.f[0] =
+ * limit, <= 0: none
  *      l1_loss:  mean |d| ---- */
 
 static const char *loss_shape(dt_node *n)

@@ -18,22 +18,28 @@ static dt_tensor *mse_rows(dt_graph *g, dt_tensor **in)
 
 static dt_tensor *sum(dt_graph *g, dt_tensor **in)
 {
-    return dt_weighted_sum(g, 2, (dt_tensor *[]){ dt_mse_loss(g, in[0], in[1], NULL, 0, NULL), dt_l1_loss(g, in[0], in[1]) },
+    return dt_weighted_sum(g, 2,
+                           (dt_tensor *[]){ dt_mse_loss(g, in[0], in[1], NULL, 0, NULL), dt_l1_loss(g, in[0], in[1]) },
                            (double[]){ 0.25, -3 });
 }
 
 const check_case objective_cases[] = {
-    { "flow_noise 2x3x5",     flow_noise, { CONST_F32(2, 3, 5), CONST_F32(2, 3, 5), RANGE(CONST_F32, 0, 1, 2) }, .flags = CHECK_NO_GRAD },
-    { "flow_noise 3x1100",    flow_noise, { CONST_F32(3, 1100), CONST_F32(3, 1100), RANGE(CONST_F32, 0, 1, 3) }, .flags = CHECK_NO_GRAD },
+    { "flow_noise 2x3x5",     flow_noise, { CONST_F32(2, 3, 5), CONST_F32(2, 3, 5), RANGE(CONST_F32, 0, 1, 2) },
+      .flags = CHECK_NO_GRAD },
+    { "flow_noise 3x1100",    flow_noise, { CONST_F32(3, 1100), CONST_F32(3, 1100), RANGE(CONST_F32, 0, 1, 3) },
+      .flags = CHECK_NO_GRAD },
     { "mse 2x3x5",            mse,        { ACT(2, 3, 5), CONST_F32(2, 3, 5) }, .k = 30 },
     { "mse weights",          mse_w,      { ACT(2, 3, 5), CONST_F32(2, 3, 5), CONST_F32(2) }, .k = 30 },
     /* |p - t| is in (0.5, 1.5) for the first target, beyond the limit of 3.5 for no element or for all */
-    { "mse within limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 1, 1.5, 2, 15), CONST_F32(2) }, .k = 30 },
-    { "mse beyond limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 5, 6, 2, 15), CONST_F32(2) }, .k = 30,
-      .flags = CHECK_MASKED },
+    { "mse within limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 1, 1.5, 2, 15), CONST_F32(2) },
+      .k = 30 },
+    { "mse beyond limit",     mse_masked, { RANGE(ACT, 0, 0.5, 2, 15), RANGE(CONST_F32, 5, 6, 2, 15), CONST_F32(2) },
+      .k = 30, .flags = CHECK_MASKED },
     { "mse 2x1100",           mse,        { ACT(2, 1100), CONST_F32(2, 1100) }, .k = 2200 },
-    { "mse rows",             mse_rows,   { CONST(3, 1100), CONST_F32(3, 1100), CONST_F32(3) }, .k = 1100, .flags = CHECK_NO_GRAD },
-    { "mse large",            mse,        { ACT(1, 4096, 64), CONST_F32(1, 4096, 64) }, .k = 262144, .flags = CHECK_LARGE },
+    { "mse rows",             mse_rows,   { CONST(3, 1100), CONST_F32(3, 1100), CONST_F32(3) }, .k = 1100,
+      .flags = CHECK_NO_GRAD },
+    { "mse large",            mse,        { ACT(1, 4096, 64), CONST_F32(1, 4096, 64) }, .k = 262144,
+      .flags = CHECK_LARGE },
     { "l1 2x3x5",             l1,         { RANGE(ACT, 1, 2, 2, 3, 5), RANGE(CONST_F32, -1, 0.5, 2, 3, 5) }, .k = 30 },
     { "l1 negative",          l1,         { RANGE(ACT, -2, -1, 2, 1100), RANGE(CONST, 0, 1, 2, 1100) }, .k = 2200 },
     { "posterior 2x3x4",      posterior,  { ACT(2, 3, 4), CONST_F32(2, 3, 2) }, .flags = CHECK_NO_HUGE },

@@ -13,8 +13,8 @@
 dt_tensor *dt_matmul_wt(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b);
 /* y = c + alpha x w^T, into c's memory when it may.   c [..., N]: the LoRA branch */
 dt_tensor *dt_matmul_add(dt_graph *g, dt_tensor *c, dt_tensor *x, dt_tensor *w, double alpha);
-/* A linear layer at scope path `name`: declares name.weight [out, in] and name.bias [out] (if bias), adds the LoRA branch if the
- * set in use has an adapter for this path. */
+/* A linear layer at scope path `name`: declares name.weight [out, in] and name.bias [out] (if bias), adds the
+ * LoRA branch if the set in use has an adapter for this path. */
 dt_tensor *dt_linear(dt_graph *g, const char *name, dt_tensor *x, int64_t out, bool bias);
 
 /* ---- conv.c ---- */
@@ -35,13 +35,14 @@ typedef struct dt_attn {
     dt_tensor *mask;                /* [B, Sk] u8, 0 = key not attended; no gradient; NULL = none */
 } dt_attn;
 /* softmax(scale q k^T + bias) v per head, online softmax, fp32 inside.
- * q [B, Sq, h*d]  k, v [B, Sk, h*d]  ->  [B, Sq, h*d].  A row with no key attended gives 0.  Fewer key heads than query heads
- * (k, v [B, Sk, g*d], g divides h) are shared by h/g query heads each. */
+ * q [B, Sq, h*d]  k, v [B, Sk, h*d]  ->  [B, Sq, h*d].  A row with no key attended gives 0.  Fewer key
+ * heads than query heads (k, v [B, Sk, g*d], g divides h) are shared by h/g query heads each. */
 dt_tensor *dt_attention(dt_graph *g, dt_tensor *q, dt_tensor *k, dt_tensor *v, const dt_attn *a);
 
 /* ---- norm.c ---- */
-dt_tensor *dt_layernorm(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, double eps);  /* last dim; w, b [C] or NULL */
-dt_tensor *dt_rmsnorm(dt_graph *g, dt_tensor *x, dt_tensor *w, double eps);                 /* last dim; w [C] or NULL */
+/* last dim; w, b [C] or NULL */
+dt_tensor *dt_layernorm(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, double eps);
+dt_tensor *dt_rmsnorm(dt_graph *g, dt_tensor *x, dt_tensor *w, double eps);  /* last dim; w [C] or NULL */
 /* x [B, ..., C] channels last; statistics over (..., C/groups) per sample and group */
 dt_tensor *dt_groupnorm(dt_graph *g, dt_tensor *x, dt_tensor *w, dt_tensor *b, int groups, double eps);
 
@@ -77,7 +78,7 @@ void       dt_chunk(dt_graph *g, dt_tensor *x, int n, dt_tensor **out);         
 dt_tensor *dt_permute(dt_graph *g, dt_tensor *x, const int *perm);              /* out dim i = x dim perm[i] */
 
 /* ---- embed.c ---- */
-dt_tensor *dt_embedding(dt_graph *g, dt_tensor *w, dt_tensor *ids);             /* w [V, C]; ids [...] i32 -> [..., C] */
+dt_tensor *dt_embedding(dt_graph *g, dt_tensor *w, dt_tensor *ids);  /* w [V, C]; ids [...] i32 -> [..., C] */
 dt_tensor *dt_gather_rows(dt_graph *g, dt_tensor *x, dt_tensor *idx);           /* x [B, S, C]; idx [B] i32 -> [B, C] */
 /* T5 relative position bias.  w [buckets, h] -> [h, S, S] fp32; bidirectional (spec models.md 4.2) */
 dt_tensor *dt_t5_bias(dt_graph *g, dt_tensor *w, int64_t S, int max_distance);
@@ -87,12 +88,13 @@ dt_tensor *dt_timestep_embed(dt_graph *g, dt_tensor *t, int n, bool flip, double
 /* ---- objective.c ---- */
 /* (1 - sigma) x0 + sigma noise, in fp32, rounded once to T.  x0, noise [B, ...] fp32; sigma [B] fp32.  no gradient */
 dt_tensor *dt_flow_noise(dt_graph *g, dt_tensor *x0, dt_tensor *noise, dt_tensor *sigma);
-/* mean( w 1[|p - t| <= limit] (p - t)^2 ) -> [1] fp32; out 1: per-sample means [B] fp32 (via dt_mse_rows); p [B, ...] T, t [B, ...] fp32,
- * w [B] fp32 or NULL; limit <= 0: none.  Gradient to p only. */
+/* mean( w 1[|p - t| <= limit] (p - t)^2 ) -> [1] fp32; out 1: per-sample means [B] fp32 (via dt_mse_rows); p [B, ...]
+ * T, t [B, ...] fp32, w [B] fp32 or NULL; limit <= 0: none.  Gradient to p only. */
 dt_tensor *dt_mse_loss(dt_graph *g, dt_tensor *p, dt_tensor *t, dt_tensor *w, double limit, dt_tensor **per_sample);
-dt_tensor *dt_l1_loss(dt_graph *g, dt_tensor *p, dt_tensor *t);                 /* mean |p - t|; t fp32 or T, gradient to p only -> [1] */
-/* Diagonal Gaussian posterior.  moments [B, H, W, 2C] (mean | logvar, logvar clamped to [-30, 20]); eps [B, H, W, C] fp32;
- * z = mean + exp(logvar/2) eps */
+dt_tensor *dt_l1_loss(dt_graph *g, dt_tensor *p, dt_tensor *t);                 /* mean |p - t|; t fp32 or T,
+                                                                                   gradient to p only -> [1] */
+/* Diagonal Gaussian posterior.  moments [B, H, W, 2C] (mean | logvar, logvar clamped to [-30, 20]);
+ * eps [B, H, W, C] fp32; z = mean + exp(logvar/2) eps */
 dt_tensor *dt_posterior_sample(dt_graph *g, dt_tensor *moments, dt_tensor *eps);
 /* KL(N(mean, exp logvar) || N(0, 1)) summed over the latent, mean over batch and latent elements -> [1] */
 dt_tensor *dt_kl_loss(dt_graph *g, dt_tensor *moments);

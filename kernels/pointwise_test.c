@@ -15,7 +15,10 @@ static dt_tensor *mul(dt_graph *g, dt_tensor **in) { return dt_mul(g, in[0], in[
 static dt_tensor *square(dt_graph *g, dt_tensor **in) { return dt_mul(g, in[0], in[0]); }
 static dt_tensor *to_f32(dt_graph *g, dt_tensor **in) { return dt_cast(g, in[0], DT_F32); }
 static dt_tensor *to_act(dt_graph *g, dt_tensor **in) { return dt_cast(g, in[0], dt_graph_dtype(g)); }
-static dt_tensor *through_f32(dt_graph *g, dt_tensor **in) { return dt_cast(g, dt_silu(g, dt_cast(g, in[0], DT_F32)), dt_graph_dtype(g)); }
+static dt_tensor *through_f32(dt_graph *g, dt_tensor **in)
+{
+    return dt_cast(g, dt_silu(g, dt_cast(g, in[0], DT_F32)), dt_graph_dtype(g));
+}
 
 const check_case pointwise_cases[] = {
     { "silu 1",             silu,        { ACT(1) } },

@@ -8,6 +8,7 @@ const check_case rope_cases[] = {
     { "rope 2x5x3x16",   rope, { ACT(2, 5, 3, 16), CONST_F32(5, 8), CONST_F32(5, 8) } },
     { "rope odd half",   rope, { ACT(2, 5, 3, 22), CONST_F32(5, 11), CONST_F32(5, 11) } },
     { "rope many heads", rope, { ACT(1, 2, 12, 128), CONST_F32(2, 64), CONST_F32(2, 64) } },
-    { "rope large",      rope, { ACT(1, 4608, 24, 128), CONST_F32(4608, 64), CONST_F32(4608, 64) }, .flags = CHECK_LARGE },
+    { "rope large",      rope, { ACT(1, 4608, 24, 128), CONST_F32(4608, 64), CONST_F32(4608, 64) },
+      .flags = CHECK_LARGE },
     { 0 }
 };

@@ -4,7 +4,10 @@
 static dt_tensor *concat0(dt_graph *g, dt_tensor **in) { return dt_concat(g, 0, 2, in); }
 static dt_tensor *concat1(dt_graph *g, dt_tensor **in) { return dt_concat(g, 1, 2, in); }
 static dt_tensor *concat_last3(dt_graph *g, dt_tensor **in) { return dt_concat(g, 2, 3, in); }
-static dt_tensor *concat_twice(dt_graph *g, dt_tensor **in) { return dt_concat(g, 1, 3, (dt_tensor *[]){ in[0], in[1], in[0] }); }
+static dt_tensor *concat_twice(dt_graph *g, dt_tensor **in)
+{
+    return dt_concat(g, 1, 3, (dt_tensor *[]){ in[0], in[1], in[0] });
+}
 static dt_tensor *slice0(dt_graph *g, dt_tensor **in) { return dt_slice(g, in[0], 0, 1, 2); }
 static dt_tensor *slice1_head(dt_graph *g, dt_tensor **in) { return dt_slice(g, in[0], 1, 0, 3); }
 static dt_tensor *slice1_tail(dt_graph *g, dt_tensor **in) { return dt_slice(g, in[0], 1, 3, 4); }

@@ -12,9 +12,9 @@
  *   NaN         in an input or a gradient is passed on, in fp32 and bf16
  *   bf16        against fp32 on the same values
  *   plan        the planned run gives the bits of the node-by-node run, and twice the gradient when run twice
- * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and bf16, and three times
- * with the same bits.  DEVICE "cuemu" is the CUDA plugin under the emulation in tests/cuemu, without the large cases;
- * there the three times are three orders of threads.
+ * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and
+ * bf16, and three times with the same bits.  DEVICE "cuemu" is the CUDA plugin under the emulation in tests/cuemu,
+ * without the large cases; there the three times are three orders of threads.
  * With -b, instead: time, GFLOP/s and GB/s of each node of the large cases, as shares of a measured peak.
  * All buffers stand between guards and begin as NaN. */
 #include <malloc.h>

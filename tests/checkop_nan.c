@@ -1,6 +1,6 @@
-/* checkop_nan.c - a NaN is not lost: of a leaf that is NaN the output shows it, of a gradient that is NaN the gradients of all
- * leaves show it.  That the loss and the norm of the gradient are finite is worth nothing where a kernel drops NaNs: by a
- * comparison that is false for them, a maximum, a clamp, a mask. */
+/* checkop_nan.c - a NaN is not lost: of a leaf that is NaN the output shows it, of a gradient that is NaN the
+ * gradients of all leaves show it.  That the loss and the norm of the gradient are finite is worth nothing where a
+ * kernel drops NaNs: by a comparison that is false for them, a maximum, a clamp, a mask. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

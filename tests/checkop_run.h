@@ -8,7 +8,8 @@
 
 enum check_fill { FILL_RANDOM, FILL_EQUAL, FILL_TINY, FILL_HUGE, FILL_ONE_HOT, NFILL };
 
-/* A case's leaves by name: inputs "in0".., parameters, the seed of the gradient.  Values are multiples of bf16's step. */
+/* A case's leaves by name: inputs "in0".., parameters, the seed of the gradient.  Values are
+ * multiples of bf16's step. */
 struct check_data {
     struct check_leaf { char *name; float *v; int64_t n; } *leaf;
     int64_t n, cap;
@@ -56,7 +57,8 @@ bool check_skips(const dt_node *n);     /* views and checkop's own ops */
 float *check_floats(const dt_tensor *t, const void *host);  /* as fp32; caller frees */
 
 /* --- checkop_nan.c --- */
-const char *check_nan(const check_case *c, dt_device *cpu, dt_dtype type, uint64_t seed);   /* NULL: passed on, else what was lost */
+/* NULL: passed on, else what was lost */
+const char *check_nan(const check_case *c, dt_device *cpu, dt_dtype type, uint64_t seed);
 
 /* --- checkop_bench.c --- */
 struct check_peak { double flops, bytes; };         /* per second */

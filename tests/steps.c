@@ -97,7 +97,8 @@ int steps_open(steps *s, enum dt_method method, const char *args, dt_err *err)
     char *argv[MAX_ARGS + 1] = { NULL }, *save = NULL;
     int argc = 0;
     *s = (steps){ .loud = getenv("VERBOSE") != NULL };
-    s->line = dt_sprintf("x --pretrained_model_name_or_path tests/golden/tiny-flux --train_data_meta %s/m.jsonl --image_sample_size 32 "
+    s->line =
+        dt_sprintf("x --pretrained_model_name_or_path tests/golden/tiny-flux --train_data_meta %s/m.jsonl --image_sample_size 32 "
                          "--train_batch_size 2 --report_to none --quiet --threads 1 --adam_weight_decay 0 --output_dir %s/out %s%s",
                          all.dir, all.dir, method == DT_METHOD_LORA ? "--rank 2 " : "", args);
     for (char *w = strtok_r(s->line, " ", &save); w && argc < MAX_ARGS; w = strtok_r(NULL, " ", &save))
@@ -110,7 +111,8 @@ int steps_open(steps *s, enum dt_method method, const char *args, dt_err *err)
     if (rc == 0)
         rc = dt_train_opts_check(&s->o, argc, argv, err);
     s->ui = (dt_ui){ .ctx = &s->loud, .say = words, .warn = words, .table = words, .bin_dir = all.bin };
-    s->j = (dt_job){ .o = &s->o, .ui = &s->ui, .act = s->o.mixed_precision ? DT_BF16 : DT_F32, .checkpoint = s->o.gradient_checkpointing };
+    s->j = (dt_job){ .o = &s->o, .ui = &s->ui, .act = s->o.mixed_precision ? DT_BF16 : DT_F32,
+                     .checkpoint = s->o.gradient_checkpointing };
     return rc == 0 ? set_up(&s->j, err) : rc;
 }
 

@@ -1,6 +1,6 @@
-/* steps_moves.c - every tensor that should train moves within the first steps, and no other does: for each way of training, all
- * parameters of the run's model are compared, bit by bit, from step to step.  What should train is said here in words of the
- * tensors' names, not asked of the library. */
+/* steps_moves.c - every tensor that should train moves within the first steps, and no other does: for each
+ * way of training, all parameters of the run's model are compared, bit by bit, from step to step.  What should train is
+ * said here in words of the tensors' names, not asked of the library. */
 #include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,27 +24,32 @@ static const way ways[] = {
     { "lora by suffix", DT_METHOD_LORA, "--target_name to_q,to_k,to_v", "lora/*.attn.to_[qkv].*", 24 },
     { "lora on the feed-forwards of the reference", DT_METHOD_LORA, "--target_name ff.0,ff.2,ff_context.0,ff_context.2",
       "lora/*.ff.net.0.proj.* lora/*.ff.net.2.* lora/*.ff_context.net.0.proj.* lora/*.ff_context.net.2.*", 16 },
-    { "lora by glob", DT_METHOD_LORA, "--target_name single_transformer_blocks.1*", "lora/single_transformer_blocks.1.*", 12 },
+    { "lora by glob", DT_METHOD_LORA, "--target_name single_transformer_blocks.1*",
+      "lora/single_transformer_blocks.1.*", 12 },
     { "lora on text projections", DT_METHOD_LORA, "--target_name add_q_proj,add_k_proj,add_v_proj,to_add_out,to_out.0",
       "lora/*.add_[qkv]_proj.* lora/*.to_add_out.* lora/*.to_out.0.*", 20 },
     { "lora on modulations and embedders", DT_METHOD_LORA,
       "--target_name norm1.linear,norm1_context.linear,norm.linear,norm_out.linear,x_embedder,context_embedder,time_text_embed.*,proj_out",
       "lora/*norm1.linear.* lora/*norm1_context.linear.* lora/*norm.linear.* lora/norm_out.linear.* lora/x_embedder.* "
       "lora/context_embedder.* lora/time_text_embed.* lora/*proj_out.*", 0 },
-    { "lora but for some", DT_METHOD_LORA, "--lora_skip_name to_q,proj_mlp", "lora/* !lora/*.to_q.* !lora/*.proj_mlp.*", 88 },
+    { "lora but for some", DT_METHOD_LORA, "--lora_skip_name to_q,proj_mlp", "lora/* !lora/*.to_q.* !lora/*.proj_mlp.*",
+      88 },
     { "lora, recompute", DT_METHOD_LORA, "--gradient_checkpointing", "lora/*", 100 },
     { "lora, bf16, weights left in their file", DT_METHOD_LORA, "--mixed_precision bf16 --low_vram", "lora/*", 100 },
     { "lora, accumulation", DT_METHOD_LORA, "--gradient_accumulation_steps 2", "lora/*", 100 },
     { "full", DT_METHOD_FULL, "", "transformer/*", 112 },
-    { "full, recompute, bf16", DT_METHOD_FULL, "--gradient_checkpointing --mixed_precision bf16", "transformer/*", 112 },
+    { "full, recompute, bf16", DT_METHOD_FULL, "--gradient_checkpointing --mixed_precision bf16", "transformer/*",
+      112 },
     { "full, no clipping", DT_METHOD_FULL, "--max_grad_norm 0", "transformer/*", 112 },
     { "full, from a config", DT_METHOD_FULL, "--from_config", "transformer/*", 112 },
-    { "full, chosen modules", DT_METHOD_FULL, "--trainable_modules attn norm_out", "transformer/*attn* transformer/*norm_out*", 0 },
+    { "full, chosen modules", DT_METHOD_FULL, "--trainable_modules attn norm_out",
+      "transformer/*attn* transformer/*norm_out*", 0 },
     { "full, norms alone", DT_METHOD_FULL, "--trainable_modules norm_q norm_k norm_added",
       "transformer/*.norm_[qk].* transformer/*.norm_added_*", 0 },
-    { "full, one block, weights left in their file", DT_METHOD_FULL, "--trainable_modules single_transformer_blocks.0. --low_vram",
-      "transformer/single_transformer_blocks.0.*", 0 },
-    { "full, text encoders too", DT_METHOD_FULL, "--train_text_encoder", "transformer/* text_encoder/* text_encoder_2/*", 112 + 36 + 21 },
+    { "full, one block, weights left in their file", DT_METHOD_FULL,
+      "--trainable_modules single_transformer_blocks.0. --low_vram", "transformer/single_transformer_blocks.0.*", 0 },
+    { "full, text encoders too", DT_METHOD_FULL, "--train_text_encoder",
+      "transformer/* text_encoder/* text_encoder_2/*", 112 + 36 + 21 },
     { "vae", DT_METHOD_VAE, "", "vae/*", 120 },
     { "vae, recompute, from a config", DT_METHOD_VAE, "--gradient_checkpointing --from_config", "vae/*", 120 },
     { "vae, no clipping", DT_METHOD_VAE, "--max_grad_norm 0", "vae/*", 120 },

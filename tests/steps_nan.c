@@ -1,5 +1,5 @@
-/* steps_nan.c - numbers that are none: the run stops with DT_ENAN (exit 6), and says in which op and block the first one
- * was made or from which weight or input it came; and none of them gets into a checkpoint. */
+/* steps_nan.c - numbers that are none: the run stops with DT_ENAN (exit 6), and says in which op and
+ * block the first one was made or from which weight or input it came; and none of them gets into a checkpoint. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,8 +27,10 @@ static const hole holes[] = {
       { LOSS "matmul", "of transformer_blocks.1." } },
     { "lora, a single block", DT_METHOD_LORA, "", DIT, "single_transformer_blocks.0.attn.to_v.weight",
       { LOSS "matmul", "of single_transformer_blocks.0.attn.to_v," } },
-    { "lora, a norm", DT_METHOD_LORA, "", DIT, "transformer_blocks.0.attn.norm_k.weight", { LOSS, "of transformer_blocks.0." } },
-    { "lora, a bias", DT_METHOD_LORA, "", DIT, "single_transformer_blocks.1.proj_mlp.bias", { LOSS, "of single_transformer_blocks.1." } },
+    { "lora, a norm", DT_METHOD_LORA, "", DIT, "transformer_blocks.0.attn.norm_k.weight",
+      { LOSS, "of transformer_blocks.0." } },
+    { "lora, a bias", DT_METHOD_LORA, "", DIT, "single_transformer_blocks.1.proj_mlp.bias",
+      { LOSS, "of single_transformer_blocks.1." } },
     { "lora, the last layer", DT_METHOD_LORA, "", DIT, "proj_out.bias", { LOSS, "of proj_out," } },
     { "lora, an embedder", DT_METHOD_LORA, "", DIT, "x_embedder.weight", { LOSS "matmul", "of x_embedder," } },
     { "lora, its own matrix", DT_METHOD_LORA, "", "lora", "single_transformer_blocks.1.attn.to_q.lora_A.weight",
@@ -37,13 +39,16 @@ static const hole holes[] = {
       { LOSS "matmul", "of transformer_blocks.0." } },
     { "lora, bf16", DT_METHOD_LORA, "--mixed_precision bf16", DIT, "transformer_blocks.0.attn.to_q.weight",
       { LOSS "matmul", "of transformer_blocks.0." } },
-    { "full", DT_METHOD_FULL, "", DIT, "transformer_blocks.1.attn.add_q_proj.weight", { LOSS "matmul", "of transformer_blocks.1." } },
+    { "full", DT_METHOD_FULL, "", DIT, "transformer_blocks.1.attn.add_q_proj.weight",
+      { LOSS "matmul", "of transformer_blocks.1." } },
     { "full, no clipping", DT_METHOD_FULL, "--max_grad_norm 0", DIT, "transformer_blocks.1.attn.add_q_proj.weight",
       { LOSS "matmul", "of transformer_blocks.1." } },
-    { "full, text encoders", DT_METHOD_FULL, "--train_text_encoder", "text_encoder_2", "encoder.block.1.layer.1.DenseReluDense.wo.weight",
-      { LOSS "matmul", "of encoder.block.1" } },
-    { "vae, encoder", DT_METHOD_VAE, "", "vae", "encoder.mid_block.resnets.0.conv1.weight", { LOSS "conv2d", "of encoder.mid_block" } },
-    { "vae, decoder", DT_METHOD_VAE, "", "vae", "decoder.up_blocks.1.resnets.0.conv2.bias", { LOSS "conv2d", "of decoder.up_blocks.1" } },
+    { "full, text encoders", DT_METHOD_FULL, "--train_text_encoder", "text_encoder_2",
+      "encoder.block.1.layer.1.DenseReluDense.wo.weight", { LOSS "matmul", "of encoder.block.1" } },
+    { "vae, encoder", DT_METHOD_VAE, "", "vae", "encoder.mid_block.resnets.0.conv1.weight",
+      { LOSS "conv2d", "of encoder.mid_block" } },
+    { "vae, decoder", DT_METHOD_VAE, "", "vae", "decoder.up_blocks.1.resnets.0.conv2.bias",
+      { LOSS "conv2d", "of decoder.up_blocks.1" } },
 };
 
 static dt_param *find(const dt_job *j, const char *set, const char *name, dt_params **of)
@@ -110,7 +115,8 @@ static int unsound_files(const char *dir, int64_t last, int *checkpoints)
     return bad;
 }
 
-static void judge(const char *name, const char *kind, int rc, const dt_err *err, const char *const says[3], const char *from)
+static void judge(const char *name, const char *kind, int rc, const dt_err *err, const char *const says[3],
+                  const char *from)
 {
     bool ok = rc == DT_ENAN;
     for (int i = 0; i < 3 && says[i]; i++)
@@ -232,7 +238,8 @@ static void beyond_fp16(const char *name, enum dt_method method, const char *set
     if (rc == 0)
         rc = dt_train(&s.j.t, &err);
     unsound_files(s.dir, 1, &checkpoints);
-    judge(name, "not saved", checkpoints ? 0 : rc, &err, (const char *const[3]){ "is not finite in F16, or beyond its range" }, NULL);
+    judge(name, "not saved", checkpoints ? 0 : rc, &err,
+          (const char *const[3]){ "is not finite in F16, or beyond its range" }, NULL);
     steps_close(&s);
 }
 
@@ -249,7 +256,8 @@ static int set_halves(const dt_job *j, const char *name, float scale, float shif
     return rc;
 }
 
-/* The last layer gets 1e-21 and multiplies it by 1e38: the loss is a number, its gradient by the layer's input is none. */
+/* The last layer gets 1e-21 and multiplies it by 1e38: the loss is a number, its gradient by the
+ * layer's input is none. */
 static void backward(const char *name, enum dt_method method, const char *args)
 {
     steps s;
@@ -267,7 +275,8 @@ static void backward(const char *name, enum dt_method method, const char *args)
     if (rc == 0)
         rc = dt_train(&s.j.t, &err);
     judge(name, "the gradient overflows", rc, &err,
-          (const char *const[3]){ "step 1: the gradient is not finite; first in 'matmul", "of proj_out (backward)", "batch 0 of" }, NULL);
+          (const char *const[3]){ "step 1: the gradient is not finite; first in 'matmul", "of proj_out (backward)",
+                                  "batch 0 of" }, NULL);
     steps_close(&s);
 }
 
@@ -291,6 +300,7 @@ void steps_nan(void)
     backward("backward, full", DT_METHOD_FULL, "--outlier_limit 0");
     backward("backward, full, two batches a step", DT_METHOD_FULL, "--outlier_limit 0 --gradient_accumulation_steps 2");
     backward("backward, full, no clipping", DT_METHOD_FULL, "--outlier_limit 0 --max_grad_norm 0");
-    backward("backward, lora, recompute, no clipping", DT_METHOD_LORA, "--outlier_limit 0 --gradient_checkpointing --max_grad_norm 0");
+    backward("backward, lora, recompute, no clipping", DT_METHOD_LORA,
+             "--outlier_limit 0 --gradient_checkpointing --max_grad_norm 0");
     backward("backward, lora, recompute", DT_METHOD_LORA, "--outlier_limit 0 --gradient_checkpointing");
 }

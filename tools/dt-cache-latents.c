@@ -22,9 +22,10 @@ static const char *const cache_dtypes[] = { "auto", "fp32", "bf16", NULL };
 #define O(m) offsetof(struct opts, m)
 static const dt_opt table[] = {
     DT_OPT_GROUP("Model"),
-    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model), .help = "model folder in the layout of diffusers",
+    { "pretrained_model_name_or_path", 0, "DIR", DT_OPT_STR, O(model),
+      .help = "model folder in the layout of diffusers", .often = true },
+    { "model", 'm', "DIR", DT_OPT_STR, O(short_model), .help = "short for --pretrained_model_name_or_path",
       .often = true },
-    { "model", 'm', "DIR", DT_OPT_STR, O(short_model), .help = "short for --pretrained_model_name_or_path", .often = true },
     { "vae_path", 0, "PATH", DT_OPT_STR, O(vae_path), .help = "weights of the autoencoder from this file or folder" },
     { "max_sequence_length", 0, "N", DT_OPT_INT, O(max_sequence_length), 0, 512, .help =
       "T5 tokens of a caption, padding included; training must use the same (0: 512)" },
@@ -58,7 +59,8 @@ static const dt_opt table[] = {
     { "threads", 0, "N", DT_OPT_INT, O(threads), 0, 1024, .help = "threads that compute (0: all cores)" },
     { "dataloader_num_workers", 0, "N", DT_OPT_INT, O(workers), 0, 64, .help =
       "threads that read pictures (0: one for each CPU, at most 8)" },
-    { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan), .help = "print the memory plan by moment and kind, and stop" },
+    { "memory_plan", 0, NULL, DT_OPT_FLAG, O(memory_plan),
+      .help = "print the memory plan by moment and kind, and stop" },
     { "memory_budget", 0, "BYTES", DT_OPT_BYTES, O(memory_budget), 1, 1e15, .help =
       "take no more memory than this: weights are given back after use, and fewer pictures are encoded at once, if that is needed; "
       "if it is not enough, say what would do and end with status 5" },
@@ -74,7 +76,8 @@ static const dt_opt table[] = {
 static const dt_cli cli = {
     .tool = "dt-cache-latents",
     .synopsis = "--pretrained_model_name_or_path DIR [OPTION]... -o CACHE [PLAN]",
-    .summary = "Encode every picture and caption of a plan once, so that training needs neither the autoencoder nor the "
+    .summary =
+        "Encode every picture and caption of a plan once, so that training needs neither the autoencoder nor the "
                "text encoders.",
     .examples = "  dt-bucket --enable_bucket pictures/ | dt-cache-latents --model FLUX.1-dev -o cache/\n"
                 "  dt-cache-latents --model FLUX.1-dev --plan plan.ndjson --shard 0/4 -o cache/\n"
@@ -95,7 +98,8 @@ static int check(struct opts *o, const dt_strs *operands, dt_err *err)
     if (o->short_model)
         o->model = o->short_model;
     if (!o->model)
-        return dt_err_set(err, DT_EUSAGE, "--pretrained_model_name_or_path is missing: the folder of the model that encodes");
+        return dt_err_set(err, DT_EUSAGE,
+                          "--pretrained_model_name_or_path is missing: the folder of the model that encodes");
     if (!o->output)
         return dt_err_set(err, DT_EUSAGE, "--output is missing: the cache folder, or -");
     if (o->explain && !strcmp(o->output, "-"))
@@ -141,7 +145,8 @@ static void summary(const struct dt_encode_report *r)
 {
     const struct dt_encode_count *i = &r->images, *t = &r->texts;
     dt_info("%lld pictures: %lld encoded, %lld there already, %lld the same as another; %lld files skipped",
-            (long long)i->wanted, (long long)i->made, (long long)i->there, (long long)i->shared, (long long)r->skipped.n);
+            (long long)i->wanted, (long long)i->made, (long long)i->there, (long long)i->shared,
+            (long long)r->skipped.n);
     dt_info("%lld captions: %lld encoded, %lld there already", (long long)t->wanted, (long long)t->made,
             (long long)t->there);
     if (!r->bytes)

@@ -59,7 +59,8 @@ static const dt_cli clis[] = {
       .summary = "Write the LoRA IN, a file or a checkpoint of dt-train lora, in another layout.",
       .examples = "  dt-merge-shards lora -o for-webui.safetensors --lora_format kohya out/lora.safetensors\n"
                   "  dt-merge-shards lora -o step-500.safetensors out/checkpoint-500\n" },
-    { .tool = "dt-merge-shards merge", .synopsis = "-o OUT [OPTION]... BASE --lora FILE[:STRENGTH]...", .table = merge_table,
+    { .tool = "dt-merge-shards merge", .synopsis = "-o OUT [OPTION]... BASE --lora FILE[:STRENGTH]...",
+      .table = merge_table,
       .summary = "Add LoRAs to the weights of BASE, a model folder, the folder of a transformer or a single file.",
       .examples = "  dt-merge-shards merge -o merged.safetensors flux1-dev.safetensors --lora out/lora.safetensors\n"
                   "  dt-merge-shards merge -o FLUX.1-cats FLUX.1-dev --lora cats.safetensors:0.8 ink.safetensors:0.5\n" },
@@ -73,14 +74,17 @@ static char *lora_file(const char *in) { return dt_is_dir(in) ? dt_path_join(in,
 static int convert(const struct opts *o, const char *in, dt_err *err)
 {
     char *path = lora_file(in);
-    struct dt_convert_params p = { .in = path, .out = o->output, .layout = (enum dt_lora_layout)o->format, .dtype = dtype_of[o->dtype] };
+    struct dt_convert_params p = { .in = path, .out = o->output, .layout = (enum dt_lora_layout)o->format,
+                                   .dtype = dtype_of[o->dtype] };
     struct dt_convert_report r = { 0 };
     int rc = dt_lora_convert(&p, &r, err);
     if (rc == 0) {
-        dt_info("%s: %lld tensors, %lld layers, rank %lld, alpha %g -> %s: %s, %s", path, (long long)r.tensors, (long long)r.layers,
+        dt_info("%s: %lld tensors, %lld layers, rank %lld, alpha %g -> %s: %s, %s", path, (long long)r.tensors,
+                (long long)r.layers,
                 (long long)r.rank, r.alpha, o->output, dt_lora_layouts[o->format], dt_dtype_name(r.dtype));
         if (r.rounded)
-            dt_warn("%lld fused layers have parts of different alpha: the B of some are rounded to give them one", (long long)r.rounded);
+            dt_warn("%lld fused layers have parts of different alpha: the B of some are rounded to give them one",
+                    (long long)r.rounded);
         if (r.narrowed)
             dt_warn("values are rounded to %s", dt_dtype_name(r.dtype));
     }
@@ -97,7 +101,8 @@ static int merge(const struct opts *o, const char *base, dt_err *err)
     double *strength = dt_alloc((size_t)(n + 1) * sizeof(*strength));
     for (int64_t i = 0; i < n; i++)
         path[i] = dt_lora_split(o->lora.v[i], &strength[i]);
-    struct dt_merge_params p = { .base = base, .out = o->output, .lora = path, .strength = strength, .n = n, .stop = &dt_stop };
+    struct dt_merge_params p = { .base = base, .out = o->output, .lora = path, .strength = strength, .n = n,
+                                 .stop = &dt_stop };
     struct dt_merge_report r = { 0 };
     int rc = dt_lora_merge(&p, &r, err);
     for (int64_t i = 0; rc == 0 && i < r.loras.n; i++)
@@ -123,7 +128,8 @@ static int check(const struct opts *o, int k, const dt_strs *operands, dt_err *e
         return dt_err_set(err, DT_EUSAGE, "--output is missing");
     if (!operands->n)
         return dt_err_set(err, DT_EUSAGE, "%s is missing%s", what[k],
-                          k && o->lora.n > 1 ? ": it stands before --lora, which takes all words up to the next option" : "");
+                          k && o->lora.n > 1 ? ": it stands before --lora, which takes all words up to the next option"
+                                             : "");
     if (operands->n > 1)
         return dt_err_set(err, DT_EUSAGE, "one at a time, not also '%s'", operands->v[1]);
     if (k && !o->lora.n)

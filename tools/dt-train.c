@@ -114,11 +114,16 @@ struct tok_opts {
 static const dt_opt tok_table[] = {
     { "train_data_meta", 0, "FILE", DT_OPT_STR, offsetof(struct tok_opts, data), 0, 0, NULL,
       "metadata or folder whose captions are learned from" },
-    { "output_dir", 0, "DIR", DT_OPT_STR, offsetof(struct tok_opts, out), 0, 0, NULL, "gets tokenizer/ (CLIP) and tokenizer_2/ (T5)" },
-    { "clip_vocab_size", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, clip), 514, 1000000, NULL, "size of CLIP's vocabulary (1024)" },
-    { "t5_vocab_size", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, t5), 64, 1000000, NULL, "size of T5's vocabulary (1024)" },
-    { "clip_length", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, clip_len), 2, 4096, NULL, "model_max_length of CLIP's tokenizer (77)" },
-    { "t5_length", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, t5_len), 1, 4096, NULL, "model_max_length of T5's tokenizer (512)" },
+    { "output_dir", 0, "DIR", DT_OPT_STR, offsetof(struct tok_opts, out), 0, 0, NULL,
+      "gets tokenizer/ (CLIP) and tokenizer_2/ (T5)" },
+    { "clip_vocab_size", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, clip), 514, 1000000, NULL,
+      "size of CLIP's vocabulary (1024)" },
+    { "t5_vocab_size", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, t5), 64, 1000000, NULL,
+      "size of T5's vocabulary (1024)" },
+    { "clip_length", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, clip_len), 2, 4096, NULL,
+      "model_max_length of CLIP's tokenizer (77)" },
+    { "t5_length", 0, "N", DT_OPT_INT, offsetof(struct tok_opts, t5_len), 1, 4096, NULL,
+      "model_max_length of T5's tokenizer (512)" },
     DT_OPT_END
 };
 
@@ -167,7 +172,8 @@ static int tokenizer(int argc, char **argv)
 /* All commands in one script, as a shell wants it of one program. */
 static int completion(const char *shell)
 {
-    const dt_cli *all[] = { dt_train_cli(DT_METHOD_LORA), dt_train_cli(DT_METHOD_FULL), dt_train_cli(DT_METHOD_VAE), &tok_cli, NULL };
+    const dt_cli *all[] = { dt_train_cli(DT_METHOD_LORA), dt_train_cli(DT_METHOD_FULL), dt_train_cli(DT_METHOD_VAE),
+                            &tok_cli, NULL };
     for (int i = 0; shell && dt_cli_shells[i]; i++)
         if (!strcmp(shell, dt_cli_shells[i])) {
             dt_cli_completion(all, shell, stdout);
@@ -194,7 +200,8 @@ int main(int argc, char **argv)
         k++;
     if (!commands[k]) {
         int near = dt_nearest(argv[1], commands, 4);
-        dt_die(2, "no command '%s'; %s%s", argv[1], near < 0 ? "see dt-train --help" : "did you mean ", near < 0 ? "" : commands[near]);
+        dt_die(2, "no command '%s'; %s%s", argv[1], near < 0 ? "see dt-train --help" : "did you mean ",
+               near < 0 ? "" : commands[near]);
     }
     int status = k == 3 ? tokenizer(argc - 1, argv + 1) : train((enum dt_method)k, argc - 1, argv + 1);
     return dt_finish(status);

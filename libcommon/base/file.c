@@ -32,8 +32,9 @@ static void out_free(dt_out **o)
     *o = NULL;
 }
 
-/* Opens `name` for us alone: the lock on it says that its writer lives.  What a killed process has left is taken over, so
- * that it does not stay.  -1 if another process is at it, if it is not ours, or if locks are not to be had here. */
+/* Opens `name` for us alone: the lock on it says that its writer lives.  What a killed process has
+ * left is taken over, so that it does not stay.  -1 if another process is at it, if it is not ours, or if locks
+ * are not to be had here. */
 static int take(const char *name)
 {
     struct stat mine, there;

@@ -17,7 +17,8 @@ FILE *dt_out_file(dt_out *o);                       /* borrowed until commit or 
 int   dt_out_commit(dt_out **o, dt_err *err);
 void  dt_out_abort(dt_out **o);                     /* removes the temporary file; NULL is fine */
 int   dt_file_write(const char *path, const void *data, size_t bytes, dt_err *err);  /* open+commit */
-int   dt_file_copy(const char *from, const char *to, dt_err *err);      /* of any size, atomic; shares blocks where that works */
+int   dt_file_copy(const char *from, const char *to, dt_err *err);      /* of any size, atomic; shares blocks
+                                                                           where that works */
 int   dt_fsync_dir(const char *dir, dt_err *err);
 
 /* --- reading --- */

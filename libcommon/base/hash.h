@@ -15,8 +15,9 @@ dt_hash    dt_hasher_end(dt_hasher **h);                   /* frees */
 
 dt_hash dt_hash_bytes(const void *data, size_t bytes);
 int     dt_hash_file(dt_hash *out, const char *path, dt_err *err);
-/* Of size, times, inode and device: while it is the same the contents are, without reading them.  Of a file that has changed just
- * now it waits until another change would show other times.  Empty string: there is no such file, or it is from the future. */
+/* Of size, times, inode and device: while it is the same the contents are, without reading them.  Of a file that
+ * has changed just now it waits until another change would show other times.  Empty string: there is no such file, or
+ * it is from the future. */
 dt_hash dt_hash_stat(const char *path);
 
 #endif

@@ -1,5 +1,5 @@
-/* keymap.h - bytes -> index, without keeping the bytes: 16 bytes a slot.  Of a key 96 bits of its XXH3-128 hash are kept, so that
- * two keys of a million are taken for one with a probability of 1e-17. */
+/* keymap.h - bytes -> index, without keeping the bytes: 16 bytes a slot.  Of a key 96 bits of its XXH3-128 hash
+ * are kept, so that two keys of a million are taken for one with a probability of 1e-17. */
 #ifndef DT_BASE_KEYMAP_H
 #define DT_BASE_KEYMAP_H
 #include <stddef.h>

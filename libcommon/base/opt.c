@@ -371,7 +371,8 @@ int dt_cli_parse(const dt_cli *cli, void *opts, int argc, char **argv, dt_strs *
     int rc;
     while ((rc = next_word(&s, &w, err)) > 0) {
         if (!w.opt && !operands)
-            return dt_err_set(err, DT_EUSAGE, "unexpected operand '%s' (a value with blanks, * or {} must be in quotes)", w.value);
+            return dt_err_set(err, DT_EUSAGE,
+                              "unexpected operand '%s' (a value with blanks, * or {} must be in quotes)", w.value);
         if (!w.opt) {
             dt_strs_add(operands, w.value);
             continue;

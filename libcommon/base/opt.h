@@ -52,9 +52,10 @@ typedef struct dt_cli {
     const dt_opt *table;
 } dt_cli;
 
-/* Every tool also has -h --help [TOPIC], --version, --completion SHELL (bash|zsh|fish) and --print_config[=json].  --help
- * shows the options that are used often, where the table marks some; "all" shows all, any other word those about it.  The hidden
- * --help_man prints the OPTIONS section in mdoc.  A page in man/ holds that text between the lines
+/* Every tool also has -h --help [TOPIC], --version, --completion SHELL (bash|zsh|fish) and
+ * --print_config[=json].  --help shows the options that are used often, where the table marks some; "all" shows all,
+ * any other word those about it.  The hidden --help_man prints the OPTIONS section in mdoc.  A page in man/ holds that
+ * text between the lines
  *     .\" options: dt-train lora
  *     .\" end options
  * and tests/man.t fails where the two differ; `make man` writes it anew.  So the table stays the only place.
@@ -73,11 +74,12 @@ int  dt_cli_help(const dt_cli *cli, const char *topic, FILE *out, dt_err *err);
 /* A completion script for a tool, or for one of several commands; cli ends with NULL. */
 void dt_cli_completion(const dt_cli *const *cli, const char *shell, FILE *out);
 extern const char *const dt_cli_shells[];
-/* The options in force and where each is from, after dt_cli_parse has accepted the same argv.  As a command line that says
- * the same, defaults beside it as comments; or as one JSON object, name -> {"value": ..., "from": "flag"|"default"|"model"}.
- * A default that the option itself would not take (0 below its range, an ENUM's -1) stands for a choice that the model or other
- * options make: "model", without a value.  Caller frees. */
-cJSON *dt_cli_value(const dt_opt *o, const void *opts);     /* what an option comes to; NULL: "model".  Caller deletes */
+/* The options in force and where each is from, after dt_cli_parse has accepted the same argv.  As a
+ * command line that says the same, defaults beside it as comments; or as one JSON object, name -> {"value": ...,
+ * "from": "flag"|"default"|"model"}.
+ * A default that the option itself would not take (0 below its range, an ENUM's -1) stands for a choice
+ * that the model or other options make: "model", without a value.  Caller frees. */
+cJSON *dt_cli_value(const dt_opt *o, const void *opts);  /* what an option comes to; NULL: "model".  Caller deletes */
 char *dt_cli_config(const dt_cli *cli, const void *opts, int argc, char **argv, bool json);
 
 #endif

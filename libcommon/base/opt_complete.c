@@ -1,4 +1,5 @@
-/* opt_complete.c - completion scripts for bash, zsh and fish: installed where the shells look, or read by eval or source:
+/* opt_complete.c - completion scripts for bash, zsh and fish: installed where the shells look, or
+ * read by eval or source:
  *     eval "$(dt-bucket --completion bash)"
  * "dt-train lora" is completed by a function of its own, which the one of dt-train finds by its name; so the
  * scripts of several subcommands can be read one after another. */
@@ -86,7 +87,9 @@ static void bash_case(const struct names *n, const dt_opt *o)
         fputs("' -- \"$cur\")); return;;\n", n->out);
         break;
     case AFTER_DIR:
-        fprintf(n->out, "    --%s) local IFS=$'\\n'; COMPREPLY=($(compgen -d -- \"$cur\")); compopt -o filenames; return;;\n", o->name);
+        fprintf(n->out,
+                "    --%s) local IFS=$'\\n'; COMPREPLY=($(compgen -d -- \"$cur\")); compopt -o filenames; return;;\n",
+                o->name);
         break;
     case AFTER_TEXT:
         fprintf(n->out, "    --%s) compopt +o default; return;;\n", o->name);
@@ -171,7 +174,8 @@ static void zsh_end(const struct names *n)
                 "    compadd -- ${${(k)functions[(I)%1$s__*]}#%1$s__}\n"
                 "  fi\n"
                 "}\n", n->entry);
-    fprintf(n->out, "if [[ $funcstack[1] = _%s ]]; then %s \"$@\"; else compdef %s %s; fi\n", n->cmd, n->entry, n->entry, n->cmd);
+    fprintf(n->out, "if [[ $funcstack[1] = _%s ]]; then %s \"$@\"; else compdef %s %s; fi\n", n->cmd, n->entry,
+            n->entry, n->cmd);
 }
 
 /* --- fish --- */
@@ -188,7 +192,8 @@ static void fish_line(const struct names *n, const dt_opt *o)
         choices(n->out, o);
         fputc('\'', n->out);
     } else if (o->type != DT_OPT_FLAG) {
-        fputs(after(o) == AFTER_FILE ? " -r -F" : after(o) == AFTER_DIR ? " -x -a '(__fish_complete_directories)'" : " -x", n->out);
+        fputs(after(o) == AFTER_FILE ? " -r -F" : after(o) == AFTER_DIR ? " -x -a '(__fish_complete_directories)'"
+                                                                        : " -x", n->out);
     }
     fputs(" -d \"", n->out);            /* fish: \" \$ and \\ inside double quotes */
     for (const char *s = o->help; *s; s++) {

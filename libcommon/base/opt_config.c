@@ -79,7 +79,8 @@ static bool empty(const cJSON *v)
 
 static void print_flags(FILE *out, const dt_cli *cli, const void *opts, int argc, char **argv)
 {
-    static const char *const head[] = { NULL, NULL, "\n# not set:", "\n# chosen by the model, the data or other options:" };
+    static const char *const head[] = { NULL, NULL, "\n# not set:",
+                                        "\n# chosen by the model, the data or other options:" };
     fputs(cli->tool, out);
     for (int part = 0; part < 4; part++) {          /* given; defaults; not set; left to the model */
         bool any = false;

@@ -1,5 +1,5 @@
-/* opt_help.c - what is printed from an option table: --help and the OPTIONS section of a man page (mdoc).  Refused options
- * are in neither. */
+/* opt_help.c - what is printed from an option table: --help and the OPTIONS section of a man page
+ * (mdoc).  Refused options are in neither. */
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -14,7 +14,8 @@ static bool any_row(const dt_opt *o, const char *topic)
     return o->type != DT_OPT_REFUSED;
 }
 
-/* Calls fn for every row that is shown, headings among them, the common options last, and returns the number of options.
+/* Calls fn for every row that is shown, headings among them, the common options last, and returns the
+ * number of options.
  * A heading none of whose options is shown is left out. */
 static int each_row(const dt_cli *cli, bool (*shown)(const dt_opt *o, const char *topic), const char *topic,
                     void (*fn)(const dt_opt *o, void *ctx), void *ctx)
@@ -114,7 +115,8 @@ static bool holds(const char *text, const char *word)
     size_t n = strlen(word);
     for (; *text; text++) {
         size_t i = 0;
-        while (i < n && text[i] && (text[i] == word[i] || (text[i] == '_' && word[i] == '-') || !strncasecmp(text + i, word + i, 1)))
+        while (i < n && text[i] &&
+               (text[i] == word[i] || (text[i] == '_' && word[i] == '-') || !strncasecmp(text + i, word + i, 1)))
             i++;
         if (i == n)
             return true;
@@ -166,8 +168,8 @@ int dt_cli_help(const dt_cli *cli, const char *topic, FILE *out, dt_err *err)
         examples(cli, out);
         fputs("\nUsed often:\n", out);
         each_row(cli, is_often, NULL, short_row, out);
-        fprintf(out, "\n%d more options: --help all lists them, --help WORD those about it;\n`man %.*s` explains.\n", all - often,
-                (int)strcspn(cli->tool, " "), cli->tool);
+        fprintf(out, "\n%d more options: --help all lists them, --help WORD those about it;\n`man %.*s` explains.\n",
+                all - often, (int)strcspn(cli->tool, " "), cli->tool);
         return 0;
     }
     if (cli->table->name)

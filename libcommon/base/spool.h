@@ -1,4 +1,5 @@
-/* spool.h - an array of records of one size in a temporary file that has no name: for what is needed again, but not at once. */
+/* spool.h - an array of records of one size in a temporary file that has no name: for what is needed again,
+ * but not at once. */
 #ifndef DT_BASE_SPOOL_H
 #define DT_BASE_SPOOL_H
 #include <stddef.h>

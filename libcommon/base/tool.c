@@ -101,8 +101,8 @@ void dt_malloc_install(void)
 /* --- descriptors --- */
 
 /* A parent may have closed them: then the first file that we open would be "standard output", and words would end up in
- * it.  What stands in their place can be neither read nor written, so that using it is an error.  Before main, for mains
- * open files early. */
+ * it.  What stands in their place can be neither read nor written, so that using it is an error.
+ * Before main, for mains open files early. */
 __attribute__((constructor)) static void fill_descriptors(void)
 {
     for (int fd = 0; fd < 3; fd++)
@@ -138,8 +138,8 @@ static void on_save(int sig)
     dt_save = 1;
 }
 
-/* A mapped file has become shorter, or its disk fails: the page at `at` cannot be had.  Finds the file in /proc/self/maps
- * ("lo-hi perms offset dev inode path") with what a handler may call. */
+/* A mapped file has become shorter, or its disk fails: the page at `at` cannot be had.  Finds the
+ * file in /proc/self/maps ("lo-hi perms offset dev inode path") with what a handler may call. */
 static size_t mapped_file(char *name, size_t max, uintptr_t at)
 {
     char buf[4096], line[4096];

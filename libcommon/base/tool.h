@@ -17,13 +17,13 @@ int  dt_die_err(const dt_err *err);
 /* Exit status of main: flushes stdout; a full disk turns 0 into 7. */
 int  dt_finish(int status);
 
-/* Memory that is given back goes back to the system: large blocks are mappings of their own however large they were before, and
- * threads share one heap.  What a memory plan counts is then what the system sees. */
+/* Memory that is given back goes back to the system: large blocks are mappings of their own however large they
+ * were before, and threads share one heap.  What a memory plan counts is then what the system sees. */
 void dt_malloc_install(void);
 
 /* Signals.  First SIGINT/SIGTERM: dt_stop becomes the signal's number and the program goes on until it looks;
- * a second one, not at the same moment, kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly.  SIGBUS in a mapped file that
- * was cut short ends with exit status 4 and the file's name. */
+ * a second one, not at the same moment, kills.  SIGUSR1 sets dt_save.  SIGPIPE ends quietly.  SIGBUS in a
+ * mapped file that was cut short ends with exit status 4 and the file's name. */
 extern volatile int dt_stop, dt_save;
 void dt_signals_install(void);
 

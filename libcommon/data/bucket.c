@@ -170,7 +170,8 @@ dt_size dt_bucket_shrink(dt_size reso, int step, int w, int h, dt_size *resized)
         double rw = sqrt(area * ratio);
         int w1 = nearest_step(rw, step), h1 = nearest_step(w1 / ratio, step);           /* width first */
         int h2 = nearest_step(area / rw, step), w2 = nearest_step(h2 * ratio, step);    /* height first */
-        double off1 = h1 ? fabs((double)w1 / h1 - ratio) : INFINITY, off2 = h2 ? fabs((double)w2 / h2 - ratio) : INFINITY;
+        double off1 = h1 ? fabs((double)w1 / h1 - ratio) : INFINITY,
+            off2 = h2 ? fabs((double)w2 / h2 - ratio) : INFINITY;
         *resized = off1 < off2 ? (dt_size){ w1, (int)(w1 / ratio + 0.5) } : (dt_size){ (int)(h2 * ratio + 0.5), h2 };
     }
     return (dt_size){ resized->w / step * step, resized->h / step * step };

@@ -44,8 +44,8 @@ int dt_bucket_list(dt_size **out, dt_size reso, int min_px, int max_px, int step
 int dt_bucket_list_musubi(dt_size **out, dt_size reso, int step);
 /* The picture's own size if it is in the list, otherwise the first whose w/h is nearest. */
 dt_size dt_bucket_choose(const dt_size *list, int n, int w, int h);
-/* bucket_no_upscale: the picture is brought down to at most reso's area, or left alone; *resized is that, and the bucket
- * is it rounded down to multiples of step. */
+/* bucket_no_upscale: the picture is brought down to at most reso's area, or left alone; *resized is
+ * that, and the bucket is it rounded down to multiples of step. */
 dt_size dt_bucket_shrink(dt_size reso, int step, int w, int h, dt_size *resized);
 
 /* As dt_fit_cover, with sides rounded to the nearest and the rest halved downwards. */

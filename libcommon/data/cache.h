@@ -4,12 +4,15 @@
  *   CACHE/index-S-IofN.ndjson     which entry a request of the plan means; written last, so what it names is complete
  *   CACHE/plan.ndjson             the plan it was made for
  *
- * Entries.  A picture: "mean", "logvar" [C, h, w] (the posterior, not normalised; logvar clamped to [-30, 20]).  A caption:
+ * Entries.  A picture: "mean", "logvar" [C, h, w] (the posterior, not normalised; logvar clamped to [-30,
+ * 20]).  A caption:
  * "states" [T, D] and "pooled" [P]; T is the caption's own with DT_PAD_NONE.
- * Keys.  XXH3-128 of everything the content depends on: source bytes (or caption), transform, encoder config and weights, encoder
- * code version, storage dtype, T and padding.  What is there under its key is right by construction; what changed has another key.
- * Requests.  What a plan can say without opening the source: an item with its transform, or a caption.  Where indexes disagree
- * about a request the newest is right; entries of another recipe (encoders, precision, ...) than the newest's are not seen. */
+ * Keys.  XXH3-128 of everything the content depends on: source bytes (or caption), transform, encoder config and
+ * weights, encoder code version, storage dtype, T and padding.  What is there under its key is right by construction;
+ * what changed has another key.
+ * Requests.  What a plan can say without opening the source: an item with its transform, or a caption.  Where
+ * indexes disagree about a request the newest is right; entries of another recipe (encoders, precision, ...) than the
+ * newest's are not seen. */
 #ifndef DT_DATA_CACHE_H
 #define DT_DATA_CACHE_H
 #include <stdio.h>
@@ -37,7 +40,8 @@ typedef struct dt_cache dt_cache;   /* opaque; reading by any number of threads 
 /* Reads all indexes of a folder and maps the shards they name.  DT_EDATA: no index, a shard that is missing or cut. */
 int  dt_cache_open(dt_cache **out, const char *dir, dt_err *err);
 void dt_cache_close(dt_cache **c);
-/* DT_EDATA: not in the cache ("run dt-cache-latents for this plan"), or damaged: an entry's hash is checked on its first use. */
+/* DT_EDATA: not in the cache ("run dt-cache-latents for this plan"), or damaged: an entry's hash is
+ * checked on its first use. */
 int  dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_cached_image *out, dt_err *err);
 int  dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, dt_err *err);
 /* An entry's bytes are not read again soon: they take no memory until they are. */
@@ -48,16 +52,16 @@ void dt_cache_sizes(const dt_cache *c, int64_t *image, int64_t *text, int64_t *a
 bool dt_cache_skips(const dt_cache *c, const char *path);
 /* How many such paths its indexes name; 0: dt_cache_skips() is never true. */
 int64_t dt_cache_skipped(const dt_cache *c);
-/* Hash of the encoder that made the entries ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"); NULL if
- * there is none. */
+/* Hash of the encoder that made the entries ("vae", "text_encoder", "text_encoder_2", "tokenizer",
+ * "tokenizer_2"); NULL if there is none. */
 const char *dt_cache_encoder(const dt_cache *c, const char *part);
 /* How the states of captions are padded (dt_padding); -1: the cache has no captions. */
 int     dt_cache_text_padding(const dt_cache *c);
 /* T of a caption, without reading its states; the cost of a look-up.  DT_EDATA: not in the cache, or damaged. */
 int64_t dt_cache_text_len(const dt_cache *c, const char *caption, dt_err *err);
 
-/* Spools what `dt-cache-latents -o -` writes into folder `dir`, entries and plan.ndjson, checking every hash.  It takes part in
- * the cache when all of it has come; what was there already is not written again. */
+/* Spools what `dt-cache-latents -o -` writes into folder `dir`, entries and plan.ndjson, checking every
+ * hash.  It takes part in the cache when all of it has come; what was there already is not written again. */
 int  dt_cache_receive(FILE *in, const char *dir, dt_err *err);
 
 #endif

@@ -264,7 +264,8 @@ static int get_padding(enum dt_padding *p, const cJSON *o, const char *what, dt_
     *p = DT_PAD_MAX;
     while (dt_padding_names[*p] && strcmp(dt_padding_names[*p], s))
         ++*p;
-    return dt_padding_names[*p] ? 0 : dt_err_set(err, DT_EDATA, "%s: 'text_padding' must be max or none, not '%s'", what, s);
+    return dt_padding_names[*p] ? 0 : dt_err_set(err, DT_EDATA, "%s: 'text_padding' must be max or none, not '%s'",
+                                                 what, s);
 }
 
 static int read_parts(dt_cache_recipe *r, const cJSON *o, const char *what, dt_err *err)

@@ -210,8 +210,8 @@ int dt_cache_image(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_
 
 static int no_text(const dt_cache *c, const char *caption, dt_err *err)
 {
-    return dt_err_set(err, DT_EDATA, "caption '%.80s' is not in cache '%s'; run dt-cache-latents for this plan", caption,
-                      c->dir);
+    return dt_err_set(err, DT_EDATA, "caption '%.80s' is not in cache '%s'; run dt-cache-latents for this plan",
+                      caption, c->dir);
 }
 
 int dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, dt_err *err)
@@ -226,7 +226,8 @@ int dt_cache_text(const dt_cache *c, const char *caption, dt_cached_text *out, d
     if (rc == 1 && (rc = open_entry(c, &e, at, &st, err)) == 0 && (rc = dt_st_need(st, "states", &states, err)) == 0 &&
         (rc = dt_st_need(st, "pooled", &pooled, err)) == 0) {
         *out = (dt_cached_text){ .T = states.dims.d[0], .D = states.dims.d[1], .P = pooled.dims.d[0],
-                                 .dtype = states.dtype, .states = states.data, .pooled = pooled.data, .key = e.rec.key };
+                                 .dtype = states.dtype, .states = states.data, .pooled = pooled.data,
+                                 .key = e.rec.key };
         if (states.dims.nd != 2 || pooled.dims.nd != 1 || pooled.dtype != states.dtype)
             rc = damaged(c, &e, err);
     }

@@ -1,7 +1,7 @@
 /* cache_store.c - a cache folder being filled, or a stream.  See cache_write.h.
  *
- * Shards are written by libarchive through dt_out, so a shard that has its name is complete.  What earlier runs have left is
- * found by walking the shards, not by believing indexes: a run that was killed wrote none. */
+ * Shards are written by libarchive through dt_out, so a shard that has its name is complete.  What earlier
+ * runs have left is found by walking the shards, not by believing indexes: a run that was killed wrote none. */
 #include <archive.h>
 #include <archive_entry.h>
 #include <dirent.h>
@@ -109,8 +109,8 @@ static void forget_behind(const dt_map *map, size_t pos, size_t *seen)
     *seen = pos;
 }
 
-static int add_member(dt_cache_store *s, const dt_cache_book *recs, int64_t file, const dt_map *map, const dt_tar_member *m,
-                      const dt_hash *key, dt_err *err)
+static int add_member(dt_cache_store *s, const dt_cache_book *recs, int64_t file, const dt_map *map,
+                      const dt_tar_member *m, const dt_hash *key, dt_err *err)
 {
     dt_cache_rec rec;
     struct place q = { .key = *key, .file = file, .off = (int64_t)m->off, .bytes = (int64_t)m->bytes };
@@ -219,8 +219,8 @@ static int take_stock(dt_cache_store *s, dt_err *err)
     return rc;
 }
 
-/* One process at a time for each shard/shards: two would give their files the same names.  One that was killed may take a
- * moment to go. */
+/* One process at a time for each shard/shards: two would give their files the same names.  One that was
+ * killed may take a moment to go. */
 static int take_lock(dt_cache_store *s, dt_err *err)
 {
     char *path = dt_sprintf("%s/.lock-%lldof%lld", s->dir, (long long)s->p.shard, (long long)s->p.shards);
@@ -228,7 +228,8 @@ static int take_lock(dt_cache_store *s, dt_err *err)
     s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (s->lock < 0)
         rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
-    for (int i = 0; rc == 0 && i < LOCK_TRIES && (busy = flock(s->lock, LOCK_EX | LOCK_NB)) < 0 && errno == EWOULDBLOCK; i++)
+    for (int i = 0; rc == 0 && i < LOCK_TRIES && (busy = flock(s->lock, LOCK_EX | LOCK_NB)) < 0 && errno == EWOULDBLOCK;
+         i++)
         nanosleep(&(struct timespec){ .tv_nsec = LOCK_WAIT_MS * 1000000 }, NULL);
     if (rc == 0 && busy < 0 && errno == EWOULDBLOCK)
         rc = dt_err_set(err, DT_EFAIL, "'%s' is being filled by another process", s->dir);
@@ -297,7 +298,8 @@ static int archive_failed(const dt_cache_store *s, dt_err *err)
     const char *what = s->dir ? s->files.v[s->files.n - 1] : "the stream";
     int e = archive_errno(s->a);
     const char *words = e > 0 ? strerror(e) : archive_error_string(s->a);
-    return dt_err_set(err, e == ENOMEM || !words ? DT_ENOMEM : DT_EIO, "cannot write %s: %s", what, words ? words : "no memory");
+    return dt_err_set(err, e == ENOMEM || !words ? DT_ENOMEM : DT_EIO, "cannot write %s: %s", what,
+                      words ? words : "no memory");
 }
 
 static int begin(dt_cache_store *s, dt_err *err)
@@ -324,8 +326,10 @@ static int begin(dt_cache_store *s, dt_err *err)
     return archive_write_open_FILE(s->a, f) == ARCHIVE_OK ? 0 : archive_failed(s, err);
 }
 
-/* Appends a member; *off is where its data begins.  The data, or if it is NULL the contents of `file` from its beginning. */
-static int append(dt_cache_store *s, const char *name, const void *data, FILE *file, size_t bytes, int64_t *off, dt_err *err)
+/* Appends a member; *off is where its data begins.  The data, or if it is NULL the contents of `file`
+ * from its beginning. */
+static int append(dt_cache_store *s, const char *name, const void *data, FILE *file, size_t bytes, int64_t *off,
+                  dt_err *err)
 {
     int rc = s->a ? 0 : begin(s, err);
     if (rc < 0)
@@ -379,7 +383,8 @@ int dt_cache_store_member(dt_cache_store *s, const char *name, FILE *file, dt_er
     return append(s, name, NULL, file, (size_t)st.st_size, &off, err);
 }
 
-int dt_cache_store_put(dt_cache_store *s, int64_t place, const dt_hash *key, const void *data, size_t bytes, dt_err *err)
+int dt_cache_store_put(dt_cache_store *s, int64_t place, const dt_hash *key, const void *data, size_t bytes,
+                       dt_err *err)
 {
     char *name = dt_sprintf("%s.safetensors", key->hex);
     int64_t off = 0;
@@ -426,7 +431,8 @@ static int get_line(void *ctx, int64_t i, dt_cache_rec *rec, dt_err *err)
 }
 
 /* Lists the shards that records are in, each once, in the store's order; file[f]: which the store's f-th is. */
-static int list_files(const dt_cache_store *s, const struct dt_cache_lines *lines, dt_cache_index *x, int64_t *file, dt_err *err)
+static int list_files(const dt_cache_store *s, const struct dt_cache_lines *lines, dt_cache_index *x, int64_t *file,
+                      dt_err *err)
 {
     int rc = 0;
     x->file_bytes = dt_alloc((size_t)(s->files.n + 1) * sizeof(*x->file_bytes));
@@ -472,7 +478,8 @@ static int listen(const dt_cache_store *s, struct said *d, dt_err *err)
 }
 
 /* Is a record what they say of its request?  1, 0. */
-static int says(const dt_cache_store *s, const struct said *d, const dt_cache_index *x, const dt_cache_rec *r, dt_err *err)
+static int says(const dt_cache_store *s, const struct said *d, const dt_cache_index *x, const dt_cache_rec *r,
+                dt_err *err)
 {
     const dt_cache_index *y;
     dt_cache_rec q;
@@ -485,7 +492,8 @@ static int says(const dt_cache_store *s, const struct said *d, const dt_cache_in
         return rc;
     bool same = r->kind == DT_CACHE_SKIP
                     ? !strcmp(q.why, r->why)
-                    : q.file >= 0 && !strcmp(q.key.hex, r->key.hex) && !strcmp(q.stat.hex, r->stat.hex) && q.off == r->off &&
+                    : q.file >= 0 && !strcmp(q.key.hex, r->key.hex) && !strcmp(q.stat.hex, r->stat.hex) &&
+                        q.off == r->off &&
                           !strcmp(y->files.v[q.file], x->files.v[r->file]);
     dt_cache_rec_release(&q);
     return same;
@@ -543,7 +551,8 @@ static int stream_index(dt_cache_store *s, const dt_cache_index *x, const struct
     return rc;
 }
 
-static int commit_folder(dt_cache_store *s, dt_cache_index *x, const struct dt_cache_lines *lines, bool *wrote, dt_err *err)
+static int commit_folder(dt_cache_store *s, dt_cache_index *x, const struct dt_cache_lines *lines, bool *wrote,
+                         dt_err *err)
 {
     int64_t *file = dt_alloc((size_t)(s->files.n + 1) * sizeof(*file));
     struct of_index o = { lines, file };
@@ -558,8 +567,8 @@ static int commit_folder(dt_cache_store *s, dt_cache_index *x, const struct dt_c
     return rc;
 }
 
-int dt_cache_store_commit(dt_cache_store *s, const dt_cache_recipe *recipe, const struct dt_cache_lines *lines, bool *wrote,
-                          dt_err *err)
+int dt_cache_store_commit(dt_cache_store *s, const dt_cache_recipe *recipe, const struct dt_cache_lines *lines,
+                          bool *wrote, dt_err *err)
 {
     dt_cache_index x = { .serial = s->serial, .shard = s->p.shard, .shards = s->p.shards, .recipe = *recipe };
     int rc;

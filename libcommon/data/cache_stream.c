@@ -1,7 +1,7 @@
 /* cache_stream.c - receiving a cache that comes as one tar stream.  See cache.h.
  *
- * plan.ndjson first, then entries, index.ndjson last.  Entries go into shards as they come; they mean nothing until the index
- * has come, has been compared with them, and is written. */
+ * plan.ndjson first, then entries, index.ndjson last.  Entries go into shards as they come; they mean
+ * nothing until the index has come, has been compared with them, and is written. */
 #include <archive.h>
 #include <archive_entry.h>
 #include <stdlib.h>
@@ -108,8 +108,8 @@ static int take_entry(struct receiver *r, dt_err *err)
     return dt_cache_store_put(r->store, dt_cache_store_claim(r->store, &key), &key, r->data, r->bytes, err);
 }
 
-/* Records of the index that came, in its order: each gets the place where its entry lies here; the bytes must be those that
- * were sent. */
+/* Records of the index that came, in its order: each gets the place where its entry lies here; the bytes
+ * must be those that were sent. */
 struct settling {
     struct receiver *r;
     const dt_cache_index *x;

@@ -88,7 +88,8 @@ void        dt_cache_request_size(const char *req, int *w, int *h);
 dt_hash dt_cache_image_key(const dt_cache_recipe *r, const char *req, const dt_hash *source);
 dt_hash dt_cache_text_key(const dt_cache_recipe *r, const char *caption, int64_t T);        /* T states */
 const dt_cache_part *dt_cache_recipe_part(const dt_cache_recipe *r, const char *name);      /* NULL if absent */
-/* Has an entry of recipe a, for pictures or captions, the key that it would have under b?  (Same request and source.) */
+/* Has an entry of recipe a, for pictures or captions, the key that it would have under b?  (Same
+ * request and source.) */
 bool    dt_cache_recipe_fits(const dt_cache_recipe *a, const dt_cache_recipe *b, bool text);
 bool    dt_cache_recipe_same(const dt_cache_recipe *a, const dt_cache_recipe *b);
 
@@ -110,7 +111,8 @@ bool dt_cache_paths_skip(const dt_cache_paths *p, const char *path);
 
 void    dt_cache_book_init(dt_cache_book *b);
 void    dt_cache_book_release(dt_cache_book *b);
-/* Notes that the record at pos of index i says something of a request, unless another did before: the entry's number, or -1. */
+/* Notes that the record at pos of index i says something of a request, unless another did before: the
+ * entry's number, or -1. */
 int64_t dt_cache_book_add(dt_cache_book *b, const char *req, int64_t i, size_t pos);
 int64_t dt_cache_book_find(const dt_cache_book *b, const char *req);                        /* -1 if there is none */
 /* Reads an entry's record, which the caller releases, and says of which index it is. */
@@ -121,8 +123,8 @@ int     dt_cache_book_read(const dt_cache_book *b, int64_t e, const dt_cache_ind
  * is an error; otherwise it is left out and its message added there. */
 int dt_cache_indexes(dt_cache_index **x, int64_t *n, const char *dir, dt_strs *broken, dt_err *err);
 
-/* What a reader of the cache goes by: the recipe of all pictures or captions that it sees, NULL if there are none; and the record
- * of a picture or a caption: 1, and the caller releases it, or 0. */
+/* What a reader of the cache goes by: the recipe of all pictures or captions that it sees, NULL if there are
+ * none; and the record of a picture or a caption: 1, and the caller releases it, or 0. */
 const dt_cache_recipe *dt_cache_recipe_of(const dt_cache *c, bool text);
 int dt_cache_image_rec(const dt_cache *c, const dt_batch_item *it, int w, int h, dt_cache_rec *rec, dt_err *err);
 int dt_cache_text_rec(const dt_cache *c, const char *caption, dt_cache_rec *rec, dt_err *err);
@@ -150,7 +152,8 @@ int64_t dt_cache_store_found(const dt_cache_store *s);              /* entries t
 int64_t dt_cache_store_find(const dt_cache_store *s, const dt_hash *key);
 /* A place for an entry that has none yet; it must be put before the index is written. */
 int64_t dt_cache_store_claim(dt_cache_store *s, const dt_hash *key);
-int     dt_cache_store_put(dt_cache_store *s, int64_t place, const dt_hash *key, const void *data, size_t bytes, dt_err *err);
+int     dt_cache_store_put(dt_cache_store *s, int64_t place, const dt_hash *key, const void *data, size_t bytes,
+                           dt_err *err);
 int64_t dt_cache_store_places(const dt_cache_store *s);
 /* A file of a stream that is no entry ("plan.ndjson"): the contents of a regular file. */
 int     dt_cache_store_member(dt_cache_store *s, const char *name, FILE *file, dt_err *err);
@@ -159,9 +162,10 @@ int     dt_cache_store_fill(const dt_cache_store *s, dt_cache_rec *rec, int64_t 
 const char *dt_cache_store_file(const dt_cache_store *s, int64_t file);
 /* Completes the shard being written; the next entry begins another. */
 int     dt_cache_store_finish(dt_cache_store *s, dt_err *err);
-/* Completes the shard and writes the index of these records, as dt_cache_store_fill() made them; they are gone through more than
- * once.  Nothing is written if the folder says all of it already.  A stream gets the index as its last member. */
-int     dt_cache_store_commit(dt_cache_store *s, const dt_cache_recipe *recipe, const struct dt_cache_lines *lines, bool *wrote,
-                              dt_err *err);
+/* Completes the shard and writes the index of these records, as dt_cache_store_fill() made them; they are gone
+ * through more than once.  Nothing is written if the folder says all of it already.  A stream gets the index as
+ * its last member. */
+int     dt_cache_store_commit(dt_cache_store *s, const dt_cache_recipe *recipe, const struct dt_cache_lines *lines,
+                              bool *wrote, dt_err *err);
 
 #endif

@@ -58,13 +58,15 @@ static const struct key {
     NO("is_reg", KOHYA, SUBSET, "regularisation pictures and their prior loss are not offered"),
     NO("random_crop", KOHYA, GENERAL | DATASET | SUBSET, "latents are cached: the crop is the middle, chosen once"),
     NO("color_aug", KOHYA, GENERAL | DATASET | SUBSET, "latents are cached: colours cannot change between epochs"),
-    NO("face_crop_aug_range", KOHYA, GENERAL | DATASET | SUBSET, "latents are cached: the crop is the middle, chosen once"),
+    NO("face_crop_aug_range", KOHYA, GENERAL | DATASET | SUBSET,
+       "latents are cached: the crop is the middle, chosen once"),
     NO("enable_wildcard", KOHYA, GENERAL | DATASET | SUBSET, "wildcards and captions of several lines are not offered"),
     NO("token_warmup_step", KOHYA, GENERAL | DATASET | SUBSET, "a warm-up of tags is not offered"),
     NO("alpha_mask", KOHYA, GENERAL | DATASET | SUBSET, "masked losses are not offered"),
     NO("conditioning_data_dir", KOHYA, GENERAL | DATASET | SUBSET, "control pictures are not offered"),
     NO("custom_attributes", KOHYA, GENERAL | DATASET | SUBSET, "there is no code that would read them"),
-    NO("resize_interpolation", KOHYA, GENERAL | DATASET | SUBSET, "pictures are always resized with an antialiased bilinear filter"),
+    NO("resize_interpolation", KOHYA, GENERAL | DATASET | SUBSET,
+       "pictures are always resized with an antialiased bilinear filter"),
     NO("validation_split", KOHYA, GENERAL | DATASET | SUBSET, "name held-out pictures with --validation_data_dir"),
     NO("network_multiplier", KOHYA, GENERAL | DATASET, "the adapter always acts at alpha / rank"),
     NO("video_directory", MUSUBI, DATASET, "only pictures are planned"),
@@ -91,7 +93,8 @@ static const struct key {
     IDLE("cache_info", KOHYA, GENERAL | DATASET | SUBSET, "the plan is where sizes and captions are kept"),
     IDLE("token_warmup_min", KOHYA, GENERAL | DATASET | SUBSET, "without token_warmup_step there is no warm-up"),
     IDLE("validation_seed", KOHYA, GENERAL | DATASET | SUBSET, "without validation_split nothing is drawn"),
-    IDLE("cache_directory", MUSUBI, GENERAL | DATASET, "the cache is where dt-cache-latents --output or dt-train --output_dir says"),
+    IDLE("cache_directory", MUSUBI, GENERAL | DATASET,
+         "the cache is where dt-cache-latents --output or dt-train --output_dir says"),
 };
 enum { N_KEYS = sizeof keys / sizeof *keys };
 
@@ -121,8 +124,8 @@ static int unknown_key(const dt_datasets *d, const char *where, const char *name
         if (keys[i].of & whose(d))
             near[n++] = keys[i].name;
     int best = dt_nearest(name, near, n);
-    return dt_err_set(err, DT_EDATA, "%s: %s: unknown key '%s'%s%s%s", d->path, where, name, best < 0 ? "" : " (did you mean '",
-                      best < 0 ? "" : near[best], best < 0 ? "" : "'?)");
+    return dt_err_set(err, DT_EDATA, "%s: %s: unknown key '%s'%s%s%s", d->path, where, name,
+                      best < 0 ? "" : " (did you mean '", best < 0 ? "" : near[best], best < 0 ? "" : "'?)");
 }
 
 /* Does the value ask for anything?  false, 0, "" and [] do not. */
@@ -154,7 +157,8 @@ static int check_table(dt_datasets *d, const cJSON *t, int in, const char *where
         if (in == DATASET && !d->musubi && !strcmp(v->string, "subsets"))
             continue;
         if (!k && find_key(v->string, BOTH))
-            return dt_err_set(err, DT_EDATA, "%s: %s: '%s' is a key of %s; this file is one of %s", d->path, where, v->string,
+            return dt_err_set(err, DT_EDATA, "%s: %s: '%s' is a key of %s; this file is one of %s", d->path, where,
+                              v->string,
                               d->musubi ? "sd-scripts" : "musubi-tuner", d->musubi ? "musubi-tuner" : "sd-scripts");
         if (!k)
             return unknown_key(d, where, v->string, err);
@@ -181,7 +185,8 @@ static const cJSON *value_of(const struct scope *s, const struct key *k)
 
 static bool whole(const cJSON *v, const struct key *k, int64_t *out)
 {
-    if (!cJSON_IsNumber(v) || v->valuedouble != floor(v->valuedouble) || v->valuedouble < k->min || v->valuedouble > k->max)
+    if (!cJSON_IsNumber(v) || v->valuedouble != floor(v->valuedouble) || v->valuedouble < k->min ||
+        v->valuedouble > k->max)
         return false;
     *out = (int64_t)v->valuedouble;
     return true;
@@ -228,8 +233,8 @@ static int set_key(const struct scope *s, const struct key *k, const cJSON *v, v
         return 0;
     if (k->min == k->max)
         return dt_err_set(err, DT_EDATA, "%s: %s: '%s' must be %s", s->d->path, s->where, k->name, must[k->kind]);
-    return dt_err_set(err, DT_EDATA, "%s: %s: '%s' must be %s from %g to %g", s->d->path, s->where, k->name, must[k->kind],
-                      k->min, k->max);
+    return dt_err_set(err, DT_EDATA, "%s: %s: '%s' must be %s from %g to %g", s->d->path, s->where, k->name,
+                      must[k->kind], k->min, k->max);
 }
 
 /* The values of a dataset (sub NULL) or of a subset. */
@@ -254,7 +259,8 @@ static int check_sizes(const struct scope *s, dt_dataset *t, int64_t multiple, d
     if (!t->reso.w)
         return dt_err_set(err, DT_EDATA, "%s: %s: 'resolution' is missing", path, s->where);
     if (!t->bucket && (t->reso.w % multiple || t->reso.h % multiple))
-        return dt_err_set(err, DT_EDATA, "%s: %s: 'resolution' %dx%d: without enable_bucket both must be multiples of %lld",
+        return dt_err_set(err, DT_EDATA,
+                          "%s: %s: 'resolution' %dx%d: without enable_bucket both must be multiples of %lld",
                           path, s->where, t->reso.w, t->reso.h, (long long)multiple);
     t->step = t->step ? t->step : s->d->musubi ? multiple : 64;
     if (t->step % multiple)
@@ -267,14 +273,14 @@ static int check_sizes(const struct scope *s, dt_dataset *t, int64_t multiple, d
     if (ranged && t->max_px && t->max_px < most)
         return dt_err_set(err, DT_EDATA, "%s: %s: 'max_bucket_reso' is below 'resolution'", path, s->where);
     if (ranged && (t->min_px % t->step || t->max_px % t->step))
-        return dt_err_set(err, DT_EDATA, "%s: %s: 'min_bucket_reso' and 'max_bucket_reso' must be multiples of %lld", path,
-                          s->where, (long long)t->step);
+        return dt_err_set(err, DT_EDATA, "%s: %s: 'min_bucket_reso' and 'max_bucket_reso' must be multiples of %lld",
+                          path, s->where, (long long)t->step);
     t->min_px = t->min_px ? t->min_px : least < 256 ? least / t->step * t->step : 256 / t->step * t->step;
     t->max_px = t->max_px ? t->max_px : most > 1024 ? (most + t->step - 1) / t->step * t->step : 1024;
     t->min_px = t->min_px > t->step ? t->min_px : t->step;
     if (t->bucket && (int64_t)t->reso.w * t->reso.h < t->step * t->step)
-        return dt_err_set(err, DT_EDATA, "%s: %s: 'resolution' is too small for buckets in steps of %lld", path, s->where,
-                          (long long)t->step);
+        return dt_err_set(err, DT_EDATA, "%s: %s: 'resolution' is too small for buckets in steps of %lld", path,
+                          s->where, (long long)t->step);
     return 0;
 }
 
@@ -306,9 +312,11 @@ static int add_subset(dt_datasets *d, struct scope *s, int64_t *cap, dt_err *err
     if (rc < 0)
         return rc;
     if (!sub.dir && !sub.meta && !sub.jsonl)
-        return dt_err_set(err, DT_EDATA, "%s: %s: '%s' is missing", d->path, s->where, d->musubi ? "image_directory" : "image_dir");
+        return dt_err_set(err, DT_EDATA, "%s: %s: '%s' is missing", d->path, s->where,
+                          d->musubi ? "image_directory" : "image_dir");
     if (sub.dir && sub.jsonl)
-        return dt_err_set(err, DT_EDATA, "%s: %s: 'image_directory' and 'image_jsonl_file' exclude each other", d->path, s->where);
+        return dt_err_set(err, DT_EDATA, "%s: %s: 'image_directory' and 'image_jsonl_file' exclude each other", d->path,
+                          s->where);
     if (!*sub.sep)
         return dt_err_set(err, DT_EDATA, "%s: %s: 'caption_separator' is empty", d->path, s->where);
     for (int i = 0; i < d->n_sub; i++)
@@ -331,7 +339,8 @@ static int add_subsets(dt_datasets *d, const struct scope *set, const cJSON *sub
     if (!cJSON_IsArray(subsets) || !subsets->child)
         return dt_err_set(err, DT_EDATA, "%s: %s: no [[datasets.subsets]]", d->path, set->where);
     cJSON_ArrayForEach(t, subsets) {
-        struct scope s = { .d = d, .table = { t, set->table[0], set->table[1] }, .in = { SUBSET, DATASET, GENERAL }, .n = 3 };
+        struct scope s = { .d = d, .table = { t, set->table[0], set->table[1] }, .in = { SUBSET, DATASET, GENERAL },
+                           .n = 3 };
         snprintf(s.where, sizeof s.where, "%.40s.subsets[%d]", set->where, n++);
         if ((rc = check_table(d, t, SUBSET, s.where, err)) < 0 || (rc = add_subset(d, &s, cap, err)) < 0)
             break;
@@ -358,7 +367,8 @@ static int read_sets(dt_datasets *d, int64_t multiple, dt_err *err)
     int rc = 0;
     cJSON_ArrayForEach(v, d->doc)
         if (strcmp(v->string, "general") && strcmp(v->string, "datasets"))
-            return dt_err_set(err, DT_EDATA, "%s: unknown table or key '%s': there are [general] and [[datasets]]", d->path, v->string);
+            return dt_err_set(err, DT_EDATA, "%s: unknown table or key '%s': there are [general] and [[datasets]]",
+                              d->path, v->string);
     if (!cJSON_IsArray(datasets) || !datasets->child)
         return dt_err_set(err, DT_EDATA, "%s: no [[datasets]]", d->path);
     d->musubi = is_musubi(datasets);

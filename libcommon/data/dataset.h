@@ -52,7 +52,8 @@ int  dt_datasets_open(dt_datasets **d, const char *path, int64_t multiple, dt_er
 int  dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err);
 void dt_datasets_close(dt_datasets **d);
 
-/* A path as it stands in the file `named_in`: as those programs take it, from the working folder; otherwise from that file's folder.
+/* A path as it stands in the file `named_in`: as those programs take it, from the working folder; otherwise from
+ * that file's folder.
  * Caller frees. */
 char *dt_dataset_locate(const char *named_in, const char *path);
 

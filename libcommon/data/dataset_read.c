@@ -12,7 +12,8 @@
 
 char *dt_dataset_locate(const char *named_in, const char *path)
 {
-    char *dir = dt_sprintf("%.*s", (int)(dt_path_base(named_in) - named_in), named_in), *there = dt_path_join(dir, path);
+    char *dir = dt_sprintf("%.*s", (int)(dt_path_base(named_in) - named_in), named_in),
+        *there = dt_path_join(dir, path);
     bool here = dt_exists(path) || !dt_exists(there);
     free(dir);
     if (!here)
@@ -26,7 +27,8 @@ char *dt_dataset_locate(const char *named_in, const char *path)
 /* A key is a path, or a name in image_dir with or without its extension.  Caller frees; NULL: no such picture. */
 static char *picture_of(const char *dir, const char *key)
 {
-    static const char *const ext[] = { "", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".PNG", ".JPG", ".JPEG", ".WEBP", ".BMP" };
+    static const char *const ext[] = { "", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".PNG", ".JPG", ".JPEG", ".WEBP",
+                                       ".BMP" };
     if (dt_exists(key) && !dt_is_dir(key))
         return dt_strdup(key);
     for (size_t i = 0; dir && i < sizeof ext / sizeof *ext; i++) {
@@ -129,8 +131,8 @@ static int read_jsonl(const dt_datasets *d, int i, dt_meta *m, dt_err *err)
 static void finish_captions(const dt_subset *s, dt_meta *m, int64_t first)
 {
     for (int64_t i = first; i < m->n && (s->prefix || s->suffix || s->second_sep); i++) {
-        char *text = dt_sprintf("%s%s%s%s%s", s->prefix ? s->prefix : "", s->prefix && *s->prefix ? " " : "", m->v[i].text,
-                                s->suffix && *s->suffix ? " " : "", s->suffix ? s->suffix : "");
+        char *text = dt_sprintf("%s%s%s%s%s", s->prefix ? s->prefix : "", s->prefix && *s->prefix ? " " : "",
+                                m->v[i].text, s->suffix && *s->suffix ? " " : "", s->suffix ? s->suffix : "");
         free(m->v[i].text);
         m->v[i].text = text;
         if (!dt_subset_draws(s)) {
@@ -246,7 +248,8 @@ int dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err)
         else if (s->jsonl)
             rc = read_jsonl(d, i, m, err);
         else
-            rc = dt_meta_add_folder(m, dir, &(struct dt_meta_how){ .ext = s->ext, .caption = s->class_tokens, .flat = true,
+            rc = dt_meta_add_folder(m, dir,
+                                    &(struct dt_meta_how){ .ext = s->ext, .caption = s->class_tokens, .flat = true,
                                     .first_line = !d->musubi, .repeats = s->repeats, .sub = i }, err);
         finish_captions(s, m, first);
         free(dir);

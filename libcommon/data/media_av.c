@@ -99,8 +99,8 @@ static int to_frame(AVFrame **frame, enum AVCodecID id, const uint8_t *data, siz
             bad = avcodec_receive_frame(c, f);
     }
     if (bad < 0 || f->decode_error_flags) {
-        rc = dt_err_set(err, bad == AVERROR(ENOMEM) ? DT_ENOMEM : DT_EDATA, "%s: damaged %s: %s", name, codec->long_name,
-                        bad < 0 ? av_err2str(bad) : "decoding errors");
+        rc = dt_err_set(err, bad == AVERROR(ENOMEM) ? DT_ENOMEM : DT_EDATA, "%s: damaged %s: %s", name,
+                        codec->long_name, bad < 0 ? av_err2str(bad) : "decoding errors");
         goto out;
     }
     *frame = f;
@@ -179,7 +179,8 @@ static int place(dt_image *out, const AVFrame *f, const char *name, dt_err *err)
     if (!d || f->width > out->w || f->height > out->h)
         return dt_err_set(err, DT_EDATA, "%s: a frame of %dx%d does not fit %dx%d", name, f->width, f->height, out->w,
                           out->h);
-    bool palette = d->flags & AV_PIX_FMT_FLAG_PAL, yuv = !palette && !(d->flags & AV_PIX_FMT_FLAG_RGB) && d->nb_components >= 3;
+    bool palette = d->flags & AV_PIX_FMT_FLAG_PAL, yuv = !palette && !(d->flags & AV_PIX_FMT_FLAG_RGB) &&
+                   d->nb_components >= 3;
     uint8_t *rgba = dt_try_alloc((size_t)f->width * (yuv ? f->height : 1) * 4);    /* only swscale wants all of it */
     uint16_t *line = dt_try_alloc(f->width * sizeof *line);
     int rc = 0;

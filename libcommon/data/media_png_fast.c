@@ -168,15 +168,16 @@ INLINE bool unfilter(uint8_t *out, const uint8_t *in, const uint8_t *up, size_t 
     return false;
 }
 
-/* raw: rows of a filter byte and w * bpp bytes.  Those of RGB move together and are the picture then: what is written never
- * gets ahead of what is read.  The others are reversed in their place. */
+/* raw: rows of a filter byte and w * bpp bytes.  Those of RGB move together and are the picture then: what
+ * is written never gets ahead of what is read.  The others are reversed in their place. */
 static bool rows(dt_image *im, uint8_t *raw, const struct file *f)
 {
     size_t n = (size_t)f->w * f->bpp;
     uint8_t *zero = calloc(n + PAD, 1), *up = zero;
     bool ok = zero;
     for (int y = 0; ok && y < im->h; y++) {
-        uint8_t *in = raw + (1 + n) * y, *to = f->bpp == 3 ? raw + n * y : in + 1, *rgb = im->rgb + (size_t)im->w * 3 * y;
+        uint8_t *in = raw + (1 + n) * y, *to = f->bpp == 3 ? raw + n * y : in + 1,
+            *rgb = im->rgb + (size_t)im->w * 3 * y;
         ok = f->bpp == 1 ? unfilter(to, in + 1, up, n, *in, 1)
            : f->bpp == 3 ? unfilter(to, in + 1, up, n, *in, 3) : unfilter(to, in + 1, up, n, *in, 4);
         up = to;

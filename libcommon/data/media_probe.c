@@ -301,7 +301,8 @@ int dt_image_probe_part(dt_image_info *info, const char *path, int64_t off, int6
     if (fd < 0)
         return fd;
     struct src s = { .fd = fd, .base = off, .bytes = bytes };
-    int rc = off < 0 || bytes < 0 || off > all - bytes ? dt_err_set(err, DT_EDATA, "%s: reaches beyond the end of %s", name, path)
+    int rc = off < 0 || bytes < 0 || off > all - bytes ? dt_err_set(err, DT_EDATA, "%s: reaches beyond the end of %s",
+                                                                    name, path)
                                                        : probe(&s, info, name, lim, err);
     close(fd);
     return rc;

@@ -1,8 +1,8 @@
 /* media_webp.c - WebP to RGB with libwebp.  RFC 9649.
  *
- * libwebp decodes still pictures; the first frame of an animation is made into one.  It is asked for all pixels also where few are
- * wanted: with its scaling, or without its smooth chroma, it takes as long, for entropy and transform are what it does, and the
- * result is up to 3 of 255 off Pillow's. */
+ * libwebp decodes still pictures; the first frame of an animation is made into one.  It is asked for all pixels
+ * also where few are wanted: with its scaling, or without its smooth chroma, it takes as long, for entropy and
+ * transform are what it does, and the result is up to 3 of 255 off Pillow's. */
 #include <stdlib.h>
 #include <string.h>
 #include <webp/decode.h>
@@ -59,7 +59,8 @@ static int place(dt_image *out, int x, int y, const uint8_t *data, size_t bytes,
         return damaged(bad, name, err);
     int w = c.input.width, h = c.input.height, ch = c.input.has_alpha ? 4 : 3;
     if (w > out->w - x || h > out->h - y)
-        return dt_err_set(err, DT_EDATA, "%s: a frame of %dx%d+%d+%d does not fit %dx%d", name, w, h, x, y, out->w, out->h);
+        return dt_err_set(err, DT_EDATA, "%s: a frame of %dx%d+%d+%d does not fit %dx%d", name, w, h, x, y, out->w,
+                          out->h);
     if (ch == 4 && !(rgba = dt_try_alloc((size_t)w * h * 4)))
         return dt_err_set(err, DT_ENOMEM, "%s: no memory to decode %dx%d", name, w, h);
     if (w < out->w || h < out->h)

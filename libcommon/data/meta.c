@@ -93,8 +93,8 @@ static dt_meta_item *new_item(dt_meta *m, const char *root, const char *path, co
 {
     dt_grow(&m->v, &m->cap, m->n + 1, sizeof *m->v);
     dt_meta_item *it = &m->v[m->n++];
-    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text), .repeats = 1, .sub = -1,
-                          .tar = -1 };
+    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text), .repeats = 1,
+                          .sub = -1, .tar = -1 };
     return it;
 }
 

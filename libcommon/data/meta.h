@@ -1,5 +1,6 @@
 /* meta.h - what a data set says about its pictures: a .json list, .jsonl lines, a .csv table, or a folder of
- * pictures with captions in .txt or .caption files of the same name, webdataset tars.  (TOML files of other trainers: dataset.h.)
+ * pictures with captions in .txt or .caption files of the same name, webdataset tars.  (TOML files of other
+ * trainers: dataset.h.)
  *
  * Fields: file_path (required), text, type ("image"), width, height (numbers or strings); others are kept. */
 #ifndef DT_DATA_META_H

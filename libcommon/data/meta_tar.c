@@ -169,8 +169,9 @@ static void say_read(const struct tar *t)
 {
     if (!t->others && !t->alone)
         return;
-    char *line = dt_sprintf("%s: %lld pictures; %lld members of other kinds and %lld samples without a picture are not used%s", t->path,
-                            (long long)t->pictures, (long long)t->others, (long long)t->alone,
+    char *line =
+        dt_sprintf("%s: %lld pictures; %lld members of other kinds and %lld samples without a picture are not used%s",
+                   t->path, (long long)t->pictures, (long long)t->others, (long long)t->alone,
                             t->alone ? " (what belongs together must be next to each other: tar --sort=name)" : "");
     dt_strs_add(&t->m->notes, line);
     free(line);

@@ -17,7 +17,8 @@
 struct dt_data_settings {
     const char *train_data_dir;     /* put before relative paths; NULL: the folder of the metadata file */
     const char *train_data_meta;    /* .json .jsonl .csv, "-", or a folder; NULL: train_data_dir is one */
-    const char *dataset_config;     /* dataset.h: says what the two above, sizes, batches, flips and dropout are; or NULL */
+    const char *dataset_config;     /* dataset.h: says what the two above, sizes, batches, flips and
+                                       dropout are; or NULL */
     int      folder_repeats;        /* folders named "10_words" are read as kohya's scripts do; default 1 */
     int64_t  train_batch_size;      /* default 16 */
     int64_t  image_sample_size;     /* px, default 512 */
@@ -63,7 +64,8 @@ struct dt_plan_report {             /* filled also on failure, as far as it got;
     int     n_bucket;
 };
 void dt_plan_report_release(struct dt_plan_report *r);
-/* Adds a line for each reason in report.skipped, the most frequent first: "2 skipped: damaged PNG: it ends early (a.png, b.png)". */
+/* Adds a line for each reason in report.skipped, the most frequent first: "2 skipped: damaged PNG: it ends early
+ * (a.png, b.png)". */
 void dt_plan_reasons(dt_strs *lines, const dt_strs *skipped);
 #define DT_PLAN_FEW 20          /* skipped pictures that are named one by one; of more, each reason with the first names */
 
@@ -125,7 +127,8 @@ const dt_plan_info *dt_batches_info(const dt_batches *b);
 const cJSON *dt_batches_header(const dt_batches *b);    /* all of it; borrowed until close */
 int64_t dt_batches_items(const dt_batches *b);
 int64_t dt_batches_id(const dt_batches *b, int64_t k);  /* of the k-th item */
-/* A metadata file that the plan was made from, which is here and has changed since; NULL: none.  Borrowed until close. */
+/* A metadata file that the plan was made from, which is here and has changed since; NULL: none.
+ * Borrowed until close. */
 const char *dt_batches_stale(const dt_batches *b);
 #define DT_PLAN_STALE "%s has changed since the plan was made; run dt-bucket again if the plan should follow it"
 /* The k-th of the file, in one block that the caller frees; by any number of threads. */

@@ -81,7 +81,8 @@ int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *
         return dt_err_set(err, DT_EUSAGE, "--random_hw_adapt has no smaller size for --image_sample_size %lld: "
                           "it begins at 768", (long long)s->image_sample_size);
     if (s->image_sample_size < s->multiple || (s->enable_bucket && !s->fix_sample_size.n && (!least.w || !least.h)))
-        return dt_err_set(err, DT_EUSAGE, "--image_sample_size %lld is too small: a side would be below --multiple %lld",
+        return dt_err_set(err, DT_EUSAGE,
+                          "--image_sample_size %lld is too small: a side would be below --multiple %lld",
                           (long long)s->image_sample_size, (long long)s->multiple);
     int rc = parse_fix(r, s, err);
     if (rc < 0 || (rc = parse_shard(r, s->shard, err)) < 0)
@@ -95,7 +96,8 @@ int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *
 int dt_data_config_alone(const dt_cli *cli, int argc, char **argv, dt_err *err)
 {
     static const char *const said[] = {
-        "train_data_dir", "train_data_meta", "train_batch_size", "image_sample_size", "enable_bucket", "random_ratio_crop",
+        "train_data_dir", "train_data_meta", "train_batch_size", "image_sample_size", "enable_bucket",
+        "random_ratio_crop",
         "random_hw_adapt", "fix_sample_size", "random_flip", "caption_dropout", "folder_repeats", "trust_sizes",
     };
     for (size_t i = 0; i < sizeof said / sizeof *said; i++)
@@ -157,8 +159,8 @@ void dt_rules_assign(struct dt_rules *r, dt_meta *m, struct dt_plan_report *repo
         dt_meta_item *it = &m->v[i];
         it->queue = r->sets ? set_queue(r, it) : queue_of(r, it);
         if (it->queue == -2) {
-            char *line = dt_sprintf("%s: %dx%d is smaller than one step of its buckets, and bucket_no_upscale is set", it->path,
-                                    it->w, it->h);
+            char *line = dt_sprintf("%s: %dx%d is smaller than one step of its buckets, and bucket_no_upscale is set",
+                                    it->path, it->w, it->h);
             dt_strs_add(&report->skipped, line);
             free(line);
         }

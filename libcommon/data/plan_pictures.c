@@ -172,7 +172,8 @@ static int read_meta(dt_meta *m, const struct dt_rules *r, const char *where, dt
     if (r->sets)
         return dt_datasets_read(r->sets, m, err);
     if (s->train_data_meta && s->train_data_dir && (dt_is_dir(where) || dt_is_tar(where)))
-        return dt_err_set(err, DT_EUSAGE, "--train_data_dir has no effect: '%s' is a %s", where, dt_is_dir(where) ? "folder" : "tar");
+        return dt_err_set(err, DT_EUSAGE, "--train_data_dir has no effect: '%s' is a %s", where,
+                          dt_is_dir(where) ? "folder" : "tar");
     if (dt_is_tar(where) && !dt_is_dir(where))
         return dt_meta_read_tars(m, where, err);
     if (s->folder_repeats && dt_meta_is_kohya(where))
@@ -192,17 +193,20 @@ static void take_notes(dt_meta *m, const struct dt_rules *r, struct dt_plan_repo
 int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report *report, dt_err *err)
 {
     const struct dt_data_settings *s = r->s;
-    const char *where = s->dataset_config ? s->dataset_config : s->train_data_meta ? s->train_data_meta : s->train_data_dir;
+    const char *where = s->dataset_config ? s->dataset_config : s->train_data_meta ? s->train_data_meta
+                                                                                   : s->train_data_dir;
     int rc = read_meta(m, r, where, err);
     report->entries = m->entries;
     if (rc < 0)
         return rc;
-    struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size), .wrong = dt_alloc(m->n * sizeof *j.wrong) };
+    struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size),
+                     .wrong = dt_alloc(m->n * sizeof *j.wrong) };
     dt_image_gate_init(&j.gate);
     run(&j);
     dt_image_gate_release(&j.gate);
     if (stopped(&j)) {
-        rc = j.no_memory ? dt_err_set(err, DT_ENOMEM, "%s", j.wrong[j.no_memory - 1]) : dt_err_set(err, DT_ESIGNAL, "stopped");
+        rc = j.no_memory ? dt_err_set(err, DT_ENOMEM, "%s", j.wrong[j.no_memory - 1])
+                         : dt_err_set(err, DT_ESIGNAL, "stopped");
         for (int64_t i = 0; i < m->n; i++)
             free(j.wrong[i]);
     } else {

@@ -1,5 +1,5 @@
-/* plan_read.c - reads dt-plan(5), line by line.  Of an item its id and its place in the file are kept, and it is read again when
- * it is wanted; what comes through a pipe is copied to a temporary file for that. */
+/* plan_read.c - reads dt-plan(5), line by line.  Of an item its id and its place in the file are kept, and
+ * it is read again when it is wanted; what comes through a pipe is copied to a temporary file for that. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,14 +91,17 @@ static int read_settings(dt_plan_info *i, const cJSON *header, const char *what,
 {
     const struct dt_data_settings def = DT_DATA_DEFAULTS;
     const cJSON *o = cJSON_GetObjectItemCaseSensitive(header, "settings");
-    int n = 0, rc = dt_json_int_or(&i->image_sample_size, o, "image_sample_size", def.image_sample_size, 1, MAX_SIDE_PX, what, err);
+    int n = 0,
+        rc = dt_json_int_or(&i->image_sample_size, o, "image_sample_size", def.image_sample_size, 1, MAX_SIDE_PX, what,
+                            err);
     if (rc == 0)
         rc = dt_json_int_or(&i->multiple, o, "multiple", def.multiple, 1, MAX_SIDE_PX, what, err);
     if (rc == 0)
         rc = dt_json_bool_or(&i->enable_bucket, o, "enable_bucket", false, what, err);
     if (rc == 0)
         rc = dt_json_ints_or(i->fix, &n, 2, o, "fix_sample_size", what, err);
-    if (rc == 0 && n && (n != 2 || i->fix[0] < 1 || i->fix[0] > MAX_SIDE_PX || i->fix[1] < 1 || i->fix[1] > MAX_SIDE_PX))
+    if (rc == 0 && n &&
+        (n != 2 || i->fix[0] < 1 || i->fix[0] > MAX_SIDE_PX || i->fix[1] < 1 || i->fix[1] > MAX_SIDE_PX))
         rc = dt_err_set(err, DT_EDATA, "%s: 'fix_sample_size' must be two integers from 1 to %d", what, MAX_SIDE_PX);
     return rc;
 }

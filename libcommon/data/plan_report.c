@@ -41,7 +41,8 @@ static void add_line(dt_strs *lines, const struct reason *r)
 {
     char *names = dt_strdup("");
     for (int i = 0; i < NAMES && i < r->n; i++) {
-        char *more = dt_sprintf("%s%s%.*s", names, i ? ", " : "", (int)(why_of(r->name[i]) - r->name[i] - 2), r->name[i]);
+        char *more = dt_sprintf("%s%s%.*s", names, i ? ", " : "", (int)(why_of(r->name[i]) - r->name[i] - 2),
+                                r->name[i]);
         free(names);
         names = more;
     }

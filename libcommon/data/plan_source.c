@@ -1,5 +1,5 @@
-/* plan_source.c - which metadata files a plan was made from, by content: a plan outlives them, and whoever reads it can say that they
- * have changed. */
+/* plan_source.c - which metadata files a plan was made from, by content: a plan outlives them, and whoever reads
+ * it can say that they have changed. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -120,8 +120,8 @@ static int check_out(const struct plan *p, dt_err *err)
 }
 
 /* All epochs; `each` sees every batch in order. */
-static int all_epochs(struct plan *p, void (*each)(struct plan *, const struct dt_gen *, const struct dt_made *, int64_t),
-                      dt_err *err)
+static int all_epochs(struct plan *p,
+                      void (*each)(struct plan *, const struct dt_gen *, const struct dt_made *, int64_t), dt_err *err)
 {
     const struct dt_data_settings *s = p->rules.s;
     struct dt_gen g;

@@ -95,7 +95,9 @@ void dt_backward(dt_graph *g, dt_tensor *loss, dt_tensor *scale)
     if (g->error[0])
         return;
     if (dt_numel(loss->dims) != 1 || loss->dtype != DT_F32 || !loss->needs_grad) {
-        dt_graph_fail(g, loss->needs_grad ? "the loss must be one fp32 number" : "nothing that is trained reaches the loss");
+        dt_graph_fail(g,
+                      loss->needs_grad ? "the loss must be one fp32 number"
+                                       : "nothing that is trained reaches the loss");
         return;
     }
     int64_t nforward = g->nnode, ntensor = g->ntensor;

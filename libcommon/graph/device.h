@@ -23,10 +23,10 @@ typedef struct dt_adamw {
 } dt_adamw;
 
 typedef struct dt_flat_ops {
-    /* AdamW, Loshchilov & Hutter 2019, alg. 2, in torch's order: w *= 1 - lr*wd; m, v; w -= lr/bias1 * m / (sqrt(v)/sqrt(bias2) + eps);
-     * grad NULL: all of it is 0 */
+    /* AdamW, Loshchilov & Hutter 2019, alg. 2, in torch's order: w *= 1 - lr*wd; m, v; w -= lr/bias1 * m /
+     * (sqrt(v)/sqrt(bias2) + eps); grad NULL: all of it is 0 */
     void   (*adamw)(dt_device *d, float *master, float *m, float *v, const float *grad, int64_t n, const dt_adamw *a);
-    double (*sumsq)(dt_device *d, const float *x, int64_t n);           /* fp64, fixed order; NaN/Inf propagate; synchronises */
+    double (*sumsq)(dt_device *d, const float *x, int64_t n);  /* fp64, fixed order; NaN/Inf propagate; synchronises */
     void   (*ema)(dt_device *d, float *ema, const float *w, int64_t n, double decay);    /* ema += (1-decay)(w-ema) */
     void   (*convert)(dt_device *d, void *dst, dt_dtype dd, const void *src, dt_dtype sd, int64_t n);
 } dt_flat_ops;
@@ -42,7 +42,8 @@ struct dt_device {
     void *(*alloc)(dt_device *d, int64_t bytes);                        /* 256-byte aligned; NULL if it does not fit */
     void  (*free)(dt_device *d, void *p);
     void  (*zero)(dt_device *d, void *p, int64_t bytes);
-    void  (*upload)(dt_device *d, void *dst, const void *src, int64_t bytes);   /* host to device, ordered with kernels */
+    void  (*upload)(dt_device *d, void *dst, const void *src, int64_t bytes);   /* host to device,
+                                                                                   ordered with kernels */
     void  (*download)(dt_device *d, void *dst, const void *src, int64_t bytes); /* synchronises */
     int   (*sync)(dt_device *d, dt_err *err);                           /* reports the sticky error of the stream */
     const struct dt_kernel *(*kernel)(dt_device *d, const struct dt_op *op);    /* NULL: not ported */

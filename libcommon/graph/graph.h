@@ -32,7 +32,7 @@ enum dt_kind {
     DT_INPUT,                       /* written by the caller before each run, lives in the arena throughout */
     DT_CONST,                       /* values fixed at build time (RoPE tables); the graph owns them */
     DT_PARAM,                       /* reads dt_param.w */
-    DT_GRAD,                        /* adds into dt_param.grad; if there is none (dt_update), dt_plan_new makes it a DT_ACT */
+    DT_GRAD,  /* adds into dt_param.grad; if there is none (dt_update), dt_plan_new makes it a DT_ACT */
 };
 
 struct dt_tensor {
@@ -104,14 +104,16 @@ struct dt_op {
     const char *name;
     /* Checks inputs and attributes and declares outputs with dt_node_out(); returns NULL or the complaint. */
     const char *(*shape)(dt_node *n);
-    /* dy[o] is the gradient of out[o] (NULL if none reaches it); sets dx[i] for the inputs with dt_wants(n, i).  A gradient has
-     * its tensor's dims; of an activation its dtype, of a parameter fp32.  NULL: not differentiable. */
+    /* dy[o] is the gradient of out[o] (NULL if none reaches it); sets dx[i] for the inputs with dt_wants(n,
+     * i).  A gradient has its tensor's dims; of an activation its dtype, of a parameter fp32.  NULL:
+     * not differentiable. */
     void (*grad)(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx);
     void (*cost)(const dt_node *n, dt_cost *c);         /* NULL: no FLOPs, reads inputs and writes outputs once */
     unsigned inplace;               /* bit i: out[0] may take over the bytes of in[i] if that dies here (equal size) */
     unsigned optional_out;          /* bit o: kernel accepts out[o] == NULL */
     bool     accumulates;           /* with attr.i[DT_ATTR_ACC] set, run adds to out[0] (fp32) instead of writing it */
-    unsigned epilogues;             /* bit e (dt_epilogue): with attr.i[DT_ATTR_EPI] == e, run writes that function of its result */
+    unsigned epilogues;             /* bit e (dt_epilogue): with attr.i[DT_ATTR_EPI] == e, run writes that
+                                       function of its result */
     enum dt_epilogue epilogue;      /* this op is that function of in[0]; else DT_EPI_NONE */
     dt_kernel cpu;
 };
@@ -147,21 +149,21 @@ dt_tensor *dt_reshape(dt_graph *g, dt_tensor *x, dt_dims dims);     /* a view; o
 dt_tensor *dt_output(dt_graph *g, dt_tensor *x, const char *name);  /* readable after the run; returns x */
 void       dt_require_grad(dt_graph *g, dt_tensor *x);      /* golden tests: gradient of an input */
 
-/* For op files.  dt_apply appends a node; trailing NULL inputs may be left out.  Returns the node (never NULL; on failure a
- * dummy whose outs are harmless). */
+/* For op files.  dt_apply appends a node; trailing NULL inputs may be left out.  Returns the node (never
+ * NULL; on failure a dummy whose outs are harmless). */
 dt_node   *dt_apply(dt_graph *g, const dt_op *op, const dt_attr *a, int nin, dt_tensor *const *in);
 void       dt_node_out(dt_node *n, int i, dt_dtype t, dt_dims dims);
 bool       dt_wants(const dt_node *n, int i);               /* input i exists and needs a gradient */
 
 /* --- autodiff --- */
-/* Appends the gradient of the scalar fp32 `loss` times the value of input `scale` (fp32 [1], NULL = 1) for everything that needs
- * one.  Accumulation is over runs: gradients are added to dt_param.grad. */
+/* Appends the gradient of the scalar fp32 `loss` times the value of input `scale` (fp32 [1], NULL = 1) for
+ * everything that needs one.  Accumulation is over runs: gradients are added to dt_param.grad. */
 void dt_backward(dt_graph *g, dt_tensor *loss, dt_tensor *scale);
 
-/* Updates during the backward pass.  Where dt_param.update is set before dt_plan_new, a run updates the parameter with AdamW, its
- * average and its working copy too, when its gradient is complete and nobody reads the parameter any more, and the gradient lives in
- * the arena until then (Lv et al., "Full parameter fine-tuning for large language models with limited resources", 2023).  The owner
- * sets the numbers before each run (train/optim.h).
+/* Updates during the backward pass.  Where dt_param.update is set before dt_plan_new, a run updates the
+ * parameter with AdamW, its average and its working copy too, when its gradient is complete and nobody reads the
+ * parameter any more, and the gradient lives in the arena until then (Lv et al., "Full parameter fine-tuning for large
+ * language models with limited resources", 2023).  The owner sets the numbers before each run (train/optim.h).
  * From the first loss or gradient that is not finite on, nothing is updated. */
 typedef struct dt_update {
     dt_adamw adamw;
@@ -180,8 +182,9 @@ typedef struct dt_plan_stats {
     int     nodes;
 } dt_plan_stats;
 
-/* g is borrowed until the plan is freed; its dead nodes are dropped, and nodes are fused (fuse.c) unless the environment
- * has DT_FUSE=0: results are the same within rounding, so that a wrong number or time can be laid at fusion's door. */
+/* g is borrowed until the plan is freed; its dead nodes are dropped, and nodes are fused (fuse.c)
+ * unless the environment has DT_FUSE=0: results are the same within rounding, so that a wrong number or time can be
+ * laid at fusion's door. */
 int   dt_plan_new(dt_plan **out, dt_graph *g, dt_device *dev, dt_err *err);
 void  dt_plan_free(dt_plan **p);
 int64_t dt_plan_bytes(const dt_plan *p);
@@ -191,12 +194,15 @@ void  dt_plan_bind(dt_plan *p, void *arena);
 void  dt_plan_write(dt_plan *p, const dt_tensor *input, const void *data);      /* host data of the input's dtype */
 void  dt_plan_read(dt_plan *p, const dt_tensor *t, void *data);                 /* inputs and outputs, after a run */
 int   dt_plan_run(dt_plan *p, dt_err *err);
-/* Runs node by node on the inputs as they are, up to the first node with an output that is not finite; NULL: there is none.
- * *from is the input or the parameter that it had it from, or NULL: it made it itself.  Gradients are added to: zero them first. */
+/* Runs node by node on the inputs as they are, up to the first node with an output that is not finite;
+ * NULL: there is none.
+ * *from is the input or the parameter that it had it from, or NULL: it made it itself.  Gradients are added to:
+ * zero them first. */
 const dt_node *dt_plan_find_nan(dt_plan *p, const dt_tensor **from);
 /* DT_ENAN: "WHAT is not finite; first in 'matmul' of single_transformer_blocks.3 (backward), from 'latents'". */
 int   dt_plan_blame(dt_plan *p, const char *what, dt_err *err);
-/* What an op does: floating-point operations and bytes of memory moved; of ops that do not say, the bytes of its tensors. */
+/* What an op does: floating-point operations and bytes of memory moved; of ops that do not say, the
+ * bytes of its tensors. */
 dt_cost dt_node_cost(const dt_node *n);
 /* One run with the seconds of each op, for `make bench`. */
 void  dt_plan_profile(dt_plan *p, void (*fn)(void *ctx, const dt_node *n, double seconds), void *ctx);

@@ -1,8 +1,8 @@
 /* materialise.c - parameters that have no memory of their own.
  *
- * A fetched parameter (dt_params_place) lies in its weight file.  Every node that reads it gets a fetch of its own just before it,
- * whose output dies with that node: the arena never holds more than the largest such matrix, and the pages of the
- * file are the system's to keep or drop. */
+ * A fetched parameter (dt_params_place) lies in its weight file.  Every node that reads it gets a fetch of its
+ * own just before it, whose output dies with that node: the arena never holds more than the largest such matrix, and
+ * the pages of the file are the system's to keep or drop. */
 #include <stdlib.h>
 #include "graph/plan.h"
 

@@ -18,10 +18,12 @@ static bool is_finite(const dt_plan *p, const dt_tensor *t)
     return ok;
 }
 
-/* A fetched parameter is brought by a node of its own (materialise.c), which is not to blame for what is in the file. */
+/* A fetched parameter is brought by a node of its own (materialise.c), which is not to blame for
+ * what is in the file. */
 static bool brings(const dt_node *n) { return n->nin == 0 && n->out[0]->param; }
 
-/* Inputs and parameters are never written over by a node; what other nodes made is finite, or this were not the first. */
+/* Inputs and parameters are never written over by a node; what other nodes made is finite, or this
+ * were not the first. */
 static const dt_tensor *source(const dt_plan *p, const dt_node *n)
 {
     for (int k = 0; k < n->nin; k++) {
@@ -59,6 +61,7 @@ int dt_plan_blame(dt_plan *p, const char *what, dt_err *err)
         return dt_err_set(err, DT_ENAN, "%s is not finite", what);
     const char *name = !from ? "" : from->param ? from->param->name : from->name ? from->name : "";
     return dt_err_set(err, DT_ENAN, "%s is not finite; first in '%s' of %s%s%s%s%s", what, n->op->name,
-                      n->scope[0] ? n->scope : "the objective", n->backward ? " (backward)" : "", *name ? ", from '" : "", name,
+                      n->scope[0] ? n->scope : "the objective", n->backward ? " (backward)" : "",
+                      *name ? ", from '" : "", name,
                       *name ? "'" : "");
 }

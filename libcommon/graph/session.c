@@ -84,8 +84,8 @@ int dt_session_alloc(dt_session *s, void *shared, dt_err *err)
     s->owned = !shared;
     s->arena = shared ? shared : s->dev->alloc(s->dev, s->bytes ? s->bytes : 1);
     if (!s->arena)
-        return dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s", (double)s->bytes / 1048576.0,
-                          s->dev->name);
+        return dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s",
+                          (double)s->bytes / 1048576.0, s->dev->name);
     for (int64_t i = 0; i < s->n; i++)
         dt_plan_bind(s->e[i].plan, s->arena);
     return 0;

@@ -43,7 +43,8 @@ int dt_flux_config_parse(dt_flux_config *c, const cJSON *j, const char *what, dt
         return rc;
     if ((n != 0 && n != 3) || c->axes[0] + c->axes[1] + c->axes[2] != c->head_dim ||
         (c->axes[0] | c->axes[1] | c->axes[2]) & 1)
-        return dt_err_set(err, DT_EDATA, "%s: 'axes_dims_rope' must be three even numbers that add up to attention_head_dim %lld",
+        return dt_err_set(err, DT_EDATA,
+                          "%s: 'axes_dims_rope' must be three even numbers that add up to attention_head_dim %lld",
                           what, (long long)c->head_dim);
     return 0;
 }
@@ -193,9 +194,10 @@ static void double_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in 
     *pc = dt_gated_add(g, t, n[GATE2], feed_forward(g, "ff_context", tn, D));
 }
 
-/* Of tokens first..: the last block is asked for the image alone, so that no product is made for text that nobody reads. */
-static dt_tensor *single_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in, dt_tensor *act_e, dt_tensor *z,
-                               int64_t first)
+/* Of tokens first..: the last block is asked for the image alone, so that no product is made for text
+ * that nobody reads. */
+static dt_tensor *single_block(dt_graph *g, const dt_flux_config *c, const dt_flux_in *in, dt_tensor *act_e,
+                               dt_tensor *z, int64_t first)
 {
     dt_tensor *m[3];
     int64_t D = c->heads * c->head_dim;

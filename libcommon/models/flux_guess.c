@@ -3,8 +3,9 @@
 #include <stdlib.h>
 #include "models/names.h"
 
-/* Where a width shows: the columns of a layer's weight or of a LoRA's down matrix, or the rows of its weight or up matrix, over
- * `times`.  Names with underscores for dots; of the outer layers the whole name counts, so that they come behind the blocks'. */
+/* Where a width shows: the columns of a layer's weight or of a LoRA's down matrix, or the rows of its
+ * weight or up matrix, over `times`.  Names with underscores for dots; of the outer layers the whole name counts, so
+ * that they come behind the blocks'. */
 static const struct { const char *in; size_t field; bool rows; int times; } sign[] = {
 #define AT(f) offsetof(dt_flux_config, f)
     { "ff_net_2", AT(head_dim), false, 4 },         { "ff_context_net_2", AT(head_dim), false, 4 },
@@ -71,8 +72,8 @@ static void look(dt_flux_config *c, const char *name, const dt_dims *d)
 
 void dt_flux_guess(dt_flux_config *c, const dt_st *st)
 {
-    *c = (dt_flux_config){ .in_channels = 64, .layers = 0, .head_dim = 3072, .heads = 1, .joint_dim = 4096, .pooled_dim = 768,
-                           .guidance = true };
+    *c = (dt_flux_config){ .in_channels = 64, .layers = 0, .head_dim = 3072, .heads = 1, .joint_dim = 4096,
+                           .pooled_dim = 768, .guidance = true };
     for (int64_t i = 0; i < dt_st_count(st); i++) {
         const dt_st_entry *e = dt_st_at(st, i);
         char name[256];

@@ -112,7 +112,8 @@ static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
         dt_clip(g, &p->clip, dt_input(g, "ids", DT_I32, DT_DIMS(1, 1)), dt_input(g, "eos", DT_I32, DT_DIMS(1)));
     else
         dt_t5(g, &p->t5, dt_input(g, "ids", DT_I32, DT_DIMS(1, 1)), NULL);
-    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s/%s: %s", p->dir, dt_flux_part_dir[k], dt_graph_error(g)) : 0;
+    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s/%s: %s", p->dir, dt_flux_part_dir[k], dt_graph_error(g))
+                               : 0;
     dt_graph_free(&g);
     return rc;
 }
@@ -125,7 +126,8 @@ int dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_
         return dt_err_open(err, dir);
     }
     if (!dt_is_dir(dir))
-        return dt_err_set(err, DT_EDATA, "'%s' is not a folder; a model folder holds transformer/, vae/, text_encoder/, ...", dir);
+        return dt_err_set(err, DT_EDATA,
+                          "'%s' is not a folder; a model folder holds transformer/, vae/, text_encoder/, ...", dir);
     dt_flux_pipe *p = dt_alloc(sizeof(*p));
     p->dir = dt_strdup(dir);
     p->clip_len = 77;
@@ -205,7 +207,8 @@ int64_t dt_flux_text_len(const dt_flux_pipe *p, const char *text, dt_err *err)
     return n;
 }
 
-int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5, dt_err *err)
+int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5,
+                         dt_err *err)
 {
     int64_t n = dt_tokenize(p->clip_tok, text, p->clip_len, true, clip, err);
     if (n < 0)
@@ -286,8 +289,8 @@ int dt_flux_pipe_check(const dt_flux_pipe *p, dt_err *err)
     return rc;
 }
 
-int dt_flux_pipe_fresh(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags, uint64_t seed,
-                       dt_err *err)
+int dt_flux_pipe_fresh(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, unsigned flags,
+                       uint64_t seed, dt_err *err)
 {
     int rc = dt_params_alloc(p->part[k], dev, dtype, flags, err);
     if (rc == 0)

@@ -122,12 +122,15 @@ static int add(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int6
 static int check_sides(const dt_flux_run *r, int64_t w, int64_t h, int64_t multiple, dt_err *err)
 {
     if (w < multiple || h < multiple || w % multiple || h % multiple)
-        return dt_err_set(err, DT_EUSAGE, "%lldx%lld px: sides must be multiples of %lld for '%s'", (long long)w, (long long)h,
-                          (long long)multiple, r->p.pipe->dir);
+        return dt_err_set(err, DT_EUSAGE, "%lldx%lld px: sides must be multiples of %lld for '%s'", (long long)w,
+                          (long long)h, (long long)multiple, r->p.pipe->dir);
     return 0;
 }
 
-static bool tiled(const dt_flux_run *r, int64_t w, int64_t h) { return r->p.tile_px && (w > r->p.tile_px || h > r->p.tile_px); }
+static bool tiled(const dt_flux_run *r, int64_t w, int64_t h)
+{
+    return r->p.tile_px && (w > r->p.tile_px || h > r->p.tile_px);
+}
 
 int dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err)
 {
@@ -147,9 +150,10 @@ static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h,
     int64_t f = dt_vae_factor(&r->p.pipe->vae);
     int rc = check_sides(r, w, h, f, err);
     if (rc == 0 && r->p.tile_px % (4 * f))
-        rc = dt_err_set(err, DT_EUSAGE, "tiles of %lld px: must be a multiple of %lld for '%s'", (long long)r->p.tile_px,
-                        (long long)(4 * f), r->p.pipe->dir);
-    int64_t rgb = 3 * w * h, moments = w / f * (h / f) * 2 * r->p.pipe->vae.latent_channels, out = j == DECODE ? rgb : moments;
+        rc = dt_err_set(err, DT_EUSAGE, "tiles of %lld px: must be a multiple of %lld for '%s'",
+                        (long long)r->p.tile_px, (long long)(4 * f), r->p.pipe->dir);
+    int64_t rgb = 3 * w * h, moments = w / f * (h / f) * 2 * r->p.pipe->vae.latent_channels,
+        out = j == DECODE ? rgb : moments;
     int64_t floats = j == DECODE ? rgb : n * (rgb + moments);
     if (rc == 0 && tiled(r, w, h)) {
         dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
@@ -166,8 +170,14 @@ static int plan_vae(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h,
     return rc;
 }
 
-int dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w, int64_t h, dt_err *err) { return plan_vae(r, ENCODE, n, w, h, err); }
-int dt_flux_run_plan_decode(dt_flux_run *r, int64_t w, int64_t h, dt_err *err) { return plan_vae(r, DECODE, 1, w, h, err); }
+int dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w, int64_t h, dt_err *err)
+{
+    return plan_vae(r, ENCODE, n, w, h, err);
+}
+int dt_flux_run_plan_decode(dt_flux_run *r, int64_t w, int64_t h, dt_err *err)
+{
+    return plan_vae(r, DECODE, 1, w, h, err);
+}
 
 int dt_flux_run_plan_sample(dt_flux_run *r, int64_t w, int64_t h, int64_t T, dt_err *err)
 {
@@ -197,7 +207,8 @@ int dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err)
     r->arena = arena ? arena : r->p.dev->alloc(r->p.dev, bytes ? bytes : 1);
     if (!r->arena) {
         r->owned = false;
-        return dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s", (double)bytes / 1048576.0, r->p.dev->name);
+        return dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s", (double)bytes / 1048576.0,
+                          r->p.dev->name);
     }
     int rc = 0;
     for (int j = 0; j < NJOB && rc == 0; j++)
@@ -207,16 +218,17 @@ int dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err)
 
 /* --- running --- */
 
-static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int64_t T, dt_plan **p, dt_graph **g, dt_err *err)
+static int use(dt_flux_run *r, enum job j, int64_t n, int64_t w, int64_t h, int64_t T, dt_plan **p, dt_graph **g,
+               dt_err *err)
 {
     *p = dt_session_use(r->session[j], &(dt_shape_key){ { n, w, h, T } }, g);
-    return *p ? 0 : dt_err_set(err, DT_EFAIL, "%lldx%lld px, %lld text states: not announced", (long long)w, (long long)h,
-                               (long long)T);
+    return *p ? 0 : dt_err_set(err, DT_EFAIL, "%lldx%lld px, %lld text states: not announced", (long long)w,
+                               (long long)h, (long long)T);
 }
 
 /* `what` comes out: "the latents". */
-static int run_one(const dt_flux_run *r, dt_plan *p, dt_graph *g, const char *in, const void *data, float *out, const char *what,
-                   dt_err *err)
+static int run_one(const dt_flux_run *r, dt_plan *p, dt_graph *g, const char *in, const void *data, float *out,
+                   const char *what, dt_err *err)
 {
     const dt_tensor *y = dt_find(g, "out");
     dt_plan_write(p, dt_find(g, in), data);
@@ -267,7 +279,8 @@ static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, fl
 {
     int64_t f = dt_vae_factor(&r->p.pipe->vae), C = 2 * r->p.pipe->vae.latent_channels;
     dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
-    float *in = dt_try_alloc((size_t)(t.tile * t.tile * 3) * sizeof(float)), **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
+    float *in = dt_try_alloc((size_t)(t.tile * t.tile * 3) * sizeof(float)),
+        **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
     int rc = in ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
     for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
         dt_tile a = dt_tiles_at(&t, i);
@@ -289,13 +302,15 @@ static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, fl
     return rc;
 }
 
-int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int64_t w, int64_t h, float *mean, float *logvar,
-                       dt_err *err)
+int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int64_t w, int64_t h, float *mean,
+                       float *logvar, dt_err *err)
 {
-    int64_t f = dt_vae_factor(&r->p.pipe->vae), px = w * h * 3, half = r->p.pipe->vae.latent_channels * (w / f) * (h / f);
-    float *x = dt_try_alloc((size_t)(n * px) * sizeof(float)), *m = dt_try_alloc((size_t)(n * 2 * half) * sizeof(float));
-    int rc = x && m ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for %lld pictures of %lldx%lld px", (long long)n, (long long)w,
-                                     (long long)h);
+    int64_t f = dt_vae_factor(&r->p.pipe->vae), px = w * h * 3,
+        half = r->p.pipe->vae.latent_channels * (w / f) * (h / f);
+    float *x = dt_try_alloc((size_t)(n * px) * sizeof(float)),
+        *m = dt_try_alloc((size_t)(n * 2 * half) * sizeof(float));
+    int rc = x && m ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for %lld pictures of %lldx%lld px", (long long)n,
+                                     (long long)w, (long long)h);
     for (int64_t i = 0; i < n && rc == 0; i++)
         to_unit(x + i * px, rgb[i], px);
     if (rc == 0 && tiled(r, w, h)) {

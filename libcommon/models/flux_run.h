@@ -1,7 +1,7 @@
 /* flux_run.h - the four networks of a FLUX folder, forward only: encoding captions and pictures, sampling, decoding.
  *
- * Shapes are announced first (dt_flux_run_plan_*), then one arena serves them all; nothing grows later.  Parts that are used must be
- * loaded (dt_flux_pipe_load).  One thread at a time. */
+ * Shapes are announced first (dt_flux_run_plan_*), then one arena serves them all; nothing grows later.  Parts
+ * that are used must be loaded (dt_flux_pipe_load).  One thread at a time. */
 #ifndef DT_MODELS_FLUX_RUN_H
 #define DT_MODELS_FLUX_RUN_H
 #include "graph/session.h"
@@ -26,7 +26,8 @@ int     dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w_px, int64_t
 int     dt_flux_run_plan_sample(dt_flux_run *r, int64_t w_px, int64_t h_px, int64_t T, dt_err *err);
 int     dt_flux_run_plan_decode(dt_flux_run *r, int64_t w_px, int64_t h_px, dt_err *err);
 int64_t dt_flux_run_bytes(const dt_flux_run *r);            /* arena for everything announced */
-int64_t dt_flux_run_host(const dt_flux_run *r);             /* host memory while anything announced runs, beside what the caller gives */
+int64_t dt_flux_run_host(const dt_flux_run *r);             /* host memory while anything announced runs, beside what
+                                                               the caller gives */
 /* `arena`: device memory of at least that many bytes, borrowed; NULL allocates. */
 int     dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err);
 

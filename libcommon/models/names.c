@@ -77,7 +77,8 @@ static int need(const dt_st *st, const char *prefix, const char *name, dt_st_ent
 /* --- FLUX --- */
 
 #define EMBEDDER(ours, theirs) \
-    { "time_text_embed." ours ".linear_1", theirs ".in_layer" }, { "time_text_embed." ours ".linear_2", theirs ".out_layer" }
+    { "time_text_embed." ours ".linear_1", theirs ".in_layer" }, \
+    { "time_text_embed." ours ".linear_2", theirs ".out_layer" }
 #define DOUBLE(ours, theirs) { "transformer_blocks.#." ours, "double_blocks.#." theirs }
 #define SINGLE(ours, theirs) { "single_transformer_blocks.#." ours, "single_blocks.#." theirs }
 #define PART(i, n) .part = i, .parts = n
@@ -122,7 +123,10 @@ static const dt_name_rule flux_rules[] = {
 
 static const char *const flux_prefixes[] = { "", "model.diffusion_model.", NULL };
 
-static const char *flux_prefix(const dt_st *st) { return find_prefix(st, flux_prefixes, "double_blocks.0.img_attn.qkv.weight"); }
+static const char *flux_prefix(const dt_st *st)
+{
+    return find_prefix(st, flux_prefixes, "double_blocks.0.img_attn.qkv.weight");
+}
 
 bool dt_flux_is_single(const dt_st *st) { return flux_prefix(st) != NULL; }
 
@@ -141,7 +145,8 @@ int dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PI
     int64_t own = p->dims.d[0], all = out->dims.nd ? out->dims.d[0] : 0;
     if (o.swap) {
         out[1] = out[0];
-        if ((rc = dt_st_rows(&out[0], own / 2, own - own / 2, err)) < 0 || (rc = dt_st_rows(&out[1], 0, own / 2, err)) < 0)
+        if ((rc = dt_st_rows(&out[0], own / 2, own - own / 2, err)) < 0 ||
+            (rc = dt_st_rows(&out[1], 0, own / 2, err)) < 0)
             return rc;
         return 2;
     }
@@ -187,7 +192,10 @@ static const dt_name_rule vae_old_rules[] = { VAE_OLD("encoder"), VAE_OLD("decod
 
 static const char *const vae_prefixes[] = { "", "first_stage_model.", "vae.", NULL };
 
-static const char *vae_prefix(const dt_st *st) { return find_prefix(st, vae_prefixes, "encoder.down.0.block.0.norm1.weight"); }
+static const char *vae_prefix(const dt_st *st)
+{
+    return find_prefix(st, vae_prefixes, "encoder.down.0.block.0.norm1.weight");
+}
 
 bool dt_vae_is_single(const dt_st *st) { return vae_prefix(st) != NULL; }
 

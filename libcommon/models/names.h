@@ -1,6 +1,6 @@
 /* names.h - other names that the tensors of a network have in the files people own.
- * The names of models/X.c are diffusers'.  The dt_..._rename functions are for dt_params_load: they look at the file and
- * find its layout themselves, diffusers' own included. */
+ * The names of models/X.c are diffusers'.  The dt_..._rename functions are for dt_params_load: they
+ * look at the file and find its layout themselves, diffusers' own included. */
 #ifndef DT_MODELS_NAMES_H
 #define DT_MODELS_NAMES_H
 #include "models/flux.h"
@@ -12,8 +12,9 @@ typedef struct dt_other_name {      /* of a module, in another naming of the sam
     bool swap;                      /* halves of the rows lie the other way round */
 } dt_other_name;
 
-/* A table of rules turns a dotted name into another.  '#' stands for a number, taken over in order ('~' in `to`: counted from the
- * end of n).  A rule matches a whole name or a beginning of it that ends at a dot; the rest is kept.  First match wins. */
+/* A table of rules turns a dotted name into another.  '#' stands for a number, taken over in order ('~' in `to`:
+ * counted from the end of n).  A rule matches a whole name or a beginning of it that ends at a dot; the rest is kept.
+ * First match wins. */
 typedef struct dt_name_rule {
     const char *from, *to;
     int  part, parts;               /* parts 0 = 1 */
@@ -21,17 +22,18 @@ typedef struct dt_name_rule {
 } dt_name_rule;
 bool dt_name_apply(const dt_name_rule *rules, const char *name, int n, dt_other_name *out);
 
-/* --- FLUX transformer: Black Forest Labs' single file (flux1-dev.safetensors), also as "model.diffusion_model." of a checkpoint --- */
+/* --- FLUX transformer: Black Forest Labs' single file (flux1-dev.safetensors), also as "model.diffusion_model." of
+ * a checkpoint --- */
 bool dt_flux_single_name(const char *name, dt_other_name *out);     /* module or tensor; false if there is none */
 bool dt_flux_is_single(const dt_st *st);
 int  dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *unused, dt_err *err);
 
-/* A transformer that the matrices of a file of weights, or of a LoRA in any naming, fit: numbers of blocks and widths are the
- * file's, and FLUX.1's where it does not say.  Heads are not known: some that fit. */
+/* A transformer that the matrices of a file of weights, or of a LoRA in any naming, fit: numbers of blocks
+ * and widths are the file's, and FLUX.1's where it does not say.  Heads are not known: some that fit. */
 void dt_flux_guess(dt_flux_config *c, const dt_st *st);
 
-/* --- AutoencoderKL: the original naming (ae.safetensors; "first_stage_model." or "vae." of a checkpoint) and diffusers' old
- * names of the attention --- */
+/* --- AutoencoderKL: the original naming (ae.safetensors; "first_stage_model." or "vae." of a checkpoint)
+ * and diffusers' old names of the attention --- */
 bool dt_vae_is_single(const dt_st *st);
 int  dt_vae_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *unused, dt_err *err);
 

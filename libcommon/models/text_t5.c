@@ -45,7 +45,8 @@ static dt_tensor *attn(dt_graph *g, const dt_t5_config *c, dt_tensor *h, dt_tens
     dt_tensor *q = dt_linear(g, "q", n, inner, false);
     dt_tensor *k = dt_linear(g, "k", n, inner, false);
     dt_tensor *v = dt_linear(g, "v", n, inner, false);
-    dt_tensor *o = dt_attention(g, q, k, v, &(dt_attn){ .heads = (int)c->heads, .scale = 1.0, .bias = bias, .mask = mask });
+    dt_tensor *o = dt_attention(g, q, k, v,
+                                &(dt_attn){ .heads = (int)c->heads, .scale = 1.0, .bias = bias, .mask = mask });
     h = dt_add(g, h, dt_linear(g, "o", o, c->d_model, false));                          /* (attn) */
     dt_scope_end(g);
     return h;
@@ -68,10 +69,12 @@ static dt_tensor *feed_forward(dt_graph *g, const dt_t5_config *c, dt_tensor *h)
 
 dt_tensor *dt_t5(dt_graph *g, const dt_t5_config *c, dt_tensor *ids, dt_tensor *mask)
 {
-    dt_tensor *h = dt_embedding(g, dt_weight(g, "shared.weight", DT_DIMS(c->vocab, c->d_model), DT_INIT_NORMAL, 1.0), ids);
+    dt_tensor *h = dt_embedding(g, dt_weight(g, "shared.weight", DT_DIMS(c->vocab, c->d_model), DT_INIT_NORMAL, 1.0),
+                                ids);
     dt_scope(g, "encoder");
     dt_scope(g, "block.0.layer.0.SelfAttention");
-    dt_tensor *table = dt_weight(g, "relative_attention_bias.weight", DT_DIMS(c->buckets, c->heads), DT_INIT_NORMAL, 0.05);
+    dt_tensor *table = dt_weight(g, "relative_attention_bias.weight", DT_DIMS(c->buckets, c->heads), DT_INIT_NORMAL,
+                                 0.05);
     dt_tensor *bias = dt_t5_bias(g, table, ids->dims.d[1], (int)c->max_distance);
     dt_scope_end(g);
     for (int i = 0; i < c->layers; i++) {

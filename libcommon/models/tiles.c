@@ -64,6 +64,7 @@ void dt_tiles_join(const dt_tiles *t, float *const *out, int64_t planes, int64_t
         for (int64_t p = 0; p < planes; p++)
             for (int64_t y = 0; y < min(keep, here.h); y++)
                 memcpy(dst + ((p * H + a.y / scale + y) * W + a.x / scale) * channels,
-                       here.v + (p * here.h + y) * here.w * channels, (size_t)(min(keep, here.w) * channels) * sizeof(float));
+                       here.v + (p * here.h + y) * here.w * channels,
+                       (size_t)(min(keep, here.w) * channels) * sizeof(float));
     }
 }

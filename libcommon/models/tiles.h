@@ -1,6 +1,6 @@
 /* tiles.h - large pictures through an autoencoder in overlapping tiles, as diffusers' AutoencoderKL does it:
- * tiles of `tile` px every 3/4 tile, neighbours cross-faded linearly over the overlap, first with the tile above, then with
- * the tile to the left. */
+ * tiles of `tile` px every 3/4 tile, neighbours cross-faded linearly over the overlap, first with the tile
+ * above, then with the tile to the left. */
 #ifndef DT_MODELS_TILES_H
 #define DT_MODELS_TILES_H
 #include <stdint.h>
@@ -10,8 +10,9 @@ typedef struct dt_tile { int64_t x, y, w, h; } dt_tile;                        /
 
 dt_tiles dt_tiles_make(int64_t w_px, int64_t h_px, int64_t tile_px);
 dt_tile  dt_tiles_at(const dt_tiles *t, int64_t i);                             /* row-major */
-/* Joins tiles into [planes, h, w, channels] where h, w = px / scale; out[i] is [planes, tile h, tile w, channels].  The tiles are
- * changed (blended in place). */
-void     dt_tiles_join(const dt_tiles *t, float *const *out, int64_t planes, int64_t channels, int64_t scale, float *dst);
+/* Joins tiles into [planes, h, w, channels] where h, w = px / scale; out[i] is [planes, tile h, tile w,
+ * channels].  The tiles are changed (blended in place). */
+void     dt_tiles_join(const dt_tiles *t, float *const *out, int64_t planes, int64_t channels, int64_t scale,
+                       float *dst);
 
 #endif

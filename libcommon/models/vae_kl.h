@@ -19,8 +19,8 @@ typedef struct dt_vae_config {      /* names and defaults of diffusers' config.j
 int dt_vae_config_parse(dt_vae_config *c, const cJSON *json, const char *what, dt_err *err);
 static inline int64_t dt_vae_factor(const dt_vae_config *c) { return (int64_t)1 << (c->nblock - 1); }
 
-/* Image [B, H, W, 3] in [-1, 1], sides multiples of dt_vae_factor -> posterior moments [B, H/f, W/f, 2 * latent_channels]: mean | logvar
- * (logvar not clamped here). */
+/* Image [B, H, W, 3] in [-1, 1], sides multiples of dt_vae_factor -> posterior moments [B, H/f, W/f, 2 *
+ * latent_channels]: mean | logvar (logvar not clamped here). */
 dt_tensor *dt_vae_encode(dt_graph *g, const dt_vae_config *c, dt_tensor *x);
 /* z [B, h, w, latent_channels] -> image [B, h*f, w*f, 3], not clamped. */
 dt_tensor *dt_vae_decode(dt_graph *g, const dt_vae_config *c, dt_tensor *z);

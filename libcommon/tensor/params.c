@@ -144,8 +144,8 @@ static int block(dt_params *p, void *out /* T ** */, int64_t n, size_t size, con
     int64_t bytes = n * (int64_t)size;
     void *b = NULL;
     if (n > 0 && !(b = p->dev->alloc(p->dev, bytes)))
-        return dt_err_set(err, DT_ENOMEM, "%s: %.2f GiB of %s do not fit on %s", p->name, (double)bytes / (1 << 30), role,
-                          p->dev->name);
+        return dt_err_set(err, DT_ENOMEM, "%s: %.2f GiB of %s do not fit on %s", p->name, (double)bytes / (1 << 30),
+                          role, p->dev->name);
     memcpy(out, &b, sizeof(b));
     return 0;
 }
@@ -189,13 +189,15 @@ int dt_params_alloc(dt_params *p, struct dt_device *dev, dt_dtype dtype, unsigne
         p->master = p->w_train;
     else if (optim && (rc = block(p, &p->master, t, 4, "master weights", err)) < 0)
         goto fail;
-    if (optim && ((rc = block(p, &p->m, t, 4, "moments", err)) < 0 || (rc = block(p, &p->v2, t, 4, "moments", err)) < 0))
+    if (optim &&
+        ((rc = block(p, &p->m, t, 4, "moments", err)) < 0 || (rc = block(p, &p->v2, t, 4, "moments", err)) < 0))
         goto fail;
     if ((flags & DT_PARAMS_EMA) && (rc = block(p, &p->ema, t, 4, "moving averages", err)) < 0)
         goto fail;
     /* Padding takes part in loops over the blocks: it is zero and stays so. */
     struct { void *b; size_t size; } zero[] = {
-        { p->w_train, dt_dtype_size(dtype) }, { p->grad, 4 }, { p->master, 4 }, { p->m, 4 }, { p->v2, 4 }, { p->ema, 4 },
+        { p->w_train, dt_dtype_size(dtype) }, { p->grad, 4 }, { p->master, 4 }, { p->m, 4 }, { p->v2, 4 },
+        { p->ema, 4 },
     };
     for (size_t i = 0; i < sizeof(zero) / sizeof(*zero); i++)
         if (zero[i].b)
@@ -309,7 +311,8 @@ static void make_pages(void *p, size_t bytes)
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page;
     uintptr_t end = ((uintptr_t)p + bytes) / page * page;
     if (end > from)
-        madvise((void *)from, end - from, MADV_POPULATE_WRITE);     /* before Linux 5.14 it fails, and they come one by one */
+        madvise((void *)from, end - from, MADV_POPULATE_WRITE);     /* before Linux 5.14 it fails, and
+                                                                       they come one by one */
 }
 
 /* What was read is forgotten at once: file and copy are not in memory together. */
@@ -350,7 +353,8 @@ static int load_stage(dt_params *p, const dt_st *st, const struct tasks *t, int 
             const struct task *k = &t->v[first + i];
             char *const dst[] = { k->q->w, (char *)k->q->master, (char *)k->q->ema };
             if (dst[role])
-                p->dev->upload(p->dev, dst[role] + (size_t)k->at * size, stage + (size_t)i * slot, k->n * (int64_t)size);
+                p->dev->upload(p->dev, dst[role] + (size_t)k->at * size, stage + (size_t)i * slot,
+                               k->n * (int64_t)size);
         }
         int rc = p->dev->sync(p->dev, err);
         if (rc < 0) {
@@ -463,12 +467,14 @@ static int fetch_param(void *ctx, int64_t i, const void **data, dt_err *err)
         dt_convert(s->out, s->dtype, src, type, q->numel);
         *data = s->out;
         if (!dt_finite(s->out, s->dtype, q->numel))
-            return dt_err_set(err, DT_ENAN, "'%s' is not finite in %s, or beyond its range", q->name, dt_dtype_name(s->dtype));
+            return dt_err_set(err, DT_ENAN, "'%s' is not finite in %s, or beyond its range", q->name,
+                              dt_dtype_name(s->dtype));
     }
     return d->sync(d, err);
 }
 
-int dt_params_save(const dt_params *p, const char *path, dt_dtype dtype, bool use_ema, const dt_st_kv *meta, dt_err *err)
+int dt_params_save(const dt_params *p, const char *path, dt_dtype dtype, bool use_ema, const dt_st_kv *meta,
+                   dt_err *err)
 {
     struct saver s = { .p = p, .dtype = dtype, .use_ema = use_ema };
     dt_st_entry *e = dt_alloc((size_t)p->n * sizeof(*e));

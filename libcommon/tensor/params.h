@@ -24,8 +24,8 @@ struct dt_update;
 
 typedef enum dt_init {              /* how fresh weights begin; fan_in = product of all dims but the first */
     DT_INIT_ZERO, DT_INIT_ONE,
-    DT_INIT_FAN_IN,                 /* U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for Linear and Conv (weight and,
-                                       with scale = the layer's fan_in, bias) */
+    DT_INIT_FAN_IN,                 /* U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for Linear and Conv
+                                       (weight and, with scale = the layer's fan_in, bias) */
     DT_INIT_NORMAL,                 /* N(0, scale^2) */
 } dt_init;
 
@@ -34,7 +34,8 @@ enum { DT_MAX_PIECES = 4 };         /* of a tensor in a file */
 enum dt_place {
     DT_IN_BLOCK,                    /* memory of its own */
     DT_IN_FILE,                     /* used where it lies in the mapped file */
-    DT_FETCHED,                     /* likewise there, in another type or in pieces: no w, a graph brings it into being where it reads it */
+    DT_FETCHED,                     /* likewise there, in another type or in pieces: no w, a graph brings it into
+                                       being where it reads it */
 };
 
 typedef struct dt_param {
@@ -55,7 +56,8 @@ typedef struct dt_param {
     int      pieces;
     const dt_st *file;              /* not in a block: what it is in */
     float   *grad, *master, *m, *v, *ema;   /* NULL unless trainable (ema: unless asked for; grad: with update) */
-    struct dt_update *update;       /* not NULL: a run updates it when its gradient is there, and keeps none (graph.h); borrowed */
+    struct dt_update *update;       /* not NULL: a run updates it when its gradient is there, and keeps none
+                                       (graph.h); borrowed */
     double   sumsq;                 /* then: of the gradient of the last run, -1 = it had none */
 } dt_param;
 
@@ -87,26 +89,29 @@ dt_param  *dt_params_declare(dt_params *p, const char *name, dt_dims dims, dt_in
 void       dt_params_add_linear(dt_params *p, const char *path);
 
 /* --- parameters that stay in their file: place.c --- */
-/* Before plans and alloc, once it is known what trains: on the CPU frozen matrices and larger that lie in st as `dtype` and in one
- * piece are used where they lie; with `fetch` the other ones stay there too.  Takes *st, which the load is then to be given. */
+/* Before plans and alloc, once it is known what trains: on the CPU frozen matrices and larger that lie in st as
+ * `dtype` and in one piece are used where they lie; with `fetch` the other ones stay there too.  Takes *st, which the
+ * load is then to be given. */
 typedef int (*dt_rename_fn)(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *ctx, dt_err *err);
-int        dt_params_place(dt_params *p, dt_st **st, dt_rename_fn rename, void *ctx, struct dt_device *dev, dt_dtype dtype, bool fetch,
-                           dt_err *err);
+int        dt_params_place(dt_params *p, dt_st **st, dt_rename_fn rename, void *ctx, struct dt_device *dev,
+                           dt_dtype dtype, bool fetch, dt_err *err);
 /* After the load: closes the file if nothing stays in it. */
 void       dt_params_loaded(dt_params *p);
 /* DT_EDATA if the file that some stay in was written to.  To be asked before anything made with them is kept. */
 int        dt_params_check(const dt_params *p, dt_err *err);
-/* Pages of the file are given back after each use: a little slower, and a matrix at a time is in memory.  False: nothing changes. */
+/* Pages of the file are given back after each use: a little slower, and a matrix at a time is in memory.  False:
+ * nothing changes. */
 bool       dt_params_give_back(dt_params *p);
 /* The values of a fetched parameter, converted to t; host memory. */
 void       dt_param_bring(const dt_param *q, void *dst, dt_dtype t);
 /* A row of one that is in no block: nothing else of it comes into memory. */
 void       dt_param_row(const dt_param *q, int64_t row, void *dst, dt_dtype t);
 void       dt_param_used(const dt_param *q);        /* an op that read it has run */
-int64_t    dt_params_in_file(const dt_params *p);   /* bytes of the file that are in memory at most, once everything is planned */
+int64_t    dt_params_in_file(const dt_params *p);   /* bytes of the file that are in memory at most, once
+                                                       everything is planned */
 
-/* Bytes that they will take, in the file and by alloc, for the memory plan, by role.  Sets in which every dt_param.update is set have
- * no gradients. */
+/* Bytes that they will take, in the file and by alloc, for the memory plan, by role.  Sets in which every
+ * dt_param.update is set have no gradients. */
 typedef struct dt_params_bytes { int64_t weights, grads, master, moments, ema; } dt_params_bytes;
 enum {
     DT_PARAMS_EMA = 1,
@@ -117,11 +122,11 @@ int  dt_params_alloc(dt_params *p, struct dt_device *dev, dt_dtype dtype, unsign
 
 /* Fresh weights: each parameter's draws depend only on (seed, its name). */
 void dt_params_init(dt_params *p, uint64_t seed);
-/* Fills every parameter that does not stay in the file from st (any float dtype), many at a time.  Missing tensors and wrong shapes
- * are DT_EDATA naming file and tensor; what the file holds beyond is ignored.
- * `rename` finds the tensor of p in files with other names; NULL = identity.  It fills out[0..k) with pieces that follow one
- * another along p's first dimension (a piece may be some rows of a tensor) and returns k >= 1 or a DT_E code;
- * dt_st_need and dt_st_rows help. */
+/* Fills every parameter that does not stay in the file from st (any float dtype), many at a time.  Missing
+ * tensors and wrong shapes are DT_EDATA naming file and tensor; what the file holds beyond is ignored.
+ * `rename` finds the tensor of p in files with other names; NULL = identity.  It fills out[0..k) with
+ * pieces that follow one another along p's first dimension (a piece may be some rows of a tensor) and returns k
+ * >= 1 or a DT_E code; dt_st_need and dt_st_rows help. */
 int  dt_params_load(dt_params *p, const dt_st *st, dt_rename_fn rename, void *ctx, dt_err *err);
 /* After the master weights changed by other means: working copy := master. */
 void dt_params_sync(dt_params *p);
@@ -132,6 +137,7 @@ int  dt_params_read(const dt_params *p, const dt_param *q, bool use_ema, float *
 int  dt_params_write(dt_params *p, dt_param *q, const float *values, dt_err *err);
 
 /* Writes all parameters as `dtype` (from master where there is one; ema instead if use_ema). */
-int  dt_params_save(const dt_params *p, const char *path, dt_dtype dtype, bool use_ema, const dt_st_kv *meta, dt_err *err);
+int  dt_params_save(const dt_params *p, const char *path, dt_dtype dtype, bool use_ema, const dt_st_kv *meta,
+                    dt_err *err);
 
 #endif

@@ -1,7 +1,8 @@
 /* place.c - parameters in a file: where they lie in it, and which stay there.
  *
- * The memory of a parameter that is used where it lies is the system's: processes that read one file share it, and it goes when
- * memory is short.  Pages of the file that are read count as the process's nevertheless, until they are given back. */
+ * The memory of a parameter that is used where it lies is the system's: processes that read one file share it,
+ * and it goes when memory is short.  Pages of the file that are read count as the process's nevertheless, until
+ * they are given back. */
 #include "tensor/place.h"
 
 #include <stdio.h>
@@ -41,11 +42,12 @@ static int check_pieces(const dt_param *q, const dt_st_entry *piece, int k, dt_e
         return 0;
     dims_text(q->dims, want, sizeof(want));
     dims_text(piece[0].dims, got, sizeof(got));
-    return dt_err_set(err, DT_EDATA, "%s: tensor '%s' is %s%s, %s was expected for '%s'", piece[0].file, piece[0].name, got,
-                      k > 1 ? " with others" : "", want, q->name);
+    return dt_err_set(err, DT_EDATA, "%s: tensor '%s' is %s%s, %s was expected for '%s'", piece[0].file, piece[0].name,
+                      got, k > 1 ? " with others" : "", want, q->name);
 }
 
-int dt_param_find(const dt_param *q, const dt_st *st, dt_rename_fn rename, void *ctx, dt_st_entry out[DT_MAX_PIECES], dt_err *err)
+int dt_param_find(const dt_param *q, const dt_st *st, dt_rename_fn rename, void *ctx, dt_st_entry out[DT_MAX_PIECES],
+                  dt_err *err)
 {
     int k = rename ? rename(st, q, out, ctx, err) : dt_st_need(st, q->name, out, err) < 0 ? DT_EDATA : 1;
     if (k == 0)
@@ -60,13 +62,14 @@ int dt_param_find(const dt_param *q, const dt_st *st, dt_rename_fn rename, void 
 static bool usable(const dt_st_entry *piece, int k, dt_dtype t)
 {
     for (int i = 0; i < k; i++)
-        if (piece[i].dtype != t || (i && (const char *)piece[i - 1].data + piece[i - 1].bytes != (const char *)piece[i].data))
+        if (piece[i].dtype != t ||
+            (i && (const char *)piece[i - 1].data + piece[i - 1].bytes != (const char *)piece[i].data))
             return false;
     return (uintptr_t)piece[0].data % dt_dtype_size(t) == 0;
 }
 
-int dt_params_place(dt_params *p, dt_st **st, dt_rename_fn rename, void *ctx, struct dt_device *dev, dt_dtype dtype, bool fetch,
-                    dt_err *err)
+int dt_params_place(dt_params *p, dt_st **st, dt_rename_fn rename, void *ctx, struct dt_device *dev, dt_dtype dtype,
+                    bool fetch, dt_err *err)
 {
     dt_st_close(&p->file);
     p->file = *st;
@@ -163,7 +166,7 @@ bool dt_params_give_back(dt_params *p)
 
 int64_t dt_params_in_file(const dt_params *p)
 {
-    enum { AROUND = 1 << 20 };                      /* what the pages that it begins and ends in add, which may be huge ones */
+    enum { AROUND = 1 << 20 };  /* what the pages that it begins and ends in add, which may be huge ones */
     int64_t sum = 0, most = 0;
     for (int64_t i = 0; i < p->n; i++) {
         const dt_param *q = p->v[i];

@@ -50,9 +50,11 @@ static int parse_shape(dt_st_entry *e, const cJSON *shape, dt_err *err)
     cJSON_ArrayForEach(j, shape) {
         int64_t d;
         if (!whole(j, &d))
-            return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has a dimension that is not a whole number", e->file, e->name);
+            return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has a dimension that is not a whole number", e->file,
+                              e->name);
         if (e->dims.nd == DT_MAX_DIMS)
-            return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has more than %d dimensions", e->file, e->name, DT_MAX_DIMS);
+            return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has more than %d dimensions", e->file, e->name,
+                              DT_MAX_DIMS);
         e->dims.d[e->dims.nd++] = d;
     }
     return 0;
@@ -91,8 +93,8 @@ static int parse_entry(dt_st_entry *e, const cJSON *j, const uint8_t *data, int6
         !whole(cJSON_GetArrayItem(off, 1), &end) || begin > end || end > data_bytes)
         return dt_err_set(err, DT_EDATA, "%s: tensor '%s' has offsets outside the file", e->file, e->name);
     if (!size_of(e->dims, e->dtype, &bytes) || bytes != end - begin)
-        return dt_err_set(err, DT_EDATA, "%s: tensor '%s' takes %lld bytes, but its shape asks for another number", e->file,
-                          e->name, (long long)(end - begin));
+        return dt_err_set(err, DT_EDATA, "%s: tensor '%s' takes %lld bytes, but its shape asks for another number",
+                          e->file, e->name, (long long)(end - begin));
     e->data = data + begin;
     e->bytes = (size_t)bytes;
     return 0;
@@ -119,7 +121,8 @@ static int check_tiling(const dt_st_entry *e, int64_t n, const uint8_t *data, in
         at += e[i].bytes;
     }
     if (at != data + data_bytes)
-        return dt_err_set(err, DT_EDATA, "%s: %lld bytes after the last tensor", path, (long long)(data + data_bytes - at));
+        return dt_err_set(err, DT_EDATA, "%s: %lld bytes after the last tensor", path,
+                          (long long)(data + data_bytes - at));
     return 0;
 }
 
@@ -298,8 +301,8 @@ static int open_index(dt_st **out, const char *dir, const char *index, dt_err *e
         cJSON_ArrayForEach(j, map) {
             const dt_st_entry *e = dt_st_find(st, j->string);
             if (!e || strcmp(dt_path_base(e->file), j->valuestring)) {
-                rc = dt_err_set(err, DT_EDATA, "%s: tensor '%.200s' is not in %s, where the index says", index, j->string,
-                                j->valuestring);
+                rc = dt_err_set(err, DT_EDATA, "%s: tensor '%.200s' is not in %s, where the index says", index,
+                                j->string, j->valuestring);
                 dt_st_close(&st);
                 break;
             }
@@ -403,7 +406,7 @@ void dt_st_read(const dt_st *st, const void *data, size_t bytes, void *to)
 {
     const struct shard *s = shard_of(st, data);
     ssize_t n = s ? pread(s->watch.fd, to, bytes, (const uint8_t *)data - s->map.data) : -1;
-    if (n != (ssize_t)bytes)                        /* as the mapping has it: a file that was cut ends the program there */
+    if (n != (ssize_t)bytes)  /* as the mapping has it: a file that was cut ends the program there */
         memcpy(to, data, bytes);
 }
 
@@ -452,8 +455,8 @@ static int add_entry_json(cJSON *root, const dt_st_entry *e, int64_t *at, dt_err
 }
 
 /* Length word and JSON, padded with blanks so that data starts on a 64-byte boundary.  Caller frees. */
-static int make_header(char **out, size_t *len, size_t *data_bytes, const dt_st_entry *e, int64_t n, const dt_st_kv *meta,
-                       dt_err *err)
+static int make_header(char **out, size_t *len, size_t *data_bytes, const dt_st_entry *e, int64_t n,
+                       const dt_st_kv *meta, dt_err *err)
 {
     cJSON *root = cJSON_CreateObject();
     dt_strmap *seen = dt_strmap_new();

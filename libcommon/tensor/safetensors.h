@@ -41,7 +41,7 @@ void               dt_st_read(const dt_st *st, const void *data, size_t bytes, v
 /* DT_EDATA if one of its files was written to since it was opened.  What lies in memory is not watched. */
 int                dt_st_check(const dt_st *st, dt_err *err);
 const char        *dt_st_path(const dt_st *st);                     /* of the (first) file, for messages */
-const char        *dt_st_meta(const dt_st *st, const char *key);    /* __metadata__ of the (first) file; NULL if absent */
+const char        *dt_st_meta(const dt_st *st, const char *key);  /* __metadata__ of the (first) file; NULL if absent */
 
 /* --- writing: entries are written in the order given; the data section starts on a 64-byte boundary --- */
 typedef struct dt_st_kv { const char *key, *value; } dt_st_kv;

@@ -379,7 +379,8 @@ static int encode(dt_tokenizer *t, dt_scratch *sc, dt_err *err)
 int64_t dt_tokenize(dt_tokenizer *t, const char *utf8, int64_t max_len, bool pad, int32_t *ids, dt_err *err)
 {
     if (max_len < t->specials)
-        return dt_err_set(err, DT_EUSAGE, "%s: %lld tokens have no room for the special ones", t->name, (long long)max_len);
+        return dt_err_set(err, DT_EUSAGE, "%s: %lld tokens have no room for the special ones", t->name,
+                          (long long)max_len);
     if (pad && t->pad < 0)
         return dt_err_set(err, DT_EDATA, "%s: no pad token", t->name);
     dt_scratch *sc = scratch_get(t);

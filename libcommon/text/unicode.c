@@ -47,7 +47,8 @@ void dt_ids_add(dt_ids *b, int32_t id)
 bool dt_uni_space(int32_t cp)
 {
     return (cp >= 9 && cp <= 13) || cp == ' ' || cp == 0x85 || cp == 0xa0 || cp == 0x1680
-        || (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f || cp == 0x3000;
+        || (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f ||
+        cp == 0x3000;
 }
 
 int dt_uni_len(unsigned char lead)

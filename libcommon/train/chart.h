@@ -37,8 +37,8 @@ int dt_chart_save(const char *file, const dt_series *s, int n, const struct dt_c
  * over the finite y_j, j <= i, where gaps do not count as steps.  NaN until there is one. */
 void dt_running_mean(double *out, const double *y, int64_t n, double decay);
 
-/* Round tick values within [lo, hi], at most `max`; returns how many.  A log axis gets powers of ten, or 1-2-5 or, where
- * those would be too few, linear ticks. */
+/* Round tick values within [lo, hi], at most `max`; returns how many.  A log axis gets powers of ten,
+ * or 1-2-5 or, where those would be too few, linear ticks. */
 int  dt_ticks(double *out, int max, double lo, double hi, int log_axis);
 
 #endif

@@ -137,8 +137,8 @@ static cJSON *manifest_of(const dt_train_state *s, const cJSON *about)
     return j;
 }
 
-/* tmp becomes dir.  One that is there, of a run that was resumed from before it, is exchanged, so that at no moment there is
- * none; where the file system cannot do that, it first loses its manifest and with it its name. */
+/* tmp becomes dir.  One that is there, of a run that was resumed from before it, is exchanged, so that at
+ * no moment there is none; where the file system cannot do that, it first loses its manifest and with it its name. */
 static int put_in_place(const char *tmp, const char *dir, dt_err *err)
 {
     int rc = 0;
@@ -193,7 +193,8 @@ static int check_files(const cJSON *j, const char *dir, const char *what, dt_err
     cJSON_ArrayForEach(f, files) {
         const char *name, *want;
         dt_hash h;
-        if (dt_json_str_or(&name, f, "name", "", what, err) < 0 || dt_json_str_or(&want, f, "xxh3_128", "", what, err) < 0)
+        if (dt_json_str_or(&name, f, "name", "", what, err) < 0 ||
+            dt_json_str_or(&want, f, "xxh3_128", "", what, err) < 0)
             return DT_EDATA;
         char *path = dt_path_join(dir, dt_path_base(name));
         int rc = dt_hash_file(&h, path, err);
@@ -228,7 +229,8 @@ static int load_role(const char *path, dt_params *p, enum role r, dt_err *err)
             continue;
         const dt_st_entry *e = dt_st_find(st, q->name);
         if (!e || e->dtype != DT_F32 || (int64_t)e->bytes != q->numel * (int64_t)sizeof(float))
-            rc = dt_err_set(err, DT_EDATA, "%s: tensor '%s' is missing or of another size than this run trains", path, q->name);
+            rc = dt_err_set(err, DT_EDATA, "%s: tensor '%s' is missing or of another size than this run trains", path,
+                            q->name);
         else
             p->dev->upload(p->dev, role_ptr(q, r), e->data, (int64_t)e->bytes);
     }

@@ -16,12 +16,12 @@ typedef struct dt_train_state {     /* all that a run is, besides parameters; st
     int64_t epoch;
     int64_t optim_k;
     int64_t validated;              /* 1 + the last step that was validated, 0 = none */
-    uint64_t seed;                  /* every draw is keyed by (seed, batch or step, item): these are the RNG's counters */
+    uint64_t seed;  /* every draw is keyed by (seed, batch or step, item): these are the RNG's counters */
     int64_t metrics_bytes;          /* length of metrics.ndjson at this step */
     int     threads;                /* CPU compute threads: part of what makes bits */
     char    base[33];               /* hash of the weights that training began with, "" = fresh ones or not known */
     char    settings[33];           /* hash of every setting that changes the weights */
-    int64_t planned;                /* steps that the run should have, by which the learning rate is laid out; 0 = not known */
+    int64_t planned;  /* steps that the run should have, by which the learning rate is laid out; 0 = not known */
     dt_trace trace;                 /* of those batches; "" = not known */
 } dt_train_state;
 
@@ -35,8 +35,8 @@ int dt_checkpoint_state(const char *dir, dt_train_state *s, cJSON **about, dt_er
 int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *err);
 /* The checkpoint of the highest step under `output_dir` that has a manifest, or NULL; caller frees. */
 char *dt_checkpoint_latest(const char *output_dir);
-/* Of those up to `step`, removes the oldest so that at most `keep` stay, keep <= 0 keeps all; and what a killed run has left of
- * others.  Later ones are not of this run, or of a part of it that it does again. */
+/* Of those up to `step`, removes the oldest so that at most `keep` stay, keep <= 0 keeps all; and what a
+ * killed run has left of others.  Later ones are not of this run, or of a part of it that it does again. */
 int dt_checkpoint_prune(const char *output_dir, int64_t keep, int64_t step, dt_err *err);
 
 #endif

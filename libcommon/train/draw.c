@@ -135,7 +135,8 @@ int dt_canvas_save(dt_canvas *c, const char *path, dt_err *err)
     if (s == CAIRO_STATUS_SUCCESS)
         return dt_out_commit(&o, err);
     rc = s == CAIRO_STATUS_WRITE_ERROR ? dt_err_sys(err, DT_EIO, "cannot write '%s'", path)
-                                       : dt_err_set(err, DT_ENOMEM, "no memory for '%s': %s", path, cairo_status_to_string(s));
+                                       : dt_err_set(err, DT_ENOMEM, "no memory for '%s': %s", path,
+                                                    cairo_status_to_string(s));
     dt_out_abort(&o);
     return rc;
 }

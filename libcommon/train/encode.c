@@ -101,7 +101,8 @@ static int make_recipe(dt_enc *e, dt_err *err)
 {
     dt_cache_recipe *r = &e->recipe;
     int rc = dt_flux_pipe_tokenizers(e->p->pipe, err);
-    *r = (dt_cache_recipe){ .code = DT_ENC_CODE, .dtype = e->p->store, .compute = e->p->compute, .tile_px = e->p->tile_px,
+    *r = (dt_cache_recipe){ .code = DT_ENC_CODE, .dtype = e->p->store, .compute = e->p->compute,
+                            .tile_px = e->p->tile_px,
                             .text_len = e->p->pipe->t5_len, .text_padding = e->p->pipe->text_padding };
     for (const struct dt_enc_part_kind *k = dt_enc_parts; k->name && rc == 0; k++)
         if (!k->text || !e->p->pictures_only)
@@ -166,7 +167,8 @@ static int check_skipped(const dt_enc *e, dt_err *err)
     int64_t bad = e->r->skipped.n;
     if (!bad || (double)bad <= e->p->max_skipped_fraction * (double)e->r->paths)
         return 0;
-    return dt_err_set(err, DT_EDATA, "%lld of %lld pictures cannot be used, more than --max_skipped_fraction %g allows; "
+    return dt_err_set(err, DT_EDATA,
+                      "%lld of %lld pictures cannot be used, more than --max_skipped_fraction %g allows; "
                       "the first: %s", (long long)bad, (long long)e->r->paths, e->p->max_skipped_fraction,
                       e->r->skipped.v[0]);
 }
@@ -250,7 +252,8 @@ static int encode_captions(dt_enc *e, dt_progress *bar, dt_err *err)
 {
     const dt_flux_pipe *pipe = e->p->pipe;
     int64_t D = pipe->dit.joint_dim, P = pipe->dit.pooled_dim, done = 0;
-    float *states = dt_try_alloc((size_t)(pipe->t5_len * D) * sizeof(float)), *pooled = dt_try_alloc((size_t)P * sizeof(float));
+    float *states = dt_try_alloc((size_t)(pipe->t5_len * D) * sizeof(float)),
+        *pooled = dt_try_alloc((size_t)P * sizeof(float));
     int rc = states && pooled ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for text states");
     dt_progress_step(bar, 0);
     for (int64_t i = 0; i < e->texts && rc == 0 && !dt_enc_stopped(e); i++) {
@@ -296,7 +299,8 @@ int dt_enc_find_texts(dt_enc *e, dt_err *err)
     e->r->texts.there = e->texts - e->missing_texts;
     if (!e->missing_texts)
         return 0;
-    e->text_run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = e->p->pipe, .dev = e->p->dev, .act = e->p->compute });
+    e->text_run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = e->p->pipe, .dev = e->p->dev,
+                                                                .act = e->p->compute });
     rc = dt_enc_place(e, DT_FLUX_CLIP, err);
     if (rc == 0)
         rc = dt_enc_place(e, DT_FLUX_T5, err);

@@ -40,7 +40,7 @@ struct dt_encode_report {           /* filled also on failure, as far as it got;
     dt_strs skipped;                /* one line per path */
     int64_t paths;                  /* distinct pictures of the plan */
     int64_t bytes;                  /* that this plan's entries take in shards */
-    int64_t files, naive_bytes;     /* for each picture a file of its latents and one of its caption's states, padded to */
+    int64_t files, naive_bytes;  /* for each picture a file of its latents and one of its caption's states, padded to */
     int64_t text_len;               /* tokens; 0: no captions */
     bool    wrote_index;
 };
@@ -67,8 +67,8 @@ struct dt_check_params {
     void           *ctx;
 };
 
-/* DT_EDATA or DT_EUSAGE if the cache has not all that the plan asks for, or if a picture, an encoder, a tokenizer or the limit
- * or padding of captions is not what it was made with. */
+/* DT_EDATA or DT_EUSAGE if the cache has not all that the plan asks for, or if a picture, an encoder, a
+ * tokenizer or the limit or padding of captions is not what it was made with. */
 int dt_encode_check(const struct dt_check_params *p, dt_err *err);
 
 #endif

@@ -1,7 +1,7 @@
 /* encode_check.c - is what a cache holds still what its pictures and encoders would give?  See encode.h.
  *
- * Files whose stat is that of the index are not read; the others are hashed.  What is not on this machine cannot be compared: a
- * cache may have come from another. */
+ * Files whose stat is that of the index are not read; the others are hashed.  What is not on this machine
+ * cannot be compared: a cache may have come from another. */
 #include <dirent.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -65,8 +65,8 @@ static int check_part(const struct check *k, const dt_cache_recipe *r, const str
     const dt_cache_part *q = dt_cache_recipe_part(r, kind->name);
     dt_cache_part now;
     if (!q)
-        return dt_err_set(err, DT_EDATA, "the cache in '%s' was made without a %s; run dt-cache-latents again", k->p->dir,
-                          kind->name);
+        return dt_err_set(err, DT_EDATA, "the cache in '%s' was made without a %s; run dt-cache-latents again",
+                          k->p->dir, kind->name);
     if (!has_weights(k->p->pipe, kind)) {
         say(k, "no weights of %s here: the cache in '%s' is taken without comparing them", kind->name, k->p->dir);
         return 0;
@@ -86,13 +86,15 @@ static int check_recipe(const struct check *k, bool text, dt_err *err)
     if (!r)
         return 0;                   /* then there is no such entry, and the first request says so */
     if (r->code != DT_ENC_CODE)
-        return dt_err_set(err, DT_EDATA, "the cache in '%s' was made by another version of dt; run dt-cache-latents again",
-                          k->p->dir);
+        return dt_err_set(err, DT_EDATA,
+                          "the cache in '%s' was made by another version of dt; run dt-cache-latents again", k->p->dir);
     if (text && r->text_padding != pipe->text_padding)
-        return dt_err_set(err, DT_EUSAGE, "the cache in '%s' was made with --text_padding %s, this run has --text_padding %s",
+        return dt_err_set(err, DT_EUSAGE,
+                          "the cache in '%s' was made with --text_padding %s, this run has --text_padding %s",
                           k->p->dir, dt_padding_names[r->text_padding], dt_padding_names[pipe->text_padding]);
     if (text && r->text_len != pipe->t5_len)
-        return dt_err_set(err, DT_EUSAGE, "the cache in '%s' was made with --max_sequence_length %" PRId64 ", this run has %" PRId64,
+        return dt_err_set(err, DT_EUSAGE,
+                          "the cache in '%s' was made with --max_sequence_length %" PRId64 ", this run has %" PRId64,
                           k->p->dir, r->text_len, pipe->t5_len);
     for (const struct dt_enc_part_kind *kind = dt_enc_parts; kind->name && rc == 0; kind++)
         if (kind->text == text)
@@ -107,8 +109,8 @@ enum { SKIPPED = 1, USABLE = 2, CAPTION = 4 };
 /* Notes a picture whose file must be read to know.  Everything that the plan asks for must be there. */
 static int note_picture(struct check *k, const dt_batch *b, const dt_batch_item *it, dt_err *err)
 {
-    dt_want_picture w = { .at = (int32_t)it->at, .resize_w = it->resize_w, .resize_h = it->resize_h, .crop_x = it->crop_x,
-                          .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip };
+    dt_want_picture w = { .at = (int32_t)it->at, .resize_w = it->resize_w, .resize_h = it->resize_h,
+                          .crop_x = it->crop_x, .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip };
     dt_batch_item full;
     dt_plan_item *own;
     dt_cache_rec rec;
@@ -248,7 +250,8 @@ int dt_encode_check(const struct dt_check_params *p, dt_err *err)
     if (rc == 0)
         rc = compare(&k, err);
     if (rc == 0 && k.absent)
-        say(&k, "%" PRId64 " pictures are not here: what the cache in '%s' has of them is taken without comparing", k.absent, p->dir);
+        say(&k, "%" PRId64 " pictures are not here: what the cache in '%s' has of them is taken without comparing",
+            k.absent, p->dir);
     if (rc == 0 && k.n_skipped)
         say(&k, "%" PRId64 " pictures are left out, which dt-cache-latents could not use; the first: '%s'", k.n_skipped,
             k.first_skipped);

@@ -10,7 +10,7 @@ enum { UNKNOWN, NOT_MINE = -1 };
 
 struct collector {
     dt_enc  *e;
-    int32_t *path_of, *text_of;     /* [items] 1 + the first item with that path; 1 + its caption; or UNKNOWN, NOT_MINE */
+    int32_t *path_of, *text_of;  /* [items] 1 + the first item with that path; 1 + its caption; or UNKNOWN, NOT_MINE */
     uint8_t *used;                  /* [items] a picture of this path was wanted */
     dt_keymap *paths, *reqs, *captions;
 };
@@ -55,7 +55,8 @@ static int meet(struct collector *c, const dt_batch_item *it, dt_err *err)
     if (rc < 0)
         return rc;
     if (!c->path_of[it->at])
-        c->path_of[it->at] = mine(c->e, own->path) ? (int32_t)dt_keymap_add(c->paths, own->path, strlen(own->path), it->at) + 1
+        c->path_of[it->at] = mine(c->e, own->path) ? (int32_t)dt_keymap_add(c->paths, own->path, strlen(own->path),
+                                                                            it->at) + 1
                                                    : NOT_MINE;
     if (wants_text && !c->text_of[it->at])
         c->text_of[it->at] = caption_of(c, own->text, it->at);
@@ -74,7 +75,8 @@ static void want_picture(struct collector *c, const dt_batch *b, const dt_batch_
         return;
     dt_grow(&e->want, &e->cap, e->n + 1, sizeof(*e->want));
     dt_grow(&e->place, &e->place_cap, e->n + 1, sizeof(*e->place));
-    e->want[e->n] = (dt_want_picture){ .at = at, .resize_w = it->resize_w, .resize_h = it->resize_h, .crop_x = it->crop_x,
+    e->want[e->n] = (dt_want_picture){ .at = at, .resize_w = it->resize_w, .resize_h = it->resize_h,
+                                       .crop_x = it->crop_x,
                                        .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip,
                                        .mark = c->used[at] ? 0 : DT_ENC_FIRST };
     e->place[e->n++] = -1;
@@ -112,7 +114,8 @@ int dt_enc_collect(dt_enc *e, dt_err *err)
     if (stale)
         dt_enc_say(e, true, DT_PLAN_STALE, stale);
     size_t items = (size_t)dt_batches_items(e->plan) + 1;
-    struct collector c = { .e = e, .path_of = dt_alloc(items * sizeof(*c.path_of)), .text_of = dt_alloc(items * sizeof(*c.text_of)),
+    struct collector c = { .e = e, .path_of = dt_alloc(items * sizeof(*c.path_of)),
+                           .text_of = dt_alloc(items * sizeof(*c.text_of)),
                            .used = dt_alloc(items), .paths = dt_keymap_new(), .reqs = dt_keymap_new(),
                            .captions = dt_keymap_new() };
     rc = collect(&c, err);

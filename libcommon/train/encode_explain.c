@@ -4,7 +4,8 @@
 #include <sys/stat.h>
 #include "train/encode_int.h"
 
-/* Record of an index that is nearest to a request: the same request, or the same picture transformed otherwise.  Owned. */
+/* Record of an index that is nearest to a request: the same request, or the same picture transformed
+ * otherwise.  Owned. */
 struct near { const dt_cache_index *x; dt_cache_rec rec; };
 
 static int find_near(const dt_enc *e, enum dt_cache_kind kind, const char *req, struct near *best, dt_err *err)
@@ -19,7 +20,8 @@ static int find_near(const dt_enc *e, enum dt_cache_kind kind, const char *req, 
         dt_cache_rec r;
         while (!same && (rc = dt_cache_index_next(x, &pos, &r, err)) == 1) {
             same = r.kind == kind && !strcmp(r.req, req);
-            if (same || (!best->x && r.kind == kind && kind == DT_CACHE_IMAGE && !strcmp(dt_cache_request_path(r.req), path))) {
+            if (same ||
+                (!best->x && r.kind == kind && kind == DT_CACHE_IMAGE && !strcmp(dt_cache_request_path(r.req), path))) {
                 dt_cache_rec_release(&best->rec);
                 *best = (struct near){ x, r };
             } else {
@@ -67,7 +69,8 @@ static int compare_recipes(const dt_enc *e, const dt_cache_recipe *was, bool tex
     return n;
 }
 
-static int explain_miss(const dt_enc *e, enum dt_cache_kind kind, const char *req, const dt_hash *source, FILE *out, dt_err *err)
+static int explain_miss(const dt_enc *e, enum dt_cache_kind kind, const char *req, const dt_hash *source, FILE *out,
+                        dt_err *err)
 {
     struct near was;
     int n = 0, rc = find_near(e, kind, req, &was, err);

@@ -55,7 +55,8 @@ static int find(dt_enc *e, const dt_got_picture *got, dt_hash *key, dt_err *err)
     return rc < 0 ? rc : e->place[got->i] >= 0;
 }
 
-/* Reads and hashes n pictures, all of them if order is NULL.  Files that cannot be read are left to the pass that decodes. */
+/* Reads and hashes n pictures, all of them if order is NULL.  Files that cannot be read are left to the
+ * pass that decodes. */
 static int find_there(dt_enc *e, const int32_t *order, int64_t n, dt_err *err)
 {
     dt_pictures *p = NULL;
@@ -65,7 +66,8 @@ static int find_there(dt_enc *e, const int32_t *order, int64_t n, dt_err *err)
     int64_t done = 0;
     int rc = dt_progress_open(&bar, "hash", "file", n, e->p->progress, e->p->quiet, err);
     if (rc == 0)
-        rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .plan = e->plan, .want = e->want, .order = order, .n = n,
+        rc = dt_pictures_open(&p,
+                              &(struct dt_pictures_params){ .plan = e->plan, .want = e->want, .order = order, .n = n,
                               .threads = e->p->workers, .hash_only = true }, err);
     if (rc == 0)
         dt_progress_step(bar, 0);
@@ -211,7 +213,8 @@ int dt_enc_plan_images(dt_enc *e, int64_t at_once, dt_err *err)
     int64_t f = dt_vae_factor(&p->pipe->vae);
     int rc = 0;
     dt_flux_run_free(&c->run);
-    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute, .tile_px = p->tile_px });
+    c->run = dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = p->pipe, .dev = p->dev, .act = p->compute,
+                                                           .tile_px = p->tile_px });
     c->at_once = at_once;
     c->latents = c->group_bytes = 0;
     for (int64_t i = 0; i < c->n_size && rc == 0; i++) {
@@ -313,7 +316,8 @@ static int flush(struct dt_encoder *c, dt_err *err)
         rc = dt_flux_run_encode(c->run, rgb, step, w, h, c->mean, c->logvar, err);
         for (int64_t k = 0; k < step && rc == 0; k++) {
             int64_t at = k * dt_numel(dims);
-            rc = dt_enc_put(c->e, g->place[i + k], &g->key[i + k], name, (const float *const[]){ c->mean + at, c->logvar + at },
+            rc = dt_enc_put(c->e, g->place[i + k], &g->key[i + k], name,
+                            (const float *const[]){ c->mean + at, c->logvar + at },
                             (const dt_dims[]){ dims, dims }, err);
         }
     }

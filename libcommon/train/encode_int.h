@@ -58,19 +58,19 @@ bool dt_enc_stopped(const dt_enc *e);
 void dt_enc_say(const dt_enc *e, bool warning, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int  dt_enc_skip(dt_enc *e, int64_t i, const char *why, dt_err *err);
 /* Packs two named arrays, given as fp32, in the storage dtype and puts them at `place`. */
-int dt_enc_put(dt_enc *e, int64_t place, const dt_hash *key, const char *const name[2], const float *const v[2], const dt_dims dims[2],
-               dt_err *err);
+int dt_enc_put(dt_enc *e, int64_t place, const dt_hash *key, const char *const name[2], const float *const v[2],
+               const dt_dims dims[2], dt_err *err);
 
 /* encode_recipe.c: what entries depend on */
-enum { DT_ENC_CODE = 2 };           /* rises when entries made before would differ from new ones by more than rounding */
+enum { DT_ENC_CODE = 2 };  /* rises when entries made before would differ from new ones by more than rounding */
 struct dt_enc_part_kind {
     const char *name;               /* folder of the model */
     int  k;                         /* enum dt_flux_part; < 0: a tokenizer, all of whose files count */
     bool text;
 };
 extern const struct dt_enc_part_kind dt_enc_parts[];    /* ends with a NULL name */
-/* Fills a part from the files of `pipe`.  They are read only if known(ctx, part), given its name and stat, does not fill in
- * the hash. */
+/* Fills a part from the files of `pipe`.  They are read only if known(ctx, part), given its name and stat,
+ * does not fill in the hash. */
 int  dt_enc_part(dt_cache_part *part, const dt_flux_pipe *pipe, const struct dt_enc_part_kind *kind,
                  bool (*known)(void *ctx, dt_cache_part *part), void *ctx, dt_err *err);
 

@@ -11,7 +11,8 @@
 static int64_t index_bytes(const dt_enc *e)
 {
     int64_t n = e->n + e->texts;
-    return n + (dt_cache_store_index(e->store, 0) ? dt_keymap_bytes(e->n) + dt_keymap_bytes(e->texts) + 2 * n * (int64_t)sizeof(uint64_t)
+    return n + (dt_cache_store_index(e->store, 0)
+                ? dt_keymap_bytes(e->n) + dt_keymap_bytes(e->texts) + 2 * n * (int64_t)sizeof(uint64_t)
                                                   : 0);
 }
 
@@ -27,7 +28,8 @@ static void count(dt_enc *e)
         dt_mem_add_params(m, dt_params_size(pipe->part[DT_FLUX_CLIP], p->compute, DT_PARAMS_NO_OPTIM));
         dt_mem_add_params(m, dt_params_size(pipe->part[DT_FLUX_T5], p->compute, DT_PARAMS_NO_OPTIM));
         m->kind[DT_MEM_ACTIVATIONS] = dt_flux_run_bytes(e->text_run);
-        m->kind[DT_MEM_BATCHES] = states * (int64_t)(sizeof(float) + 2 * dt_dtype_size(p->store));     /* and an entry, packed */
+        /* and an entry, packed */
+        m->kind[DT_MEM_BATCHES] = states * (int64_t)(sizeof(float) + 2 * dt_dtype_size(p->store));
     }
     dt_enc_images_bytes(e, &arena, &host);
     if (arena) {

@@ -28,8 +28,8 @@ int dt_grid_add_col(dt_grid *g, const char *title);
 /* rgb: [h, w, 3], copied; replaces what is there.  Tiles may differ in size. */
 int dt_grid_put(dt_grid *g, int row, int col, const uint8_t *rgb, int w_px, int h_px, dt_err *err);
 
-/* Bytes that a tile of w x h px in every cell takes, and beside them the sheet while it is saved.  The titles are set for that, so
- * the fonts are in memory from then on. */
+/* Bytes that a tile of w x h px in every cell takes, and beside them the sheet while it is saved.  The titles are
+ * set for that, so the fonts are in memory from then on. */
 int dt_grid_bytes(const dt_grid *g, int w_px, int h_px, int64_t *tiles, int64_t *sheet, dt_err *err);
 
 int dt_grid_save(const dt_grid *g, const char *path, dt_err *err);     /* PNG, whole or not at all */

@@ -17,7 +17,7 @@ enum { KEPT = 1, LEFT_OUT };        /* states of dt_kept */
 struct slot {
     enum { FREE, BUSY, READY } state;
     dt_micro micro;
-    dt_batch_item *item;            /* copies, with items and captions of their own: the reader's are gone after its next call */
+    dt_batch_item *item;  /* copies, with items and captions of their own: the reader's are gone after its next call */
     dt_hash *sample, contents;      /* dt_sample_contents() of each; of all */
     int64_t  cap, sample_cap;
     int      rc;                    /* 1 batch, 0 end, < 0 error */
@@ -42,7 +42,8 @@ struct dt_loader {
 
 /* --- filling --- */
 
-static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_hash *source, dt_err *err)
+static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_hash *source,
+                    dt_err *err)
 {
     dt_image in = { 0 }, out = { 0 };
     char *data = NULL;
@@ -55,7 +56,8 @@ static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro 
         *source = dt_hash_bytes(data, bytes);
     free(data);
     if (rc == 0)
-        rc = dt_image_resize(&out, &in, it->resize_w, it->resize_h, it->crop_x, it->crop_y, (int)m->w_px, (int)m->h_px, err);
+        rc = dt_image_resize(&out, &in, it->resize_w, it->resize_h, it->crop_x, it->crop_y, (int)m->w_px, (int)m->h_px,
+                             err);
     if (rc == 0 && it->flip)
         dt_image_flip(&out);
     dt_image_release(&in);
@@ -64,7 +66,8 @@ static int load_rgb(const dt_loader *l, const dt_batch_item *it, const dt_micro 
     return rc;
 }
 
-static int fill_sample(const dt_loader *l, dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_hash *contents, dt_err *err)
+static int fill_sample(const dt_loader *l, dt_batch_item *it, const dt_micro *m, dt_sample *s, dt_hash *contents,
+                       dt_err *err)
 {
     dt_plan_item *own;
     dt_hash image = { "" }, text = { "" }, source = { "" };
@@ -258,7 +261,8 @@ static void release(const dt_cache *c, struct slot *slot)
     dt_micro *m = &slot->micro;
     for (int i = 0; m->s && i < m->n; i++) {
         const dt_sample *s = &m->s[i];
-        int64_t z = s->C * s->h * s->w * (int64_t)dt_dtype_size(s->lat_dtype), el = (int64_t)dt_dtype_size(s->txt_dtype);
+        int64_t z = s->C * s->h * s->w * (int64_t)dt_dtype_size(s->lat_dtype),
+            el = (int64_t)dt_dtype_size(s->txt_dtype);
         free(s->rgb);
         free((void *)slot->item[i].item);
         free((void *)slot->item[i].text);
@@ -296,7 +300,8 @@ static int64_t slots(const struct dt_loader_params *p)
     return want ? 2 * want + 1 : 1;
 }
 
-int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, int64_t h, int64_t source_w, int64_t source_h)
+int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, int64_t h, int64_t source_w,
+                        int64_t source_h)
 {
     enum { WINDOW = 64 << 10 };     /* pages of a mapped file come in such */
     int64_t each = 0, image, text, all, bytes = 0;
@@ -388,8 +393,8 @@ static int64_t length_of_text(struct lengths *k, const char *caption, dt_err *er
     if (T < 0 && (T = r->len(r->ctx, caption, err)) < 0)
         return T;
     if (T > r->most)
-        return dt_err_set(err, DT_EUSAGE, "caption '%.60s' has %lld text states, --max_sequence_length is %lld", caption,
-                          (long long)T, (long long)r->most);
+        return dt_err_set(err, DT_EUSAGE, "caption '%.60s' has %lld text states, --max_sequence_length is %lld",
+                          caption, (long long)T, (long long)r->most);
     return dt_keymap_add(k->of_text, caption, strlen(caption), T);
 }
 
@@ -434,7 +439,8 @@ int dt_plan_shapes(const char *plan, const dt_cache *cache, const dt_text_rows *
     int rc = dt_batches_open(&b, plan, err);
     struct lengths k = { .rows = rows, .plan = b, .of_text = dt_keymap_new() };
     k.of_item = rc < 0 ? NULL : dt_alloc((size_t)(dt_batches_items(b) + 1) * sizeof(*k.of_item));
-    while (rc == 0 && (rc = next_batch(b, &kept, &line, NULL, err)) == 1 && (T = rows->len ? rows_of(&k, &line, err) : 0) >= 0) {
+    while (rc == 0 && (rc = next_batch(b, &kept, &line, NULL, err)) == 1 &&
+           (T = rows->len ? rows_of(&k, &line, err) : 0) >= 0) {
         int64_t key[4] = { line.n, line.w, line.h, T };
         int i = 0;
         while (i < *n && memcmp((*shape)[i], key, sizeof(key)))

@@ -11,8 +11,9 @@ struct dt_kept {
 /* Leaves them out of a bare batch. */
 int dt_kept_leave_out(struct dt_kept *k, const dt_batches *plan, dt_batch *b, dt_err *err);
 
-/* What a sample is, beyond what the plan's batches say: cache keys of its picture and of its caption, or that one's hash
- * where the encoders are trained, the hash of the picture's file where that is read.  What is not wanted is "". */
+/* What a sample is, beyond what the plan's batches say: cache keys of its picture and of its caption,
+ * or that one's hash where the encoders are trained, the hash of the picture's file where that is read.  What is
+ * not wanted is "". */
 dt_hash dt_sample_contents(int64_t item, const char *image, const char *text, const char *source);
 dt_hash dt_batch_contents(const dt_hash *sample, int n);
 

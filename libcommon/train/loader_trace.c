@@ -40,17 +40,19 @@ static int next_before(dt_batches *plan, int64_t k, dt_batch *b, dt_err *err)
 
 static dt_want_picture wanted(const dt_batch *b, const dt_batch_item *it)
 {
-    return (dt_want_picture){ .at = (int32_t)it->at, .resize_w = it->resize_w, .resize_h = it->resize_h, .crop_x = it->crop_x,
-                              .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip };
+    return (dt_want_picture){ .at = (int32_t)it->at, .resize_w = it->resize_w, .resize_h = it->resize_h,
+                              .crop_x = it->crop_x, .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip };
 }
 
 /* --- files, where they are what is trained on --- */
 
-static int read_sources(struct tracer *t, const dt_want_picture *want, int64_t n, int threads, const volatile int *stop, dt_err *err)
+static int read_sources(struct tracer *t, const dt_want_picture *want, int64_t n, int threads, const volatile int *stop,
+                        dt_err *err)
 {
     dt_pictures *p = NULL;
     dt_got_picture got;
-    int rc = dt_pictures_open(&p, &(struct dt_pictures_params){ .plan = t->plan, .want = want, .n = n, .threads = threads,
+    int rc = dt_pictures_open(&p,
+                              &(struct dt_pictures_params){ .plan = t->plan, .want = want, .n = n, .threads = threads,
                               .hash_only = true }, err);
     while (rc == 0 && !(stop && *stop) && dt_pictures_next(p, &got) == 1) {
         t->source[want[got.i].at] = got.source;
@@ -152,7 +154,8 @@ static int sample_of(struct tracer *t, const dt_batch *b, const dt_batch_item *i
     int rc = want & DT_WANT_LATENTS ? image_key(t, b, it, &image, err) : 0;
     if (rc == 0 && want & DT_WANT_LATENTS)
         rc = caption_key(t, it, &text, err);
-    *out = dt_sample_contents(dt_batches_id(t->plan, it->at), image.hex, text.hex, want & DT_WANT_RGB ? t->source[it->at].hex : "");
+    *out = dt_sample_contents(dt_batches_id(t->plan, it->at), image.hex, text.hex,
+                              want & DT_WANT_RGB ? t->source[it->at].hex : "");
     return rc;
 }
 
@@ -185,8 +188,8 @@ static void release(struct tracer *t)
 int dt_plan_trace(dt_trace *trace, int64_t *found, const struct dt_loader_params *p, int64_t k, int threads,
                   const volatile int *stop, dt_err *err)
 {
-    struct tracer t = { .p = p, .kept = { .cache = p->cache }, .images = { dt_keymap_new() }, .captions = { dt_keymap_new() },
-                        .drawn = { dt_keymap_new() } };
+    struct tracer t = { .p = p, .kept = { .cache = p->cache }, .images = { dt_keymap_new() },
+                        .captions = { dt_keymap_new() }, .drawn = { dt_keymap_new() } };
     dt_batch b;
     *trace = (dt_trace){ "" };
     *found = 0;

@@ -157,7 +157,8 @@ static int apply(dt_lora *l, bool *on, const char *what, const char *target, boo
         n = mark(on, linears, other, value);
     if (!n) {
         char *near = near_misses(target, linears);
-        int rc = dt_err_set(err, DT_EUSAGE, "%s '%s' matches no linear layer of %s%s", what, target, l->base->name, near);
+        int rc = dt_err_set(err, DT_EUSAGE, "%s '%s' matches no linear layer of %s%s", what, target, l->base->name,
+                            near);
         free(near);
         return rc;
     }

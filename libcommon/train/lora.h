@@ -3,8 +3,8 @@
  *   W [out, in] frozen     A [r, in] "down"     B [out, r] "up"
  *
  * Life: build the model's graph once, so that its dt_params knows the linear layers -> dt_lora_new (to train) or
- * dt_lora_open (from a file) -> base->lora = it -> dt_params_alloc(lora->params) -> dt_params_init or dt_lora_fill -> every
- * graph built from then on has the branches: dt_linear calls dt_lora_find.
+ * dt_lora_open (from a file) -> base->lora = it -> dt_params_alloc(lora->params) -> dt_params_init or
+ * dt_lora_fill -> every graph built from then on has the branches: dt_linear calls dt_lora_find.
  * The adapters' parameters are a set of their own, "<module path>.lora_A.weight" and ".lora_B.weight". */
 #ifndef DT_TRAIN_LORA_H
 #define DT_TRAIN_LORA_H
@@ -38,10 +38,10 @@ typedef struct dt_lora {
     float    **values;              /* of a file, until dt_lora_fill: A and B of each adapter; private */
 } dt_lora;
 
-/* A target is put on a layer if it is the layer's path, or the end of it after a dot ("to_q"), or a glob that matches all of
- * it ('*' crosses dots).  "ff.0", "ff.2", "ff_context.0" and "ff_context.2" mean FLUX's "ff.net.0.proj" and so on.  No
- * targets: every linear layer.  `skips`, likewise, take layers away.  A target or skip that matches nothing is DT_EUSAGE with
- * the nearest names. */
+/* A target is put on a layer if it is the layer's path, or the end of it after a dot ("to_q"), or a glob
+ * that matches all of it ('*' crosses dots).  "ff.0", "ff.2", "ff_context.0" and "ff_context.2" mean FLUX's
+ * "ff.net.0.proj" and so on.  No targets: every linear layer.  `skips`, likewise, take layers away.  A target or skip
+ * that matches nothing is DT_EUSAGE with the nearest names. */
 typedef struct dt_lora_config {
     int64_t rank;                   /* >= 1 */
     double  alpha;                  /* <= 0: rank */
@@ -57,9 +57,11 @@ const dt_adapter *dt_lora_find(const dt_lora *l, const char *path);
 
 /* --- files (dt-lora(5)) --- */
 enum dt_lora_layout {
-    DT_LORA_COMFY,  /* transformer.<module>.lora_A.weight, .lora_B.weight, .alpha: ComfyUI, diffusers, and most others */
+    DT_LORA_COMFY,  /* transformer.<module>.lora_A.weight, .lora_B.weight, .alpha: ComfyUI,
+                       diffusers, and most others */
     DT_LORA_PEFT,   /* the same without .alpha, which is in the metadata lora_adapter_metadata: diffusers and peft */
-    DT_LORA_KOHYA,  /* lora_unet_<single-file name>.lora_down.weight, .lora_up.weight, .alpha: sd-scripts, ComfyUI, diffusers */
+    DT_LORA_KOHYA,  /* lora_unet_<single-file name>.lora_down.weight, .lora_up.weight, .alpha: sd-scripts,
+                       ComfyUI, diffusers */
 };
 extern const char *const dt_lora_layouts[];         /* "comfy", "peft", "kohya", NULL */
 
@@ -70,23 +72,25 @@ typedef struct dt_lora_info {       /* goes into the metadata; NULL and negative
                                      * base_hash are its own.  NULL: trained just now */
 } dt_lora_info;
 
-/* In every layout, applied at strength 1 the file gives what was trained (tests/golden/lora_check.py).  Of kohya's layout diffusers
- * 0.42 reads only the layers inside blocks; ComfyUI reads all. */
+/* In every layout, applied at strength 1 the file gives what was trained (tests/golden/lora_check.py).  Of kohya's
+ * layout diffusers 0.42 reads only the layers inside blocks; ComfyUI reads all. */
 int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout, dt_dtype dtype, bool use_ema,
                  const dt_lora_info *info, dt_err *err);
 
-/* Fused layers of the layout whose parts have scales that are no power of two apart: their B cannot be kept to the bit. */
+/* Fused layers of the layout whose parts have scales that are no power of two apart: their B cannot be
+ * kept to the bit. */
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);
 
-/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors that belong to no
- * layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0: their rank.  text: those of
- * text encoders are left out, and counted there; NULL: they are errors as others are. */
+/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors
+ * that belong to no layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0:
+ * their rank.  text: those of text encoders are left out, and counted there; NULL: they are errors as others are. */
 int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, int64_t *text,
                  dt_err *err);
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);
 
-/* n >= 1 files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards live on in *out. */
+/* n >= 1 files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards
+ * live on in *out. */
 int dt_lora_mix(dt_lora **out, dt_lora **v, const double *strength, int64_t n, dt_err *err);
 
 /* "FILE:0.8"; what follows the last colon is part of the name unless it is a number.  Caller frees. */

@@ -1,8 +1,9 @@
 /* lora_load.c - reading LoRA files of any of the layouts that FLUX's come in.
  *
- * A key is <prefixes><module><half>.  The module may be in diffusers' names or the single file's, with dots or underscores: both
- * are put into one table with all dots as underscores.  A pair on a fused matrix is taken apart (lora_save.c has the
- * layout): by blocks if up is block-diagonal, else every part gets all of down and its rows of up. */
+ * A key is <prefixes><module><half>.  The module may be in diffusers' names or the single file's, with dots or
+ * underscores: both are put into one table with all dots as underscores.  A pair on a fused matrix is taken apart
+ * (lora_save.c has the layout): by blocks if up is block-diagonal, else every part gets all of down
+ * and its rows of up. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,7 +90,8 @@ static void build_table(struct loader *l, dt_lora_naming naming)
 static const struct module *find_module(const struct loader *l, const char *stem)
 {
     static const char *const prefixes[] = {
-        "transformer.", "transformer_2.", "unet.", "base_model.model.", "diffusion_model.", "model.", "lora_unet__", "lora_unet_",
+        "transformer.", "transformer_2.", "unet.", "base_model.model.", "diffusion_model.", "model.", "lora_unet__",
+        "lora_unet_",
         "lycoris_", "lora_transformer_", NULL,
     };
     char *copy = dt_strdup(stem), *s = copy;
@@ -191,8 +193,8 @@ static int take_keys(struct loader *l, int64_t *text, dt_err *err)
             n++;
         }
     if (n)
-        return dt_err_set(err, DT_EDATA, "%s: %lld of %lld modules are no linear layers of %s, first '%s'", dt_st_path(l->st),
-                          (long long)n, (long long)l->npair, l->base->name, first);
+        return dt_err_set(err, DT_EDATA, "%s: %lld of %lld modules are no linear layers of %s, first '%s'",
+                          dt_st_path(l->st), (long long)n, (long long)l->npair, l->base->name, first);
     if (!l->npair)
         return dt_err_set(err, DT_EDATA, "%s: holds no LoRA%s", dt_st_path(l->st),
                           text && *text ? " of the transformer, only of text encoders" : "");
@@ -224,7 +226,8 @@ static int read_config(struct loader *l, const char *path, dt_err *err)
     return rc;
 }
 
-/* peft's patterns are regular expressions for the end of a path; those that files have are plain paths, with '^', '$' or '\' at most. */
+/* peft's patterns are regular expressions for the end of a path; those that files have are plain paths, with '^',
+ * '$' or '\' at most. */
 static bool pattern_matches(const char *pattern, const char *path)
 {
     char plain[256];
@@ -323,7 +326,8 @@ static int take_part(struct layer *out, const struct fused *f, int i, int64_t at
     for (int k = 0; k < i; k++)
         row += f->rows[k];
     const float *down = f->down + at * f->in, *up = f->up + row * f->r + at;
-    while (n && n < f->r && all_zero(down + (n - 1) * f->in, 1, f->in, f->in) && all_zero(up + n - 1, f->rows[i], 1, f->r))
+    while (n && n < f->r && all_zero(down + (n - 1) * f->in, 1, f->in, f->in) &&
+           all_zero(up + n - 1, f->rows[i], 1, f->r))
         n--;                                        /* filled up to the rank of the others */
     if (!n)
         return 0;
@@ -348,7 +352,8 @@ static void swap_halves(float *x, int64_t rows, int64_t cols)
     }
 }
 
-static int check_dims(const struct loader *l, const struct module *m, const struct pair *p, struct fused *f, dt_err *err)
+static int check_dims(const struct loader *l, const struct module *m, const struct pair *p, struct fused *f,
+                      dt_err *err)
 {
     int64_t r = 0, in = 0, out = 0;
     int rc;
@@ -357,18 +362,21 @@ static int check_dims(const struct loader *l, const struct module *m, const stru
     const char *path = "";
     for (int i = 0; i < m->parts; i++) {
         if (!m->part[i])
-            return dt_err_set(err, DT_EDATA, "%s: '%s' is on layers that %s has not", p->down->file, p->stem, l->base->name);
+            return dt_err_set(err, DT_EDATA, "%s: '%s' is on layers that %s has not", p->down->file, p->stem,
+                              l->base->name);
         const dt_param *w = weight_of(l, m->part[i]);
         f->rows[i] = w->dims.d[0];
         in = w->dims.d[1];
         out += f->rows[i];
         path = l->base->linears.v[m->part[i] - 1];
         if (l->layer[m->part[i] - 1].a)
-            return dt_err_set(err, DT_EDATA, "%s: layer '%s' is adapted twice, again by '%s'", p->down->file, path, p->stem);
+            return dt_err_set(err, DT_EDATA, "%s: layer '%s' is adapted twice, again by '%s'", p->down->file, path,
+                              p->stem);
     }
     if (f->r != r || f->in != in || f->out != out)
         return dt_err_set(err, DT_EDATA, "%s: '%s' is [%lld, %lld] and [%lld, %lld], but layer '%s' is [%lld, %lld]",
-                          p->down->file, p->stem, (long long)f->r, (long long)f->in, (long long)f->out, (long long)r, path,
+                          p->down->file, p->stem, (long long)f->r, (long long)f->in, (long long)f->out, (long long)r,
+                          path,
                           (long long)out, (long long)in);
     return 0;
 }
@@ -429,8 +437,8 @@ static dt_lora *make_lora(struct loader *l, dt_lora_naming naming)
             o->alpha = y->scale * (double)y->rank;
         }
     }
-    char *line = dt_sprintf("%s: %lld layers, rank %lld, alpha %g", dt_st_path(l->st), (long long)o->n, (long long)o->rank,
-                            o->alpha);
+    char *line = dt_sprintf("%s: %lld layers, rank %lld, alpha %g", dt_st_path(l->st), (long long)o->n,
+                            (long long)o->rank, o->alpha);
     dt_strs_add(&o->report, line);
     free(line);
     return o;

@@ -1,7 +1,7 @@
 /* lora_merge.c - LoRAs into the weights they are on:   W + sum_k s_k (alpha_k / r_k) B_k A_k   in fp32, rounded once to W's dtype.
  *
- * The base stays mapped and goes through tensor by tensor; in memory are the LoRAs and the largest tensor that changes.  Files keep
- * their naming: an adapter of to_k changes its rows of a fused qkv. */
+ * The base stays mapped and goes through tensor by tensor; in memory are the LoRAs and the largest tensor that
+ * changes.  Files keep their naming: an adapter of to_k changes its rows of a fused qkv. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -42,7 +42,8 @@ struct merge {
 
 /* --- which rows change --- */
 
-static int find_rows(struct merge *m, const dt_adapter *a, const float *down, const float *up, double strength, dt_err *err)
+static int find_rows(struct merge *m, const dt_adapter *a, const float *down, const float *up, double strength,
+                     dt_err *err)
 {
     dt_st_entry piece[DT_MAX_PIECES];
     char *name = dt_sprintf("%s.weight", a->path);
@@ -53,7 +54,8 @@ static int find_rows(struct merge *m, const dt_adapter *a, const float *down, co
     for (int i = 0; i < n; i++) {
         const dt_st_entry *e = dt_st_find(m->st, piece[i].name);
         if (e->dtype > DT_F64 || e->dims.nd != 2 || e->dims.d[1] != in)
-            return dt_err_set(err, DT_EDATA, "%s: '%s' is no matrix of floats with %lld columns", e->file, e->name, (long long)in);
+            return dt_err_set(err, DT_EDATA, "%s: '%s' is no matrix of floats with %lld columns", e->file, e->name,
+                              (long long)in);
         size_t row = (size_t)in * dt_dtype_size(e->dtype);
         dt_grow(&m->patch, &m->cap, m->n + 1, sizeof(*m->patch));
         m->patch[m->n++] = (struct patch){
@@ -79,7 +81,8 @@ static int open_loras(struct merge *m, dt_err *err)
         if (rc < 0)
             return rc;
         dt_strs_add(&m->r->loras, l->report.v[0]);
-        char *note = dt_sprintf("%s%s%s:%g", m->note ? m->note : "", i ? ", " : "", dt_path_base(p->lora[i]), p->strength[i]);
+        char *note = dt_sprintf("%s%s%s:%g", m->note ? m->note : "", i ? ", " : "", dt_path_base(p->lora[i]),
+                                p->strength[i]);
         free(m->note);
         m->note = note;
     }
@@ -195,7 +198,8 @@ static bool is_part_of(const dt_st *st, const char *path)
     return false;
 }
 
-/* Every file of a folder: merged, or copied.  `weights`: of other networks, are copied too; otherwise only those of the base. */
+/* Every file of a folder: merged, or copied.  `weights`: of other networks, are copied too; otherwise only
+ * those of the base. */
 static int write_folder(struct merge *m, const char *from, const char *to, bool weights, int depth, dt_err *err)
 {
     struct dirent **entry;

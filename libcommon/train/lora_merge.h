@@ -1,5 +1,5 @@
-/* lora_merge.h - what is done to LoRA files without training: into another layout, or into the weights they are on.  See
- * dt-merge-shards(1) and dt-lora(5). */
+/* lora_merge.h - what is done to LoRA files without training: into another layout, or into the
+ * weights they are on.  See dt-merge-shards(1) and dt-lora(5). */
 #ifndef DT_TRAIN_LORA_MERGE_H
 #define DT_TRAIN_LORA_MERGE_H
 #include "graph/device.h"

@@ -23,7 +23,8 @@ static int64_t place(const dt_lora *l, const char *path)
     return a ? a - l->v : -1;
 }
 
-static int mix_layer(dt_lora *out, const char *path, int64_t rank, dt_lora *const *v, const double *strength, int64_t n, dt_err *err)
+static int mix_layer(dt_lora *out, const char *path, int64_t rank, dt_lora *const *v, const double *strength, int64_t n,
+                     dt_err *err)
 {
     int64_t at = 0, k = out->n;
     const dt_adapter *o = dt_lora_add(out, path, rank, 1.0);

@@ -1,7 +1,8 @@
 /* lora_save.c - LoRA files.
  *
- * kohya's names are those of the single file, where q, k and v (and the MLP of a single block) are one matrix.  Adapters of
- * such parts become one of rank parts * r whose up matrix is block-diagonal, with zeros for a part that has none:
+ * kohya's names are those of the single file, where q, k and v (and the MLP of a single block) are one
+ * matrix.  Adapters of such parts become one of rank parts * r whose up matrix is block-diagonal, with zeros for
+ * a part that has none:
  *
  *   down [parts r, in] = [A_0; A_1; ...]        up [sum out, parts r] = diag(B_0, B_1, ...)
  *
@@ -231,7 +232,8 @@ static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
     dt_convert(s->out, s->dtype, x, DT_F32, n);
     *data = s->out;
     if (rc == 0 && !dt_finite(s->out, s->dtype, n))
-        rc = dt_err_set(err, DT_ENAN, "the adapter of '%s' is not finite in %s, or beyond its range", u->stem, dt_dtype_name(s->dtype));
+        rc = dt_err_set(err, DT_ENAN, "the adapter of '%s' is not finite in %s, or beyond its range", u->stem,
+                        dt_dtype_name(s->dtype));
     return rc;
 }
 
@@ -268,7 +270,8 @@ static char *peft_config(const dt_lora *l)
     cJSON_AddNumberToObject(o, KEY("r"), (double)l->rank);
     cJSON_AddNumberToObject(o, KEY("lora_alpha"), l->alpha);
     cJSON *targets = cJSON_AddArrayToObject(o, KEY("target_modules"));
-    cJSON *ranks = cJSON_AddObjectToObject(o, KEY("rank_pattern")), *alphas = cJSON_AddObjectToObject(o, KEY("alpha_pattern"));
+    cJSON *ranks = cJSON_AddObjectToObject(o, KEY("rank_pattern")),
+        *alphas = cJSON_AddObjectToObject(o, KEY("alpha_pattern"));
     for (int64_t i = 0; i < l->n; i++) {
         const dt_adapter *a = &l->v[i];
         double alpha = a->scale * (double)a->rank;
@@ -310,8 +313,8 @@ static void add_meta(struct meta *m, const char *key, char *value)
 /* What the file it was has to say, but for what only its layout means. */
 static void keep_meta(struct meta *m, const dt_st *from)
 {
-    static const char *const skip[] = { "lora_adapter_metadata", "ss_network_module", "ss_network_dim", "ss_network_alpha",
-                                        "sshs_model_hash", "sshs_legacy_hash", NULL };
+    static const char *const skip[] = { "lora_adapter_metadata", "ss_network_module", "ss_network_dim",
+                                        "ss_network_alpha", "sshs_model_hash", "sshs_legacy_hash", NULL };
     const char *key, *value;
     for (int64_t i = 0; (value = dt_st_meta_at(from, i, &key)); i++) {
         const char *const *s = skip;
@@ -366,7 +369,8 @@ static dt_st_entry *make_entries(const struct saver *s, enum dt_lora_layout layo
 {
     int64_t alphas = layout == DT_LORA_PEFT ? 0 : s->n;
     dt_st_entry *e = dt_alloc((size_t)(3 * s->n) * sizeof(*e));
-    const char *down = layout == DT_LORA_KOHYA ? "lora_down" : "lora_A", *up = layout == DT_LORA_KOHYA ? "lora_up" : "lora_B";
+    const char *down = layout == DT_LORA_KOHYA ? "lora_down" : "lora_A",
+        *up = layout == DT_LORA_KOHYA ? "lora_up" : "lora_B";
     for (int64_t i = 0; i < alphas + 2 * s->n; i++) {
         const struct unit *u = &s->u[i < alphas ? i : (i - alphas) / 2];
         char *name;

@@ -158,7 +158,8 @@ int dt_manifest_end(dt_manifest *m, int rc, const char *message, dt_err *err)
     if (rc < 0 && message && *message)
         cJSON_AddStringToObject(m->run, "message", message);
     add_time(m->run, "ended");
-    double seconds = (double)(now.tv_sec - m->started.tv_sec) + (double)((now.tv_nsec - m->started.tv_nsec) / 1000000) * 1e-3;
+    double seconds =
+        (double)(now.tv_sec - m->started.tv_sec) + (double)((now.tv_nsec - m->started.tv_nsec) / 1000000) * 1e-3;
     cJSON_AddNumberToObject(m->run, "seconds", seconds > 0 ? seconds : 0);
     return dt_manifest_write(m, err);
 }

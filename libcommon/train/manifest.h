@@ -2,8 +2,9 @@
  *
  *   {"runs": [{"command": ["dt-train", "lora", ...], "version": ..., "started": ..., "status": "done", ...}]}
  *
- * Written when a run begins ("running") and again when it ends; a run that could not write its end reads "broken off" from the
- * next one on.  It holds times and host names, so it is no part of what the same seed reproduces. */
+ * Written when a run begins ("running") and again when it ends; a run that could not write its end reads
+ * "broken off" from the next one on.  It holds times and host names, so it is no part of what the
+ * same seed reproduces. */
 #ifndef DT_TRAIN_MANIFEST_H
 #define DT_TRAIN_MANIFEST_H
 #include <stdint.h>
@@ -13,7 +14,8 @@
 
 typedef struct dt_manifest dt_manifest;
 
-/* Reads DIR/run.json, if there is one, and begins a run in it.  A file that is no such thing is set aside, as run.json.old. */
+/* Reads DIR/run.json, if there is one, and begins a run in it.  A file that is no such thing is set
+ * aside, as run.json.old. */
 dt_manifest *dt_manifest_new(const char *dir);
 void dt_manifest_free(dt_manifest **m);
 /* Of the run: add fields to it, then write. */

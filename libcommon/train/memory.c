@@ -78,8 +78,10 @@ char *dt_mem_line(const dt_mem_plan *p)
 {
     const int64_t *k = dt_mem_largest(p)->kind;
     int64_t optim = k[DT_MEM_GRADS] + k[DT_MEM_MASTER] + k[DT_MEM_MOMENTS] + k[DT_MEM_EMA];
-    char *trained = optim ? dt_sprintf("%soptimiser %.1f, ", k[DT_MEM_GRADS] ? "gradients and " : "", mib(optim)) : dt_strdup("");
-    char *line = dt_sprintf("memory plan: %.1f MiB peak (weights %.1f, %sactivations %.1f)", mib(dt_mem_total(dt_mem_largest(p))),
+    char *trained = optim ? dt_sprintf("%soptimiser %.1f, ", k[DT_MEM_GRADS] ? "gradients and " : "", mib(optim))
+                                                                             : dt_strdup("");
+    char *line = dt_sprintf("memory plan: %.1f MiB peak (weights %.1f, %sactivations %.1f)",
+                            mib(dt_mem_total(dt_mem_largest(p))),
                             mib(k[DT_MEM_WEIGHTS]), trained, mib(k[DT_MEM_ACTIVATIONS]));
     free(trained);
     return line;
@@ -97,7 +99,8 @@ int dt_mem_accept(const dt_mem_plan *p, int64_t budget, const dt_device *dev, dt
         return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM",
                           ceil(mib(most + DT_MEM_RESERVE)) + 1, mib(budget));
     if (dev->mem_bytes > 0 && most > dev->mem_bytes)
-        return dt_err_set(err, DT_ENOMEM, "this run needs %.1f MiB, %s has %.1f MiB", mib(most), dev->name, mib(dev->mem_bytes));
+        return dt_err_set(err, DT_ENOMEM, "this run needs %.1f MiB, %s has %.1f MiB", mib(most), dev->name,
+                          mib(dev->mem_bytes));
     return 0;
 }
 
@@ -124,5 +127,6 @@ int64_t dt_mem_peak(void) { return status("VmHWM"); }
 char *dt_mem_report(const dt_mem_plan *p)
 {
     int64_t peak = dt_mem_peak();
-    return peak ? dt_sprintf("peak memory %.1f MiB, planned %.1f MiB", mib(peak), mib(dt_mem_total(dt_mem_largest(p)))) : NULL;
+    return peak ? dt_sprintf("peak memory %.1f MiB, planned %.1f MiB", mib(peak), mib(dt_mem_total(dt_mem_largest(p))))
+                : NULL;
 }

@@ -1,7 +1,7 @@
 /* memory.h - the memory plan: every byte that a program will need, before it needs the first; and what it did need.
  *
- * A program goes through moments (captions are encoded, then it trains): what one needs is gone before the next begins, or counted
- * in both.  The peak is that of the largest moment. */
+ * A program goes through moments (captions are encoded, then it trains): what one needs is gone before the next
+ * begins, or counted in both.  The peak is that of the largest moment. */
 #ifndef DT_TRAIN_MEMORY_H
 #define DT_TRAIN_MEMORY_H
 #include <stdio.h>
@@ -9,7 +9,7 @@
 #include "tensor/params.h"
 
 enum dt_mem_kind {
-    DT_MEM_PROCESS,                 /* resident when everything is planned and nothing allocated: program, libraries, primitives */
+    DT_MEM_PROCESS,  /* resident when everything is planned and nothing allocated: program, libraries, primitives */
     DT_MEM_WEIGHTS,                 /* working copies, frozen and trained */
     DT_MEM_GRADS, DT_MEM_MASTER, DT_MEM_MOMENTS, DT_MEM_EMA,    /* of what trains */
     DT_MEM_ACTIVATIONS,             /* the arena: inputs, activations, workspaces of the largest shape */
@@ -42,8 +42,8 @@ int64_t dt_mem_total(const dt_mem_moment *m);
 void    dt_mem_table(FILE *f, const dt_mem_plan *p);
 /* "memory plan: 1.0 MiB peak (…)"; caller frees. */
 char   *dt_mem_line(const dt_mem_plan *p);
-/* A budget must leave a reserve for what no plan knows: code is read in when it runs first, stacks and the heap grow by pages.
- * 0: there is none, and everything fits. */
+/* A budget must leave a reserve for what no plan knows: code is read in when it runs first, stacks and the
+ * heap grow by pages. 0: there is none, and everything fits. */
 enum { DT_MEM_RESERVE = 2 << 20 };
 /* What is said where weights are given back (tensor/params.h) to keep it. */
 #define DT_MEM_GIVEN_BACK "weights are read from their file anew each time they are used, so that the budget is kept"

@@ -93,7 +93,8 @@ const dt_param *dt_optim_not_finite(const dt_optim *o, const char **set, const c
             *set = p->name;
             *role = names[r];
             for (int64_t k = 0; k < p->n; k++)
-                if (p->v[k]->trainable && !isfinite(p->dev->flat->sumsq(p->dev, block[r] + p->v[k]->off, p->v[k]->numel)))
+                if (p->v[k]->trainable &&
+                    !isfinite(p->dev->flat->sumsq(p->dev, block[r] + p->v[k]->off, p->v[k]->numel)))
                     return p->v[k];
         }
     }

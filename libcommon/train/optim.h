@@ -16,8 +16,9 @@ typedef struct dt_optim {
     dt_update  update;                  /* then: what the parameters point to, so that a dt_optim stays where it is */
 } dt_optim;
 
-/* Before the sets are allocated and graphs planned: runs update what trains (dt_update), and gradients are not kept.  For runs
- * that are a step each, without clipping.  Weights, moments, averages and norms have the bits that they have otherwise. */
+/* Before the sets are allocated and graphs planned: runs update what trains (dt_update), and gradients are
+ * not kept.  For runs that are a step each, without clipping.  Weights, moments, averages and norms have the bits that
+ * they have otherwise. */
 void   dt_optim_fuse(dt_optim *o);
 /* Before each run; does nothing unless fused.  The step that follows it must be of this lr. */
 void   dt_optim_begin(dt_optim *o, double lr);
@@ -28,7 +29,8 @@ double dt_optim_norm(const dt_optim *o);    /* global gradient norm, fp64; not f
  * copies and the EMA (diffusers' EMAModel: update k keeps min(ema_decay, k / (9 + k)) of it, the first one nothing),
  * zeroes the gradients.  Fused: updates what had no gradient in the run. */
 void   dt_optim_step(dt_optim *o, double lr, double norm);
-/* The first parameter with a weight, a moment or an average that is not finite, its set and which of these; NULL: none. */
+/* The first parameter with a weight, a moment or an average that is not finite, its set and which of
+ * these; NULL: none. */
 const dt_param *dt_optim_not_finite(const dt_optim *o, const char **set, const char **role);
 
 #endif

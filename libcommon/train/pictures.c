@@ -1,6 +1,7 @@
 /* pictures.c - pictures made ready by threads.  See pictures.h.
  *
- * A ring of slots: a thread takes the next request and its slot, works outside the lock; the consumer takes slots in order. */
+ * A ring of slots: a thread takes the next request and its slot, works outside the lock; the consumer
+ * takes slots in order. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -30,12 +31,13 @@ struct dt_pictures {
 int dt_want_item(const dt_batches *plan, const dt_want_picture *w, dt_batch_item *it, dt_plan_item **own, dt_err *err)
 {
     int rc = dt_batches_item(plan, w->at, own, err);
-    *it = (dt_batch_item){ .at = w->at, .item = *own, .resize_w = w->resize_w, .resize_h = w->resize_h, .crop_x = w->crop_x,
-                           .crop_y = w->crop_y, .flip = w->flip };
+    *it = (dt_batch_item){ .at = w->at, .item = *own, .resize_w = w->resize_w, .resize_h = w->resize_h,
+                           .crop_x = w->crop_x, .crop_y = w->crop_y, .flip = w->flip };
     return rc;
 }
 
-static int make_ready(dt_got_picture *got, const dt_plan_item *it, const dt_want_picture *w, const char *data, size_t bytes)
+static int make_ready(dt_got_picture *got, const dt_plan_item *it, const dt_want_picture *w, const char *data,
+                      size_t bytes)
 {
     dt_image in = { 0 };
     dt_image_info info;
@@ -76,7 +78,8 @@ static void read_file(dt_got_picture *got, const dt_plan_item *it, const dt_want
         dt_image_gate_leave(gate, entered);
 }
 
-static void get(dt_got_picture *got, const dt_batches *plan, const dt_want_picture *want, bool hash_only, dt_image_gate *gate)
+static void get(dt_got_picture *got, const dt_batches *plan, const dt_want_picture *want, bool hash_only,
+                dt_image_gate *gate)
 {
     dt_plan_item *it;
     got->err = (dt_err){ 0 };

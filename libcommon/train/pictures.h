@@ -1,5 +1,5 @@
-/* pictures.h - pictures of a list of requests, read, hashed and made ready by threads, handed out in the order of the list
- * whatever the number of threads. */
+/* pictures.h - pictures of a list of requests, read, hashed and made ready by threads, handed out in the
+ * order of the list whatever the number of threads. */
 #ifndef DT_TRAIN_PICTURES_H
 #define DT_TRAIN_PICTURES_H
 #include "base/hash.h"

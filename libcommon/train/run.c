@@ -130,7 +130,8 @@ static int draw_loss(const dt_job *j, dt_err *err)
         dt_validator_held(j->val, &hx, &hy, &m);
         while (m && hx[m - 1] > (double)j->t.state.step)        /* of a process that was killed */
             m--;
-        dt_series s[2] = { { "training loss", DT_SERIES_NOISY, x, y, n }, { "held-out loss", DT_SERIES_POINTS, hx, hy, m } };
+        dt_series s[2] = { { "training loss", DT_SERIES_NOISY, x, y, n },
+                           { "held-out loss", DT_SERIES_POINTS, hx, hy, m } };
         rc = dt_chart_save(out, s, m ? 2 : 1, &look, err);
     }
     free(x);
@@ -148,7 +149,8 @@ static void begin_manifest(dt_job *j)
     if (!j->ui->argv)
         return;
     dt_manifest_command(j->manifest, j->ui->argc, j->ui->argv);
-    char *text = dt_cli_config(dt_train_cli((enum dt_method)j->o->method), j->o, j->ui->argc - 1, (char **)j->ui->argv + 1, true);
+    char *text = dt_cli_config(dt_train_cli((enum dt_method)j->o->method), j->o, j->ui->argc - 1,
+                               (char **)j->ui->argv + 1, true);
     cJSON_AddItemToObject(dt_manifest_run(j->manifest), "settings", cJSON_Parse(text));
     free(text);
 }
@@ -193,7 +195,8 @@ static int fill_manifest(dt_job *j, dt_err *err)
     cJSON_AddStringToObject(part, "path", j->plan);
     cJSON_AddStringToObject(part, "hash", plan.hex);
     if (j->cache) {
-        char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
+        char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents)
+                                                          : dt_path_join(o->output_dir, "cache");
         rc = hash_cache(dir, &cache, err);
         part = cJSON_AddObjectToObject(run, "cache");
         cJSON_AddStringToObject(part, "path", dir);
@@ -246,7 +249,8 @@ static int plan_run(dt_job *j, dt_err *err)
 
 unsigned dt_job_want(const dt_train_opts *o)
 {
-    return o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES;
+    return o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS
+                                                                            : DT_WANT_LATENTS | DT_WANT_STATES;
 }
 
 struct dt_loader_params dt_job_loader(const dt_job *j)
@@ -285,7 +289,8 @@ static int begin(dt_job *j, dt_err *err)
     memcpy(j->t.state.settings, settings, sizeof(settings));
     j->t.state.planned = j->t.max_steps;
     if (rc == 0 && !(j->arena = j->dev->alloc(j->dev, j->arena_bytes)))
-        rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB on %s", (double)j->arena_bytes / 1048576.0, j->dev->name);
+        rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB on %s", (double)j->arena_bytes / 1048576.0,
+                        j->dev->name);
     if (rc == 0)
         rc = dt_session_alloc(j->session, j->arena, err);
     if (rc == 0 && j->val)
@@ -381,7 +386,8 @@ static void release(dt_job *j)
     free(j->plan);
 }
 
-/* A budget is refused before the run fills a cache, not after: the training that follows is planned from the plan alone. */
+/* A budget is refused before the run fills a cache, not after: the training that follows is
+ * planned from the plan alone. */
 static int foresee(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
@@ -411,8 +417,8 @@ static int set_up(dt_job *j, dt_err *err)
     return rc == 0 ? plan_run(j, err) : rc;
 }
 
-/* One run at a time for an output folder: two would write each other's metrics and remove each other's checkpoints.  One that
- * was killed may take a moment to go; where folders cannot be locked, none is. */
+/* One run at a time for an output folder: two would write each other's metrics and remove each other's
+ * checkpoints.  One that was killed may take a moment to go; where folders cannot be locked, none is. */
 static int lock_output(dt_job *j, dt_err *err)
 {
     bool busy = false;
@@ -428,8 +434,8 @@ static int lock_output(dt_job *j, dt_err *err)
 
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
 {
-    dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing,
-                 .lock = -1 };
+    dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32,
+                 .checkpoint = o->gradient_checkpointing, .lock = -1 };
     int rc = dt_device_open(&j.dev, o->device, err);
     if (rc == 0)
         rc = dt_mkdirs(o->output_dir, err);

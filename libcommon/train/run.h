@@ -15,7 +15,7 @@ typedef struct dt_ui {
     const volatile int *stop;                           /* the number of a signal, or 0 */
     volatile int *save_now;                             /* set by a signal; cleared when it is done */
     const char *bin_dir;                                /* where the sibling tools are */
-    int argc;                                           /* the command line as typed, for run.json; argv[1] is the command */
+    int argc;  /* the command line as typed, for run.json; argv[1] is the command */
     char *const *argv;
 } dt_ui;
 

@@ -1,4 +1,5 @@
-/* run_data.c - the plan and the cache of a run.  What was not given is made first, as dt-bucket and dt-cache-latents would. */
+/* run_data.c - the plan and the cache of a run.  What was not given is made first, as dt-bucket and
+ * dt-cache-latents would. */
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -30,7 +31,8 @@ static void report_plan(dt_job *j, const struct dt_plan_report *r)
         dt_job_warn(j, "%s", lines.v[i]);
     dt_strs_release(&lines);
     j->skipped |= r->skipped.n > 0;
-    dt_job_say(j, "%" PRId64 " pictures, %" PRId64 " batches in %" PRId64 " epochs; %" PRId64 " without caption, %" PRId64 " skipped",
+    dt_job_say(j,
+               "%" PRId64 " pictures, %" PRId64 " batches in %" PRId64 " epochs; %" PRId64 " without caption, %" PRId64 " skipped",
                r->used, r->batches, r->epochs, r->no_caption, r->skipped.n);
     if (r->items && r->no_caption == r->items)
         dt_job_warn(j, "no picture has a caption: what is learned will be in every picture, whatever the prompt");
@@ -147,7 +149,7 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
 static int receive_stream(dt_job *j, const char *dir, dt_err *err)
 {
     int rc = dt_cache_receive(stdin, dir, err);
-    if (rc < 0 && j->ui->stop && *j->ui->stop)          /* all programs of a pipe are asked at once: the stream ends early */
+    if (rc < 0 && j->ui->stop && *j->ui->stop)  /* all programs of a pipe are asked at once: the stream ends early */
         rc = dt_err_set(err, DT_ESIGNAL, "stopped on request while receiving the cache");
     if (rc == 0 && !j->plan)
         j->plan = dt_path_join(dir, "plan.ndjson");
@@ -204,7 +206,8 @@ int dt_job_check_cache(dt_job *j, dt_err *err)
     int64_t threads = o->data.dataloader_num_workers ? o->data.dataloader_num_workers : j->dev->threads;
     char *dir = cache_dir(o);
     int rc = dt_encode_check(&(struct dt_check_params){ .cache = j->cache, .dir = dir, .plan = j->plan, .pipe = j->pipe,
-                             .texts = !o->train_text_encoder, .threads = (int)threads, .stop = j->ui->stop, .say = say, .ctx = j },
+                             .texts = !o->train_text_encoder, .threads = (int)threads, .stop = j->ui->stop, .say = say,
+                             .ctx = j },
                              err);
     free(dir);
     return rc;
@@ -212,7 +215,10 @@ int dt_job_check_cache(dt_job *j, dt_err *err)
 
 /* --- shapes --- */
 
-static int64_t cached_len(void *cache, const char *caption, dt_err *err) { return dt_cache_text_len(cache, caption, err); }
+static int64_t cached_len(void *cache, const char *caption, dt_err *err)
+{
+    return dt_cache_text_len(cache, caption, err);
+}
 static int64_t own_len(void *pipe, const char *caption, dt_err *err) { return dt_flux_text_len(pipe, caption, err); }
 
 dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache)
@@ -220,7 +226,8 @@ dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache)
     if (j->o->method == DT_METHOD_VAE || j->o->text_padding == DT_PAD_MAX)
         return (dt_text_rows){ 0 };
     bool cached = cache && !j->o->train_text_encoder;
-    return (dt_text_rows){ .len = cached ? cached_len : own_len, .ctx = cached ? (void *)cache : j->pipe, .most = j->pipe->t5_len };
+    return (dt_text_rows){ .len = cached ? cached_len : own_len, .ctx = cached ? (void *)cache : j->pipe,
+                           .most = j->pipe->t5_len };
 }
 
 int dt_job_shapes(dt_job *j, dt_err *err)
@@ -232,7 +239,8 @@ int dt_job_shapes(dt_job *j, dt_err *err)
     return rc;
 }
 
-/* A plan of our own takes the place of the one before when it is known to be of the same run.  The same again: that one stays. */
+/* A plan of our own takes the place of the one before when it is known to be of the same run.  The same
+ * again: that one stays. */
 static int own_plan(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
@@ -244,7 +252,8 @@ static int own_plan(dt_job *j, dt_err *err)
     int rc = dt_job_make_plan(j, &o->data, made, err);
     if (rc >= 0)
         rc = dt_job_resume_plan(j, made, err);
-    bool same = rc == 0 && dt_hash_file(&a, made, NULL) == 0 && dt_hash_file(&b, j->plan, NULL) == 0 && !strcmp(a.hex, b.hex);
+    bool same = rc == 0 && dt_hash_file(&a, made, NULL) == 0 && dt_hash_file(&b, j->plan, NULL) == 0 &&
+                !strcmp(a.hex, b.hex);
     if (rc == 0 && !same && rename(made, j->plan) < 0)
         rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", made);
     else if (rc == 0 && !same)
@@ -277,7 +286,8 @@ int dt_job_data(dt_job *j, dt_err *err)
     }
     if (rc == 0 && !made)
         rc = dt_job_resume_plan(j, j->plan, err);
-    if (rc >= 0 && o->method != DT_METHOD_VAE && (o->latents || !o->memory_plan))   /* shapes are in the plan: encode nothing */
+    if (rc >= 0 && o->method != DT_METHOD_VAE && (o->latents || !o->memory_plan))   /* shapes are in the plan:
+                                                                                       encode nothing */
         rc = open_cache(j, err);
     return rc < 0 ? rc : read_info(j, err);
 }

@@ -58,22 +58,25 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(pr
 unsigned dt_job_want(const dt_train_opts *o);               /* enum dt_want */
 struct dt_loader_params dt_job_loader(const dt_job *j);     /* from the first batch */
 
-/* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, whether a cache that was given fits
- * it and its pictures, and the shapes of batches */
+/* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, whether a cache
+ * that was given fits it and its pictures, and the shapes of batches */
 int dt_job_data(dt_job *j, dt_err *err);
 int dt_job_check_cache(dt_job *j, dt_err *err);
 int dt_job_shapes(dt_job *j, dt_err *err);
-dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache);  /* of batches with captions of `cache` (may be NULL) */
+dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache);  /* of batches with captions of
+                                                                           `cache` (may be NULL) */
 int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *path, dt_err *err);
 int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err);
-/* run_resume.c: the checkpoint that the run goes on from, held against the run as its parts become known.  find: what the command line
- * says; plan: the batches behind it, before anything is encoded for a plan; check: all that is left; load: its state, once
- * there are weights.  What a run that begins anew finds there is set aside by load.  DT_EUSAGE: of another run. */
+/* run_resume.c: the checkpoint that the run goes on from, held against the run as its parts become known.  find: what
+ * the command line says; plan: the batches behind it, before anything is encoded for a plan; check: all that is left;
+ * load: its state, once there are weights.  What a run that begins anew finds there is set aside by load.
+ * DT_EUSAGE: of another run. */
 int dt_job_resume_find(dt_job *j, dt_err *err);
 int dt_job_resume_plan(const dt_job *j, const char *plan, dt_err *err);
 int dt_job_resume_check(dt_job *j, dt_err *err);
 int dt_job_resume_load(dt_job *j, dt_err *err);
-cJSON *dt_job_result(const dt_job *j, const char *checkpoint, dt_err *err);     /* for run.json: by it `finished` is known again */
+cJSON *dt_job_result(const dt_job *j, const char *checkpoint, dt_err *err);     /* for run.json: by it
+                                                                                   `finished` is known again */
 void dt_job_resume_release(dt_job *j);
 /* run_model.c: declares, chooses what trains; loads or draws weights once the memory plan is accepted */
 int dt_job_pipe(dt_job *j, dt_err *err);                /* opened, nothing chosen; by whoever needs it first */

@@ -15,7 +15,8 @@ static int plan_shapes(dt_job *j, dt_err *err)
     dt_session_free(&j->session);
     j->session = dt_session_new(j->dev, j->task.build, j->task.ctx);
     for (int i = 0; i < j->nshape; i++) {
-        dt_shape_key key = j->task.shape(j->task.ctx, (int)j->shape[i][0], j->shape[i][1], j->shape[i][2], j->shape[i][3]);
+        dt_shape_key key = j->task.shape(j->task.ctx, (int)j->shape[i][0], j->shape[i][1], j->shape[i][2],
+                                         j->shape[i][3]);
         int rc = dt_session_add(j->session, &key, err);
         if (rc == 0 && (j->staged_bytes = j->task.reserve(j->task.ctx, &key, err)) < 0)
             rc = (int)j->staged_bytes;
@@ -93,7 +94,8 @@ static int count(dt_job *j, dt_err *err)
 
 static double mib(int64_t bytes) { return (double)bytes / 1048576.0; }
 
-static const char fused[] = "gradients are not kept: without clipping, each parameter is updated during the backward pass";
+static const char fused[] =
+    "gradients are not kept: without clipping, each parameter is updated during the backward pass";
 
 static void print(const dt_job *j)
 {
@@ -103,22 +105,25 @@ static void print(const dt_job *j)
     if (!f)
         return;
     bool varies = dt_job_text_rows(j, NULL).len;
-    fprintf(f, "%-24s %12s %12s %12s %10s %10s\n", varies ? "bucket (px, batch, text)" : "bucket (px, batch)", "activations",
-            "workspace", "inputs", "TFLOP/step", "kernels");
+    fprintf(f, "%-24s %12s %12s %12s %10s %10s\n", varies ? "bucket (px, batch, text)" : "bucket (px, batch)",
+            "activations", "workspace", "inputs", "TFLOP/step", "kernels");
     const dt_plan_stats *s;
     dt_shape_key key;
     for (int i = 0; (s = dt_session_stats(j->session, i, &key)); i++) {
         char name[64];
-        int at = snprintf(name, sizeof(name), "%lldx%lld, %lld", (long long)key.v[1], (long long)key.v[2], (long long)key.v[0]);
+        int at = snprintf(name, sizeof(name), "%lldx%lld, %lld", (long long)key.v[1], (long long)key.v[2],
+                          (long long)key.v[0]);
         if (varies)
             snprintf(name + at, sizeof(name) - (size_t)at, ", %lld", (long long)key.v[3]);
         fprintf(f, "%-24s %8.1f MiB %8.1f MiB %8.1f MiB %10.4f %10d\n", name, mib(s->activations), mib(s->workspace),
-                mib(s->inputs + s->consts), s->flops * (double)j->o->data.gradient_accumulation_steps * 1e-12, s->nodes);
+                mib(s->inputs + s->consts), s->flops * (double)j->o->data.gradient_accumulation_steps * 1e-12,
+                s->nodes);
     }
     fputc('\n', f);
     dt_mem_table(f, &j->memory);
     if (j->checkpoint && !j->o->gradient_checkpointing)
-        fprintf(f, "gradient checkpointing is on: without it the budget of %.1f MiB would not do\n", mib(j->o->memory_budget));
+        fprintf(f, "gradient checkpointing is on: without it the budget of %.1f MiB would not do\n",
+                mib(j->o->memory_budget));
     if (j->optim.fused)
         fprintf(f, "%s\n", fused);
     fclose(f);

@@ -38,7 +38,8 @@ static int choose(dt_job *j, dt_params *p, dt_err *err)
         tensors += p->v[i]->trainable;
         numbers += p->v[i]->trainable ? p->v[i]->numel : 0;
     }
-    dt_job_say(j, "%s: training %" PRId64 " of %" PRId64 " tensors, %" PRId64 " parameters", p->name, tensors, p->n, numbers);
+    dt_job_say(j, "%s: training %" PRId64 " of %" PRId64 " tensors, %" PRId64 " parameters", p->name, tensors, p->n,
+               numbers);
     if (!tensors) {
         char *near = near_part(j->o->trainable_modules.v[0], p);
         int rc = dt_err_set(err, DT_EUSAGE, "--trainable_modules matches no parameter of '%s'%s", p->name, near);
@@ -58,7 +59,8 @@ static int choose_lora(dt_job *j, dt_err *err)
     if (o->lora_skip_name)
         dt_strs_split(&skips, o->lora_skip_name, ',');
     dt_params *base = j->pipe->part[DT_FLUX_DIT];
-    int rc = dt_lora_new(&j->lora, base, &(dt_lora_config){ .rank = o->rank, .alpha = o->network_alpha, .targets = &targets,
+    int rc = dt_lora_new(&j->lora, base,
+                         &(dt_lora_config){ .rank = o->rank, .alpha = o->network_alpha, .targets = &targets,
                                                           .skips = &skips, .naming = dt_flux_single_name }, err);
     dt_strs_release(&targets);
     dt_strs_release(&skips);
@@ -69,8 +71,9 @@ static int choose_lora(dt_job *j, dt_err *err)
         dt_job_say(j, "%s", j->lora->report.v[i]);
     for (int64_t i = 0; i < j->lora->params->n; i++)
         numbers += j->lora->params->v[i]->numel;
-    dt_job_say(j, "lora: rank %" PRId64 ", alpha %g on %" PRId64 " of %" PRId64 " linear layers, %" PRId64 " parameters", o->rank,
-               o->network_alpha, j->lora->n, base->linears.n, numbers);
+    dt_job_say(j,
+               "lora: rank %" PRId64 ", alpha %g on %" PRId64 " of %" PRId64 " linear layers, %" PRId64 " parameters",
+               o->rank, o->network_alpha, j->lora->n, base->linears.n, numbers);
     base->lora = j->lora;
     j->optim.set[j->optim.nset++] = j->lora->params;
     return 0;
@@ -174,7 +177,8 @@ int dt_job_task(dt_job *j, dt_err *err)
             .config = &j->pipe->vae, .params = j->pipe->part[DT_FLUX_VAE], .act = j->act, .checkpoint = j->checkpoint,
             .kl_weight = o->kl_weight });
     return dt_flux_task_new(&j->task, &(struct dt_flux_task_params){
-        .pipe = j->pipe, .act = j->act, .backward = true, .checkpoint = j->checkpoint, .train_text = o->train_text_encoder,
+        .pipe = j->pipe, .act = j->act, .backward = true, .checkpoint = j->checkpoint,
+            .train_text = o->train_text_encoder,
         .timesteps = o->timesteps, .guidance = o->guidance, .noise_offset = o->noise_offset,
         .input_perturbation = o->input_perturbation, .outlier_limit = o->outlier_limit }, err);
 }
@@ -188,7 +192,8 @@ static int fit_batch(dt_flux_run *run, const dt_micro *b, int64_t half, double s
     float *mean = dt_alloc(2 * (size_t)half * sizeof(*mean));
     int rc = 0;
     for (int i = 0; i < b->n && rc == 0; i++) {
-        rc = dt_flux_run_encode(run, (const uint8_t *const[]){ b->s[i].rgb }, 1, b->w_px, b->h_px, mean, mean + half, err);
+        rc = dt_flux_run_encode(run, (const uint8_t *const[]){ b->s[i].rgb }, 1, b->w_px, b->h_px, mean, mean + half,
+                                err);
         for (int64_t k = 0; k < half && rc == 0; k++) {
             sum[0] += mean[k];
             sum[1] += (double)mean[k] * mean[k];
@@ -211,7 +216,8 @@ int dt_job_fit_scaling(dt_job *j, dt_err *err)
     for (int i = 0; i < j->nshape && rc == 0; i++)
         rc = dt_flux_run_plan_encode(run, 1, j->shape[i][1], j->shape[i][2], err);
     if (rc == 0)
-        rc = dt_flux_run_alloc(run, dt_flux_run_bytes(run) <= j->arena_bytes ? j->arena : NULL, err);   /* training is over */
+        /* training is over */
+        rc = dt_flux_run_alloc(run, dt_flux_run_bytes(run) <= j->arena_bytes ? j->arena : NULL, err);
     if (rc == 0)
         rc = dt_loader_open(&l, &(struct dt_loader_params){ .plan = j->plan, .want = DT_WANT_RGB }, err);
     dt_source src = { 0 };
@@ -228,7 +234,8 @@ int dt_job_fit_scaling(dt_job *j, dt_err *err)
         double mean = sum[0] / n, var = sum[1] / n - mean * mean;
         vae->shift = mean;
         vae->scaling = var > 0 ? 1.0 / sqrt(var) : 1.0;
-        dt_job_say(j, "vae: shift_factor %.5f, scaling_factor %.5f over %" PRId64 " pictures", vae->shift, vae->scaling, seen);
+        dt_job_say(j, "vae: shift_factor %.5f, scaling_factor %.5f over %" PRId64 " pictures", vae->shift, vae->scaling,
+                   seen);
     }
     dt_loader_close(&l);
     dt_flux_run_free(&run);
@@ -248,8 +255,8 @@ static int save_lora(dt_job *j, const char *dir, dt_err *err)
     char *path = dt_path_join(dir, "lora.safetensors");
     int rc = dt_job_base_hash(j, err);
     if (rc == 0)
-        rc = dt_lora_save(j->lora, path, (enum dt_lora_layout)j->o->lora_format, save_types[j->o->save_dtype], j->o->use_ema,
-                          &(dt_lora_info){ .base_hash = j->base.hex, .steps = j->t.state.step }, err);
+        rc = dt_lora_save(j->lora, path, (enum dt_lora_layout)j->o->lora_format, save_types[j->o->save_dtype],
+                          j->o->use_ema, &(dt_lora_info){ .base_hash = j->base.hex, .steps = j->t.state.step }, err);
     free(path);
     return rc;
 }

@@ -1,6 +1,6 @@
-/* run_resume.c - which checkpoint a run goes on from, and whether it is one of this run: the same settings, weights to begin with,
- * number of threads, and batches behind it.  Each is compared as soon as it is known, so that a run that is refused has encoded
- * and loaded nothing. */
+/* run_resume.c - which checkpoint a run goes on from, and whether it is one of this run: the same settings,
+ * weights to begin with, number of threads, and batches behind it.  Each is compared as soon as it is known, so that a
+ * run that is refused has encoded and loaded nothing. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,8 +39,8 @@ static bool not_known(void *ctx, dt_cache_part *part)
     return false;
 }
 
-/* Files of the model that neither the hash of the weights to begin with covers, nor the cache's keys do: "text_encoder/" is a
- * folder. */
+/* Files of the model that neither the hash of the weights to begin with covers, nor the cache's keys do:
+ * "text_encoder/" is a folder. */
 static int set_files(cJSON *settings, const dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
@@ -80,7 +80,8 @@ static int settings_of(cJSON **out, const dt_job *j, bool all, dt_err *err)
 /* As it would stand on a command line; caller frees. */
 static char *text_of(const cJSON *v)
 {
-    return cJSON_IsString(v) ? dt_strdup(v->valuestring) : !v || cJSON_IsNull(v) ? dt_strdup("not set") : dt_json_line(v);
+    return cJSON_IsString(v) ? dt_strdup(v->valuestring) : !v || cJSON_IsNull(v) ? dt_strdup("not set")
+                                                                                 : dt_json_line(v);
 }
 
 static int another(const dt_job *j, const char *name, const cJSON *was, const cJSON *is, dt_err *err)
@@ -93,14 +94,15 @@ static int another(const dt_job *j, const char *name, const cJSON *was, const cJ
     else if (!strcmp(name, "command"))
         rc = dt_err_set(err, DT_EUSAGE, "%s was made by dt-train %s, this is dt-train %s" WAYS, from, a, b);
     else
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made with --%s %.200s, this run has --%s %.200s" WAYS, from, name, a, name, b);
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made with --%s %.200s, this run has --%s %.200s" WAYS, from, name, a,
+                        name, b);
     free(a);
     free(b);
     return rc;
 }
 
-/* Of two objects, the first member of `is` that is another in `was`; NULL: none.  What `was` lacks is from before it was noted, or
- * was not asked for. */
+/* Of two objects, the first member of `is` that is another in `was`; NULL: none.  What `was` lacks is from before
+ * it was noted, or was not asked for. */
 static const cJSON *first_other(const cJSON *was, const cJSON *is, bool noted, const cJSON **then)
 {
     const cJSON *e;
@@ -114,7 +116,8 @@ static const cJSON *first_other(const cJSON *was, const cJSON *is, bool noted, c
 
 static int same_settings(const dt_job *j, const cJSON *settings, dt_err *err)
 {
-    const cJSON *then, *e = first_other(cJSON_GetObjectItemCaseSensitive(j->resume.manifest, "options"), settings, false, &then);
+    const cJSON *then,
+        *e = first_other(cJSON_GetObjectItemCaseSensitive(j->resume.manifest, "options"), settings, false, &then);
     return e ? another(j, e->string, then, e, err) : 0;
 }
 
@@ -127,7 +130,8 @@ static int same_threads(const dt_job *j, dt_err *err)
     const dt_train_state *s = &j->resume.state;
     if (s->threads == j->dev->threads)
         return 0;
-    return dt_err_set(err, DT_EUSAGE, "%s was made with %d compute threads, this run has %d; add --threads %d to get the same bits",
+    return dt_err_set(err, DT_EUSAGE,
+                      "%s was made with %d compute threads, this run has %d; add --threads %d to get the same bits",
                       j->resume.from, s->threads, j->dev->threads, s->threads);
 }
 
@@ -135,7 +139,8 @@ static int not_past(const dt_job *j, int64_t steps, dt_err *err)
 {
     if (!steps || j->resume.state.step <= steps)
         return 0;
-    return dt_err_set(err, DT_EUSAGE, "%s is at step %" PRId64 ", this run ends at step %" PRId64 "; --resume_from_checkpoint takes "
+    return dt_err_set(err, DT_EUSAGE,
+                      "%s is at step %" PRId64 ", this run ends at step %" PRId64 "; --resume_from_checkpoint takes "
                       "the name of an earlier one" WAYS, j->resume.from, j->resume.state.step, steps);
 }
 
@@ -197,8 +202,8 @@ static cJSON *made_with(const cJSON *header)
 
 static int too_short(const dt_job *j, int64_t found, dt_err *err)
 {
-    return dt_err_set(err, DT_EUSAGE, "%s has %" PRId64 " batches behind it, this run's plan has only %" PRId64 WAYS, j->resume.from,
-                      j->resume.state.batch, found);
+    return dt_err_set(err, DT_EUSAGE, "%s has %" PRId64 " batches behind it, this run's plan has only %" PRId64 WAYS,
+                      j->resume.from, j->resume.state.batch, found);
 }
 
 static int other_batches(const dt_job *j, const cJSON *header, int64_t found, dt_err *err)
@@ -215,7 +220,8 @@ static int other_batches(const dt_job *j, const cJSON *header, int64_t found, dt
         free(b);
     }
     int rc = found < r->state.batch ? too_short(j, found, err)
-        : dt_err_set(err, DT_EUSAGE, "%s was trained on other data: the %" PRId64 " batches behind it are not the first of this run's "
+        : dt_err_set(err, DT_EUSAGE,
+                     "%s was trained on other data: the %" PRId64 " batches behind it are not the first of this run's "
                      "plan%s" WAYS, r->from, r->state.batch, why ? why : "");
     free(why);
     cJSON_Delete(ours);
@@ -236,8 +242,8 @@ int dt_job_resume_plan(const dt_job *j, const char *plan, dt_err *err)
         return rc;
     const dt_plan_info *i = dt_batches_info(b);
     if (r->state.seed != (uint64_t)i->seed)
-        rc = dt_err_set(err, DT_EUSAGE, "%s was made with --seed %" PRIu64 ", this run has --seed %" PRId64 WAYS, r->from,
-                        r->state.seed, i->seed);
+        rc = dt_err_set(err, DT_EUSAGE, "%s was made with --seed %" PRIu64 ", this run has --seed %" PRId64 WAYS,
+                        r->from, r->state.seed, i->seed);
     cJSON *size = cJSON_CreateObject();
     cJSON_AddNumberToObject(size, "train_batch_size", (double)i->train_batch_size);
     if (rc == 0)
@@ -282,7 +288,8 @@ static int same_data(dt_job *j, dt_err *err)
 {
     struct dt_resume *r = &j->resume;
     const struct dt_loader_params p = dt_job_loader(j);
-    int64_t found = 0, threads = j->o->data.dataloader_num_workers ? j->o->data.dataloader_num_workers : j->dev->threads;
+    int64_t found = 0, threads = j->o->data.dataloader_num_workers ? j->o->data.dataloader_num_workers
+                                                                   : j->dev->threads;
     dt_trace t;
     int rc = dt_plan_trace(&t, &found, &p, r->state.batch, (int)threads, j->ui->stop, err);
     if (rc < 0)
@@ -293,8 +300,10 @@ static int same_data(dt_job *j, dt_err *err)
         dt_job_warn(j, "%s does not say what it was trained on: the data could not be compared", r->from);
         r->state.trace = t;
     } else if (strcmp(t.data, r->state.trace.data)) {
-        return dt_err_set(err, DT_EUSAGE, "%s was trained on other data: the %" PRId64 " batches behind it had %s" WAYS, r->from,
-                          r->state.batch, p.want & DT_WANT_RGB ? "other pictures" : "other pictures, or were encoded otherwise");
+        return dt_err_set(err, DT_EUSAGE, "%s was trained on other data: the %" PRId64 " batches behind it had %s" WAYS,
+                          r->from,
+                          r->state.batch,
+                          p.want & DT_WANT_RGB ? "other pictures" : "other pictures, or were encoded otherwise");
     }
     return 0;
 }
@@ -304,13 +313,15 @@ static void compare_length(const dt_job *j)
 {
     const dt_train_state *s = &j->resume.state;
     if (s->planned && s->planned != j->t.max_steps && j->t.lr.kind != DT_LR_CONSTANT && j->t.lr.kind != DT_LR_WARMUP)
-        dt_job_warn(j, "%s was made for %" PRId64 " steps, this run has %" PRId64 ": until step %" PRId64 " the learning rate was "
+        dt_job_warn(j,
+                    "%s was made for %" PRId64 " steps, this run has %" PRId64 ": until step %" PRId64 " the learning rate was "
                     "that of the other length", j->resume.from, s->planned, j->t.max_steps, s->step);
 }
 
 cJSON *dt_job_result(const dt_job *j, const char *checkpoint, dt_err *err)
 {
-    static const char *const file[] = { [DT_METHOD_LORA] = "lora.safetensors", [DT_METHOD_FULL] = "transformer", [DT_METHOD_VAE] = "vae" };
+    static const char *const file[] = { [DT_METHOD_LORA] = "lora.safetensors", [DT_METHOD_FULL] = "transformer",
+                                        [DT_METHOD_VAE] = "vae" };
     const dt_train_opts *o = j->o;
     char *path = dt_path_join(checkpoint, "manifest.json");
     dt_hash h;
@@ -335,7 +346,8 @@ static bool there(const dt_job *j, const char *name)
     return yes;
 }
 
-/* Is nothing left to do?  Then run.json says that what is there was made from this checkpoint, in the way that is asked for now. */
+/* Is nothing left to do?  Then run.json says that what is there was made from this checkpoint, in the way that
+ * is asked for now. */
 static void look_whether_finished(dt_job *j)
 {
     struct dt_resume *r = &j->resume;
@@ -346,8 +358,8 @@ static void look_whether_finished(dt_job *j)
     const cJSON *file = cJSON_GetObjectItemCaseSensitive(result, "file");
     if (result && cJSON_Compare(result, dt_manifest_result(j->manifest), true) && there(j, file->valuestring)) {
         r->finished = true;
-        dt_job_say(j, "%s is finished: %" PRId64 " of %" PRId64 " steps are done, nothing is left to do", j->o->output_dir, r->state.step,
-                   j->t.max_steps);
+        dt_job_say(j, "%s is finished: %" PRId64 " of %" PRId64 " steps are done, nothing is left to do",
+                   j->o->output_dir, r->state.step, j->t.max_steps);
         cJSON_AddItemToObject(dt_manifest_run(j->manifest), "result", result);
         result = NULL;
     }
@@ -381,11 +393,12 @@ static int move(const char *path, const char *dir, dt_err *err)
     return rc;
 }
 
-/* What an earlier run has left goes into old-N, so that none of its checkpoints is taken for one of this run, or has to make room
- * for one.  Checkpoints last: while there is one, the rest is known to be old. */
+/* What an earlier run has left goes into old-N, so that none of its checkpoints is taken for one of this run, or
+ * has to make room for one.  Checkpoints last: while there is one, the rest is known to be old. */
 static int set_aside(const dt_job *j, dt_err *err)
 {
-    static const char *const part[] = { "metrics.ndjson", "validation.ndjson", "loss.png", "samples.png", "samples", "lora.safetensors" };
+    static const char *const part[] = { "metrics.ndjson", "validation.ndjson", "loss.png", "samples.png", "samples",
+                                        "lora.safetensors" };
     const char *out = j->o->output_dir;
     char *path = dt_checkpoint_latest(out), *old = NULL;
     if (!path)

@@ -91,7 +91,8 @@ static int open_model(struct job *j, dt_err *err)
         }
     }
     for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
-        if ((rc = dt_flux_pipe_place(j->pipe, (enum dt_flux_part)k, j->dev, act_of(j), o->low_vram, err)) < 0 && o->memory_plan)
+        if ((rc = dt_flux_pipe_place(j->pipe, (enum dt_flux_part)k, j->dev, act_of(j), o->low_vram, err)) < 0 &&
+            o->memory_plan)
             rc = 0;                 /* which takes configurations alone, if there is no more */
     if (rc == 0 && o->low_vram)
         dt_flux_pipe_give_back(j->pipe);
@@ -107,14 +108,16 @@ static int describe_lora(struct job *j, const char *path, double strength, dt_er
     if (rc < 0)
         return rc;
     char *old = j->lora_text;
-    j->lora_text = dt_sprintf("%s%s%s:%g xxh3-128:%s", old ? old : "", old ? ", " : "", dt_path_base(path), strength, h.hex);
+    j->lora_text = dt_sprintf("%s%s%s:%g xxh3-128:%s", old ? old : "", old ? ", " : "", dt_path_base(path), strength,
+                              h.hex);
     free(old);
     return 0;
 }
 
 static void warn_of_text(const struct job *j, const char *path, int64_t n)
 {
-    char *line = dt_sprintf("%s: %lld of its tensors adapt text encoders and are not applied; programs that apply them make other "
+    char *line =
+        dt_sprintf("%s: %lld of its tensors adapt text encoders and are not applied; programs that apply them make other "
                             "pictures", path, (long long)n);
     j->ui->say(j->ui->ctx, true, line);
     free(line);
@@ -161,8 +164,8 @@ static int open_latents(struct job *j, dt_err *err)
         return dt_err_set(err, DT_EDATA, "%s: 'latents' must be [%lld, %lld, height, width]", o->init_latents,
                           (long long)npictures(j), (long long)C);
     if ((o->width && o->width != e->dims.d[3] * f) || (o->height && o->height != e->dims.d[2] * f))
-        return dt_err_set(err, DT_EUSAGE, "'latents' of %s are of %lldx%lld px, not of --width and --height", o->init_latents,
-                          (long long)(e->dims.d[3] * f), (long long)(e->dims.d[2] * f));
+        return dt_err_set(err, DT_EUSAGE, "'latents' of %s are of %lldx%lld px, not of --width and --height",
+                          o->init_latents, (long long)(e->dims.d[3] * f), (long long)(e->dims.d[2] * f));
     o->width = e->dims.d[3] * f;
     o->height = e->dims.d[2] * f;
     return 0;
@@ -178,8 +181,8 @@ static int settle_prompt(struct job *j, dt_prompt *p, dt_err *err)
     p->w_px = p->w_px ? p->w_px : w;
     p->h_px = p->h_px ? p->h_px : h;
     if (o->init_latents && (p->w_px != w || p->h_px != h))
-        return dt_err_set(err, DT_EDATA, "'%s' is asked for at %lldx%lld px, but the latents of %s are of %lldx%lld px", p->text,
-                          (long long)p->w_px, (long long)p->h_px, o->init_latents, (long long)w, (long long)h);
+        return dt_err_set(err, DT_EDATA, "'%s' is asked for at %lldx%lld px, but the latents of %s are of %lldx%lld px",
+                          p->text, (long long)p->w_px, (long long)p->h_px, o->init_latents, (long long)w, (long long)h);
     if (o->save_latents && (p->w_px != j->prompts.v[0].w_px || p->h_px != j->prompts.v[0].h_px))
         return dt_err_set(err, DT_EUSAGE, "--save_latents needs pictures of one size");
     int64_t k = dt_sampler_add_prompt(j->s, p->text, err);
@@ -204,7 +207,8 @@ static bool on_step(void *ctx, int64_t step)
     return !j->ui->stop || !*j->ui->stop;
 }
 
-static void put_record(const struct job *j, const dt_prompt *p, const char *path, int64_t k, bool base, const dt_image *im)
+static void put_record(const struct job *j, const dt_prompt *p, const char *path, int64_t k, bool base,
+                       const dt_image *im)
 {
     static const char *const ours[] = { "path", "base" };
     cJSON *o = cJSON_CreateObject(), *item;
@@ -226,13 +230,16 @@ static void put_record(const struct job *j, const dt_prompt *p, const char *path
     cJSON_Delete(o);
 }
 
-static int save_picture(const struct job *j, const dt_prompt *p, int64_t n, int64_t k, bool base, const dt_image *im, dt_err *err)
+static int save_picture(const struct job *j, const dt_prompt *p, int64_t n, int64_t k, bool base, const dt_image *im,
+                        dt_err *err)
 {
     const dt_sample_opts *o = &j->o;
-    char *path = j->one_file ? dt_strdup(o->output) : dt_sprintf("%s/%04lld%s.png", o->output, (long long)n, base ? "-base" : "");
+    char *path = j->one_file ? dt_strdup(o->output)
+                             : dt_sprintf("%s/%04lld%s.png", o->output, (long long)n, base ? "-base" : "");
     char *seed = dt_sprintf("%lld", (long long)p->seed), *image = dt_sprintf("%lld", (long long)(p->image + k));
     char *steps = dt_sprintf("%lld", (long long)o->steps), *guidance = dt_sprintf("%g", o->guidance);
-    dt_png_text text[8] = { { "prompt", p->text }, { "seed", seed }, { "image", image }, { "steps", steps }, { "model", j->model.hex } };
+    dt_png_text text[8] = { { "prompt", p->text }, { "seed", seed }, { "image", image }, { "steps", steps },
+                            { "model", j->model.hex } };
     int t = 5;
     if (j->pipe->dit.guidance)
         text[t++] = (dt_png_text){ "guidance", guidance };
@@ -324,7 +331,8 @@ static void largest(const struct job *j, int64_t *px, int *w, int *h, int64_t *l
     }
 }
 
-/* Moments: the prompts are encoded; pictures are made, and put into the sheet; the networks are gone when that is drawn. */
+/* Moments: the prompts are encoded; pictures are made, and put into the sheet; the networks are gone
+ * when that is drawn. */
 static void count(struct job *j, int64_t px, int64_t len, int64_t tiles, int64_t sheet)
 {
     int64_t kept = j->o.save_latents ? npictures(j) * len * (int64_t)sizeof(float) : 0;
@@ -332,7 +340,8 @@ static void count(struct job *j, int64_t px, int64_t len, int64_t tiles, int64_t
     dt_sampler_memory(j->s, &j->memory, dt_mem_resident());
     j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
     if (j->grid)
-        dt_mem_add(&j->memory, "sheet", j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
+        dt_mem_add(&j->memory, "sheet",
+                   j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
     dt_mem_add_start(&j->memory);
 }
 
@@ -451,7 +460,9 @@ int dt_sample_run(const dt_sample_opts *o, const dt_strs *files, const dt_sample
     if (rc == 0)
         rc = open_loras(&j, err);
     if (rc == 0)
-        rc = dt_sampler_new(&j.s, &(struct dt_sampler_params){ .pipe = j.pipe, .dev = j.dev, .lora = j.lora, .base = o->compare_base,
+        rc = dt_sampler_new(&j.s,
+                            &(struct dt_sampler_params){ .pipe = j.pipe, .dev = j.dev, .lora = j.lora,
+                                                         .base = o->compare_base,
                                                                 .act = act_of(&j), .tile_px = o->vae_tile }, err);
     if (rc == 0)
         rc = settle(&j, err);

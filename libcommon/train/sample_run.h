@@ -20,7 +20,8 @@ typedef struct dt_sample_opts {         /* names of the flags */
 typedef struct dt_sample_ui {           /* the library does not print */
     void *ctx;
     void (*say)(void *ctx, bool warning, const char *line);
-    void (*out)(void *ctx, const char *text);   /* the memory plan; a JSON line for each picture that was written to a file */
+    void (*out)(void *ctx, const char *text);   /* the memory plan; a JSON line for each picture that was
+                                                   written to a file */
     const volatile int *stop;
 } dt_sample_ui;
 

@@ -6,7 +6,8 @@
 struct dt_sampler {
     struct dt_sampler_params p;
     dt_flux_run *text;              /* gone once the prompts are encoded */
-    dt_flux_run *plain, *adapted;   /* transformer without and with the LoRA; plain has the vae as well.  NULL if not wanted */
+    dt_flux_run *plain, *adapted;   /* transformer without and with the LoRA; plain has the vae as well.
+                                       NULL if not wanted */
     dt_strs      prompts;
     dt_strmap   *index;
     int64_t     *at, cap;           /* [prompts + 1] rows of states before those of a prompt */
@@ -17,11 +18,15 @@ struct dt_sampler {
 /* Floats of the states of the first n prompts. */
 static int64_t states_len(const dt_sampler *s, int64_t n) { return n ? s->at[n] * s->p.pipe->dit.joint_dim : 0; }
 
-static dt_params_bytes weights(const dt_sampler *s, const dt_params *p) { return dt_params_size(p, s->p.act, DT_PARAMS_NO_OPTIM); }
+static dt_params_bytes weights(const dt_sampler *s, const dt_params *p)
+{
+    return dt_params_size(p, s->p.act, DT_PARAMS_NO_OPTIM);
+}
 
 static dt_flux_run *new_run(const dt_sampler *s)
 {
-    return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = s->p.pipe, .dev = s->p.dev, .act = s->p.act, .tile_px = s->p.tile_px });
+    return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = s->p.pipe, .dev = s->p.dev, .act = s->p.act,
+                                                         .tile_px = s->p.tile_px });
 }
 
 int dt_sampler_new(dt_sampler **out, const struct dt_sampler_params *p, dt_err *err)
@@ -161,7 +166,8 @@ int dt_sampler_load(dt_sampler *s, const volatile int *stop, dt_err *err)
     if (rc == 0 && s->p.lora && (rc = dt_params_alloc(s->p.lora->params, dev, s->p.act, DT_PARAMS_NO_OPTIM, err)) == 0)
         rc = dt_lora_fill(s->p.lora, err);
     if (rc == 0 && !(s->arena = dev->alloc(dev, arena_bytes(s))))
-        rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s", (double)arena_bytes(s) / 1048576.0, dev->name);
+        rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB for activations on %s",
+                        (double)arena_bytes(s) / 1048576.0, dev->name);
     if (rc == 0)
         rc = dt_flux_run_alloc(s->plain, s->arena, err);
     return rc == 0 && s->adapted ? dt_flux_run_alloc(s->adapted, s->arena, err) : rc;
@@ -171,7 +177,8 @@ int dt_sampler_run(dt_sampler *s, const dt_sampler_shot *q, uint8_t *rgb, dt_err
 {
     const dt_flux_pipe *p = s->p.pipe;
     const dt_flux_sample f = { .w_px = q->w_px, .h_px = q->h_px, .steps = q->steps, .guidance = q->guidance,
-                               .T = s->at[q->prompt + 1] - s->at[q->prompt], .states = s->states + states_len(s, q->prompt),
+                               .T = s->at[q->prompt + 1] - s->at[q->prompt],
+                               .states = s->states + states_len(s, q->prompt),
                                .pooled = s->pooled + q->prompt * p->dit.pooled_dim, .latents = q->latents,
                                .on_step = q->on_step, .ctx = q->ctx };
     int rc = dt_flux_run_sample(s->adapted && !q->base ? s->adapted : s->plain, &f, err);

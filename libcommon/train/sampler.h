@@ -2,7 +2,8 @@
  *
  *   new -> every prompt and size added -> dt_sampler_memory says what it will take -> dt_sampler_load -> dt_sampler_run
  *
- * The text encoders are loaded, run on all prompts, and gone before the transformer, the LoRA and the autoencoder are loaded. */
+ * The text encoders are loaded, run on all prompts, and gone before the transformer, the LoRA and the
+ * autoencoder are loaded. */
 #ifndef DT_TRAIN_SAMPLER_H
 #define DT_TRAIN_SAMPLER_H
 #include "models/flux_run.h"
@@ -22,8 +23,10 @@ struct dt_sampler_params {
 int     dt_sampler_new(dt_sampler **out, const struct dt_sampler_params *p, dt_err *err);
 void    dt_sampler_free(dt_sampler **s);
 
-int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text, dt_err *err);    /* its number; the same text has the same */
-int     dt_sampler_add_size(dt_sampler *s, int64_t prompt, int64_t w_px, int64_t h_px, dt_err *err);    /* pictures of a prompt */
+int64_t dt_sampler_add_prompt(dt_sampler *s, const char *text, dt_err *err);    /* its number; the same
+                                                                                   text has the same */
+/* pictures of a prompt */
+int     dt_sampler_add_size(dt_sampler *s, int64_t prompt, int64_t w_px, int64_t h_px, dt_err *err);
 
 /* Adds its moments to the memory plan, "captions" and "pictures"; `process` is what there is beside it. */
 void    dt_sampler_memory(const dt_sampler *s, dt_mem_plan *p, int64_t process);

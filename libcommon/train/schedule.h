@@ -22,7 +22,8 @@ double dt_lr_at(const dt_lr *s, int64_t k);
 typedef struct dt_flow {
     bool    dynamic;            /* use_dynamic_shifting */
     double  shift;              /* static shift */
-    double  base_shift, max_shift, base_len, max_len;   /* mu = line through (base_len, base_shift), (max_len, max_shift) */
+    double  base_shift, max_shift, base_len, max_len;   /* mu = line through (base_len, base_shift),
+                                                           (max_len, max_shift) */
     double  shift_terminal;     /* 0 = none */
     int64_t train_steps;        /* num_train_timesteps, 1000 */
 } dt_flow;
@@ -40,11 +41,12 @@ extern const char *const dt_weighting_names[];  /* "none", "sigma_sqrt", "logit_
 typedef struct dt_timesteps {
     int     weighting;          /* dt_weighting */
     double  logit_mean, logit_std, mode_scale;
-    bool    uniform;            /* --uniform_sampling: stratified over the samples of an optimiser step, all ranks and micro-batches */
+    bool    uniform;            /* --uniform_sampling: stratified over the samples of an optimiser step, all ranks
+                                   and micro-batches */
     int64_t steps;              /* table length, train_sampling_steps */
 } dt_timesteps;
-/* Density of diffusers' compute_density_for_timestep_sampling: u in [0, 1) from a draw.  `a` is N(0,1) for logit_normal, U[0,1)
- * otherwise. */
+/* Density of diffusers' compute_density_for_timestep_sampling: u in [0, 1) from a draw.  `a` is N(0,1) for
+ * logit_normal, U[0,1) otherwise. */
 double dt_timestep_density(const dt_timesteps *t, double a);
 /* Index into the noise table (0 = noisiest) of sample `slot` out of `nslot` in optimiser step `step`. */
 int64_t dt_timestep_index(const dt_timesteps *t, uint64_t seed, int64_t step, int64_t slot, int64_t nslot);

@@ -6,8 +6,8 @@
  *   Lipman et al. 2023 (flow matching), Esser et al. 2024, sec. 3.1 (timestep densities)
  *   B batch   C latent channels   h, w latent cells   T text tokens
  *
- * With DT_PAD_NONE captions have as many states as tokens.  A batch is filled up to T with zero rows, which nothing attends:
- * what a sample gives depends neither on T nor on the others.
+ * With DT_PAD_NONE captions have as many states as tokens.  A batch is filled up to T with zero rows, which
+ * nothing attends: what a sample gives depends neither on T nor on the others.
  *
  * All mixing is fp32; sigma is never rounded to the activation dtype before it is used (workflows.md H1, 7).
  */
@@ -58,8 +58,8 @@ static dt_graph *build(void *ctx, const dt_shape_key *key)
     dt_graph *g = dt_graph_new(t->p.act);
     dt_graph_checkpoint(g, t->p.checkpoint);
     if (key->v[1] % (2 * f) || key->v[2] % (2 * f))
-        dt_graph_fail(g, "pictures of %lldx%lld px: sides must be multiples of %lld for this model", (long long)key->v[1],
-                      (long long)key->v[2], (long long)(2 * f));
+        dt_graph_fail(g, "pictures of %lldx%lld px: sides must be multiples of %lld for this model",
+                      (long long)key->v[1], (long long)key->v[2], (long long)(2 * f));
     dt_tensor *x0 = dt_input(g, "latents", DT_F32, DT_DIMS(B, C, h, w));
     dt_tensor *noise = dt_input(g, "noise", DT_F32, DT_DIMS(B, C, h, w));
     dt_tensor *mix = t->p.input_perturbation > 0 ? dt_input(g, "noise_mixed", DT_F32, DT_DIMS(B, C, h, w)) : noise;
@@ -143,18 +143,21 @@ static void noise_table(struct flux_task *t, int64_t tokens)
     t->tokens = tokens;
 }
 
-static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err)
+static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at,
+                        dt_err *err)
 {
     const dt_vae_config *vae = &t->p.pipe->vae;
     const dt_tensor *in = dt_find(g, "latents");
     int64_t cells = in->dims.d[2] * in->dims.d[3], one = in->dims.d[1] * cells;
-    float *x0 = t->buf[B_LATENTS], *noise = t->buf[B_NOISE], *mix = t->buf[B_MIX], *eps = t->buf[B_EPS], *logvar = eps + one;
+    float *x0 = t->buf[B_LATENTS], *noise = t->buf[B_NOISE], *mix = t->buf[B_MIX], *eps = t->buf[B_EPS],
+        *logvar = eps + one;
     uint32_t when = (uint32_t)b->index;
     for (int i = 0; i < b->n; i++) {
         const dt_sample *s = &b->s[i];
         float *x = x0 + i * one, *n = noise + i * one;
         if (s->C * s->h * s->w != one || s->C != vae->latent_channels)
-            return dt_err_set(err, DT_EDATA, "cached latents of item %lld are [%lld, %lld, %lld], not what this model takes",
+            return dt_err_set(err, DT_EDATA,
+                              "cached latents of item %lld are [%lld, %lld, %lld], not what this model takes",
                               (long long)s->item, (long long)s->C, (long long)s->h, (long long)s->w);
         dt_rng_fill_normal(n, one, at->seed, DT_RNG_NOISE, when, (uint32_t)i);
         if (t->p.noise_offset > 0) {
@@ -203,7 +206,8 @@ static void feed_times(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_mi
         dt_plan_write(p, dt_find(g, "guidance"), guidance);
 }
 
-/* Which of its T text rows each of n captions has: columns [0, T) of the input `name` [n, cols]; the others are attended. */
+/* Which of its T text rows each of n captions has: columns [0, T) of the input `name` [n, cols]; the
+ * others are attended. */
 static void feed_mask(struct flux_task *t, dt_graph *g, dt_plan *p, const char *name, const int64_t *len, int64_t T)
 {
     const dt_tensor *mask = dt_find(g, name);
@@ -228,8 +232,10 @@ static int feed_states(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_mi
     for (int i = 0; i < b->n; i++) {
         const dt_sample *s = &b->s[i];
         if ((masked ? s->T > T : s->T != T) || s->D != D || s->P != P)
-            return dt_err_set(err, DT_EDATA, "cached text states are [%lld, %lld] and [%lld], this run takes [%lld, %lld] and [%lld]",
-                              (long long)s->T, (long long)s->D, (long long)s->P, (long long)T, (long long)D, (long long)P);
+            return dt_err_set(err, DT_EDATA,
+                              "cached text states are [%lld, %lld] and [%lld], this run takes [%lld, %lld] and [%lld]",
+                              (long long)s->T, (long long)s->D, (long long)s->P, (long long)T, (long long)D,
+                              (long long)P);
         dt_convert(txt + (size_t)(i * T) * row, t->p.act, s->states, s->txt_dtype, s->T * D);
         memset(txt + (size_t)(i * T + s->T) * row, 0, (size_t)(T - s->T) * row);
         len[i] = s->T;
@@ -253,8 +259,8 @@ static int feed_ids(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_micro
         if (len[i] < 0)
             return (int)len[i];
         if (len[i] > T)
-            return dt_err_set(err, DT_EFAIL, "caption of item %lld has %lld text states, its batch %lld", (long long)b->s[i].item,
-                              (long long)len[i], (long long)T);
+            return dt_err_set(err, DT_EFAIL, "caption of item %lld has %lld text states, its batch %lld",
+                              (long long)b->s[i].item, (long long)len[i], (long long)T);
         memcpy(t5 + i * T, one, (size_t)T * sizeof(*t5));
     }
     dt_plan_write(p, dt_find(g, "clip_ids"), clip);

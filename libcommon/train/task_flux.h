@@ -10,7 +10,7 @@ struct dt_flux_task_params {
     bool     backward;              /* false: held-out loss only */
     bool     checkpoint;            /* recompute blocks */
     bool     train_text;            /* text encoders are in the graph; batches bring captions, not states */
-    dt_timesteps timesteps;         /* table length and density; with backward = false fixed quantiles are used instead */
+    dt_timesteps timesteps;  /* table length and density; with backward = false fixed quantiles are used instead */
     double   guidance;              /* what a model with guidance is told (3.5) */
     double   noise_offset;          /* adds offset * N(0,1) per sample and channel to the noise */
     double   input_perturbation;    /* adds p * N(0,1) to the noise that is mixed in, not to the target */

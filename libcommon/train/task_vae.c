@@ -21,8 +21,8 @@ static dt_graph *build(void *ctx, const dt_shape_key *key)
     dt_graph *g = dt_graph_new(t->p.act);
     dt_graph_checkpoint(g, t->p.checkpoint);
     if (W % f || H % f)
-        dt_graph_fail(g, "pictures of %lldx%lld px: sides must be multiples of %lld for this vae", (long long)W, (long long)H,
-                      (long long)f);
+        dt_graph_fail(g, "pictures of %lldx%lld px: sides must be multiples of %lld for this vae", (long long)W,
+                      (long long)H, (long long)f);
     dt_tensor *x = dt_cast(g, dt_input(g, "pictures", DT_F32, DT_DIMS(B, H, W, 3)), t->p.act);
     dt_tensor *eps = dt_input(g, "eps", DT_F32, DT_DIMS(B, H / f, W / f, t->p.config->latent_channels));
     dt_tensor *scale = dt_input(g, "loss_scale", DT_F32, DT_DIMS(1));

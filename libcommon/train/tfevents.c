@@ -147,8 +147,8 @@ static int write_opening(dt_events *e, int64_t done_step, dt_err *err)
     return rc < 0 ? rc : dt_events_flush(e, err);
 }
 
-/* The time for a new file's name: readers take the files of a folder in the order of their names, so it is not earlier than
- * what is there, even if the clock was set back between two runs. */
+/* The time for a new file's name: readers take the files of a folder in the order of their names, so it is
+ * not earlier than what is there, even if the clock was set back between two runs. */
 static long long stamp(const char *logdir)
 {
     long long t = time(NULL), other;

@@ -45,8 +45,8 @@ int dt_trace_plan(dt_trace *t, const dt_batches *plan, uint64_t *captions, const
         const dt_batch_item *it = &b->item[i];
         uint64_t caption = 0;
         rc = captions ? caption_of(&caption, plan, captions, it, err) : 0;
-        snprintf(line, sizeof(line), "%" PRId64 " %d %d %d %d %d %" PRIx64, dt_batches_id(plan, it->at), it->resize_w, it->resize_h,
-                 it->crop_x, it->crop_y, it->flip, caption);
+        snprintf(line, sizeof(line), "%" PRId64 " %d %d %d %d %d %" PRIx64, dt_batches_id(plan, it->at), it->resize_w,
+                 it->resize_h, it->crop_x, it->crop_y, it->flip, caption);
         dt_hasher_str(h, line);
     }
     dt_hash one = dt_hasher_end(&h);

@@ -229,10 +229,13 @@ void dt_train_opts_init(dt_train_opts *o, enum dt_method method)
 {
     *o = (dt_train_opts){
         .method = method, .data = DT_DATA_DEFAULTS, .held = DT_DATA_DEFAULTS, .output_dir = "sd-model-finetuned",
-        .vae_mini_batch = 32, .device = "cpu", .learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .weight_decay = 1e-2,
-        .epsilon = 1e-8, .max_grad_norm = 1.0, .ema_decay = 0.9999, .lr_warmup_steps = 500, .lr_num_cycles = -1, .lr_power = 1,
+        .vae_mini_batch = 32, .device = "cpu", .learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999,
+        .weight_decay = 1e-2,
+        .epsilon = 1e-8, .max_grad_norm = 1.0, .ema_decay = 0.9999, .lr_warmup_steps = 500, .lr_num_cycles = -1,
+        .lr_power = 1,
         .timesteps = { .logit_std = 1.0, .mode_scale = 1.29, .steps = 1000 }, .guidance = 3.5, .outlier_limit = 50,
-        .kl_weight = 1e-6, .rank = 128, .network_alpha = 64, .lora_format = -1, .save_dtype = -1, .checkpointing_steps = 500,
+        .kl_weight = 1e-6, .rank = 128, .network_alpha = 64, .lora_format = -1, .save_dtype = -1,
+        .checkpointing_steps = 500,
         .validation_inference_steps = 20, .logging_dir = "logs", .project = "text2image-fine-tune",
     };
 }
@@ -256,7 +259,10 @@ static bool decodes_nothing(const dt_train_opts *o) { return o->latents && !vali
 static bool never_validates(const dt_train_opts *o) { return !validates(o); }
 static bool no_prompts(const dt_train_opts *o) { return !o->validation_prompts.n; }
 static bool lr_constant(const dt_train_opts *o) { return o->lr_scheduler == DT_LR_CONSTANT; }
-static bool lr_no_cosine(const dt_train_opts *o) { return o->lr_scheduler != DT_LR_COSINE && o->lr_scheduler != DT_LR_RESTARTS; }
+static bool lr_no_cosine(const dt_train_opts *o)
+{
+    return o->lr_scheduler != DT_LR_COSINE && o->lr_scheduler != DT_LR_RESTARTS;
+}
 static bool lr_no_polynomial(const dt_train_opts *o) { return o->lr_scheduler != DT_LR_POLYNOMIAL; }
 static bool no_ema(const dt_train_opts *o) { return !o->use_ema; }
 static bool no_logit_normal(const dt_train_opts *o) { return o->weighting != DT_W_LOGIT_NORMAL; }
@@ -272,9 +278,12 @@ static const struct idle {
     const char *why;
 } idle[] = {
     { "dataset_config", planned, PLANNED }, { "folder_repeats", planned, PLANNED },
-    { "train_data_dir", planned, PLANNED }, { "train_data_meta", planned, PLANNED }, { "max_train_samples", planned, PLANNED },
-    { "caption_dropout", planned, PLANNED }, { "random_flip", planned, PLANNED }, { "train_batch_size", planned, PLANNED },
-    { "num_train_epochs", planned, PLANNED }, { "seed", planned, PLANNED }, { "trust_sizes", reads_no_pictures, PLANNED },
+    { "train_data_dir", planned, PLANNED }, { "train_data_meta", planned, PLANNED },
+    { "max_train_samples", planned, PLANNED },
+    { "caption_dropout", planned, PLANNED }, { "random_flip", planned, PLANNED },
+    { "train_batch_size", planned, PLANNED },
+    { "num_train_epochs", planned, PLANNED }, { "seed", planned, PLANNED },
+    { "trust_sizes", reads_no_pictures, PLANNED },
     { "verify_images", reads_no_pictures, PLANNED }, { "max_skipped_fraction", reads_no_pictures, PLANNED },
     { "image_sample_size", planned, SIZES }, { "enable_bucket", planned, SIZES },
     { "random_ratio_crop", planned, SIZES }, { "random_hw_adapt", planned, SIZES },
@@ -285,7 +294,8 @@ static const struct idle {
     { "validation_epochs", never_validates, "needs --validation_prompts or --validation_data_dir" },
     { "validation_inference_steps", no_prompts, "needs --validation_prompts" },
     { "validation_size", no_prompts, "needs --validation_prompts" },
-    { "lr_warmup_steps", lr_constant, "has no effect with --lr_scheduler constant: constant_with_warmup has a warm-up" },
+    { "lr_warmup_steps", lr_constant,
+      "has no effect with --lr_scheduler constant: constant_with_warmup has a warm-up" },
     { "lr_num_cycles", lr_no_cosine, "needs --lr_scheduler cosine or cosine_with_restarts" },
     { "lr_power", lr_no_polynomial, "needs --lr_scheduler polynomial" },
     { "ema_decay", no_ema, "needs --use_ema" },
@@ -317,7 +327,9 @@ static int check_inputs(const dt_train_opts *o, dt_err *err)
     char *plan = dt_path_join(o->latents, "plan.ndjson");
     bool there = dt_exists(plan);
     free(plan);
-    return there ? 0 : dt_err_set(err, DT_EUSAGE, "--latents DIR needs the --plan that it was made for: there is no plan.ndjson in it");
+    return there ? 0
+                 : dt_err_set(err, DT_EUSAGE,
+                              "--latents DIR needs the --plan that it was made for: there is no plan.ndjson in it");
 }
 
 int dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err)
@@ -330,7 +342,8 @@ int dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err)
     if (rc < 0)
         return rc;
     if (o->use_peft_lora && o->lora_format >= 0 && o->lora_format != DT_LORA_PEFT)
-        return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other", dt_lora_layouts[o->lora_format]);
+        return dt_err_set(err, DT_EUSAGE, "--use_peft_lora and --lora_format %s exclude each other",
+                          dt_lora_layouts[o->lora_format]);
     if (o->lora_format < 0)
         o->lora_format = o->use_peft_lora ? DT_LORA_PEFT : DT_LORA_COMFY;
     if (o->low_vram && o->from_config)
@@ -353,13 +366,15 @@ static const char *const may_change[] = {
     /* compared by content */
     "pretrained_model_name_or_path", "transformer_path", "vae_path", "vae_tile", "plan", "latents",
     /* compared as the plan has them */
-    "train_data_dir", "train_data_meta", "dataset_config", "folder_repeats", "max_train_samples", "caption_dropout", "random_flip",
+    "train_data_dir", "train_data_meta", "dataset_config", "folder_repeats", "max_train_samples", "caption_dropout",
+    "random_flip",
     "trust_sizes", "verify_images", "max_skipped_fraction", "image_sample_size", "enable_bucket", "random_ratio_crop",
     "random_hw_adapt", "fix_sample_size", "multiple", "train_batch_size", "num_train_epochs", "seed",
     /* compared as they come to be: the kind of device, its threads, recomputing as chosen by the budget */
     "device", "threads", "gradient_checkpointing", "memory_budget",
     /* change no weight */
-    "output_dir", "dataloader_num_workers", "vae_mini_batch", "max_train_steps", "low_vram", "memory_plan", "checkpointing_steps",
+    "output_dir", "dataloader_num_workers", "vae_mini_batch", "max_train_steps", "low_vram", "memory_plan",
+    "checkpointing_steps",
     "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps", "validation_epochs",
     "validation_inference_steps", "validation_size", "validation_data_dir", "validation_data_meta", "logging_dir",
     "tracker_project_name", "report_to", "progress", "quiet", "dump_steps", "dump_dir",
@@ -392,11 +407,15 @@ cJSON *dt_train_opts_settings(const dt_train_opts *o)
 void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33])
 {
     dt_hasher *h = dt_hasher_new();
-    char *text = dt_sprintf("%d|%d|%d|%d|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%d|%d|%lld|%.17g|%.17g|%d|%d|%.17g|%.17g|%.17g|%lld|"
+    char *text =
+        dt_sprintf("%d|%d|%d|%d|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%d|%d|%lld|%.17g|%.17g|%d|%d|%.17g|%.17g|%.17g|%lld|"
                             "%.17g|%.17g|%.17g|%.17g|%.17g|%lld|%.17g|%d|%lld",
-        o->method, o->from_config, o->mixed_precision, o->train_text_encoder, o->learning_rate, o->beta1, o->beta2, o->weight_decay,
-        o->epsilon, o->max_grad_norm, o->use_ema ? o->ema_decay : 0.0, o->scale_lr, o->lr_scheduler, (long long)o->lr_warmup_steps,
-        o->lr_num_cycles, o->lr_power, o->weighting, o->uniform_sampling, o->timesteps.logit_mean, o->timesteps.logit_std,
+        o->method, o->from_config, o->mixed_precision, o->train_text_encoder, o->learning_rate, o->beta1, o->beta2,
+            o->weight_decay,
+        o->epsilon, o->max_grad_norm, o->use_ema ? o->ema_decay : 0.0, o->scale_lr, o->lr_scheduler,
+        (long long)o->lr_warmup_steps,
+        o->lr_num_cycles, o->lr_power, o->weighting, o->uniform_sampling, o->timesteps.logit_mean,
+        o->timesteps.logit_std,
         o->timesteps.mode_scale, (long long)o->timesteps.steps, o->guidance, o->noise_offset, o->input_perturbation,
         o->outlier_limit, o->kl_weight, (long long)o->rank, o->network_alpha, checkpoint,
         (long long)o->data.gradient_accumulation_steps);

@@ -1,4 +1,5 @@
-/* train_opts.h - everything that dt-train's command line sets, with the names of the reference workflows (workflows.md A1, B1). */
+/* train_opts.h - everything that dt-train's command line sets, with the names of the reference workflows
+ * (workflows.md A1, B1). */
 #ifndef DT_TRAIN_TRAIN_OPTS_H
 #define DT_TRAIN_TRAIN_OPTS_H
 #include "base/opt.h"
@@ -64,8 +65,8 @@ int  dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err);
 /* Hash over every setting that changes the weights, hence what resume must find unchanged; `checkpoint`: recompute
  * activations, asked for or chosen to keep a memory budget. */
 void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33]);
-/* The same by name, as {"command": "lora", "rank": 4, ...}: every option but those that a run may have otherwise when it goes on;
- * caller deletes.  And is this option one of those? */
+/* The same by name, as {"command": "lora", "rank": 4, ...}: every option but those that a run may have otherwise
+ * when it goes on; caller deletes.  And is this option one of those? */
 cJSON *dt_train_opts_settings(const dt_train_opts *o);
 bool dt_train_opts_may_change(const char *name);
 void dt_train_opts_release(dt_train_opts *o);

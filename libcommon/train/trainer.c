@@ -39,17 +39,19 @@ static int sound(const dt_trainer *t, dt_err *err)
 {
     const char *role, *set;
     const dt_param *q = dt_optim_not_finite(t->optim, &set, &role);
-    return q ? dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s of '%s' in '%s' is not finite; nothing is saved", t->state.step, role,
-                          q->name, set) : 0;
+    return q ? dt_err_set(err, DT_ENAN, "step %" PRId64 ": the %s of '%s' in '%s' is not finite; nothing is saved",
+                          t->state.step, role, q->name, set) : 0;
 }
 
-static int run_micro(dt_trainer *t, const dt_micro *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan, dt_err *err)
+static int run_micro(dt_trainer *t, const dt_micro *b, struct step *s, int micro, dt_dump *dump, dt_plan **plan,
+                     dt_err *err)
 {
     dt_shape_key key = t->task->shape(t->task->ctx, b->n, b->w_px, b->h_px, b->T);
     dt_graph *g = NULL;
     dt_plan *p = dt_session_use(t->session, &key, &g);
     if (!p)
-        return dt_err_set(err, DT_EDATA, "batch %" PRId64 " has a shape that the plan's header does not list", b->index);
+        return dt_err_set(err, DT_EDATA, "batch %" PRId64 " has a shape that the plan's header does not list",
+                          b->index);
     *plan = p;
     dt_step_at at = { t->state.seed, t->state.step, micro, t->accumulate };
     float scale = 1.0f / (float)t->accumulate, loss = 0;
@@ -136,7 +138,8 @@ static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *e
         (rc = dt_events_scalar(t->events, "train/lr", k, s->lr, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "train/grad_norm", k, s->norm, err)) == 0)
         rc = dt_events_scalar(t->events, "performance/img_per_s", k, per_s((double)s->images, seconds), err);
-    if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "performance/memory_MiB", k, memory / 1048576, err)) == 0 &&
+    if (t->events && rc == 0 &&
+        (rc = dt_events_scalar(t->events, "performance/memory_MiB", k, memory / 1048576, err)) == 0 &&
         (rc = dt_events_scalar(t->events, "performance/TFLOP_per_s", k, rate * 1e-12, err)) == 0 && t->peak_flops > 0)
         rc = dt_events_scalar(t->events, "performance/of_peak", k, rate / t->peak_flops, err);
     if (t->progress) {

@@ -41,7 +41,7 @@ typedef struct dt_trainer {
     int  (*save_extra)(void *ctx, const char *dir, dt_err *err);        /* into every checkpoint */
     int  (*saved)(void *ctx, dt_err *err);                              /* after every checkpoint; may be NULL */
     int  (*validate)(void *ctx, int64_t step, dt_err *err);             /* before step 0 and every validate_every */
-    int  (*intact)(void *ctx, dt_err *err);                             /* after every step: what it was computed with is right */
+    int  (*intact)(void *ctx, dt_err *err);  /* after every step: what it was computed with is right */
     void (*say)(void *ctx, const char *line);                           /* rare events: saved, resumed */
     const volatile int *stop;                                           /* save and leave; may be NULL */
     volatile int *save_now;                                             /* save and go on, cleared by it; may be NULL */

@@ -5,8 +5,8 @@
  *   held-out loss   pictures that are not trained on, each batch at four quantiles of the noise table and with noise that is
  *                   always the same: output_dir/validation.ndjson, a line per validation
  *
- * With EMA both are of the running mean, since that is what is saved.  The sheet is drawn from the files, so that a resumed run
- * continues it; what lies there of steps that are still to come is from another run, and removed.
+ * With EMA both are of the running mean, since that is what is saved.  The sheet is drawn from the files,
+ * so that a resumed run continues it; what lies there of steps that are still to come is from another run, and removed.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -29,7 +29,8 @@ struct dt_validator {
     dt_flux_run *run;               /* NULL without prompts */
     dt_flux_run *text;              /* frozen encoders, until the prompts are encoded */
     int64_t     *T;                 /* [nprompt] rows of states */
-    float       *states, *pooled;   /* [nprompt][t5_len, joint_dim], [nprompt][pooled_dim]; [1] when the encoders are trained */
+    float       *states, *pooled;   /* [nprompt][t5_len, joint_dim], [nprompt][pooled_dim]; [1] when the
+                                       encoders are trained */
     float       *latents;           /* [C, h, w] */
     uint8_t     *rgb;
     /* held-out loss */
@@ -71,7 +72,8 @@ static int64_t latents_len(const dt_validator *v)
 
 static dt_flux_run *new_run(const dt_job *j)
 {
-    return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = j->pipe, .dev = j->dev, .act = j->act, .tile_px = j->o->vae_tile_px });
+    return dt_flux_run_new(&(struct dt_flux_run_params){ .pipe = j->pipe, .dev = j->dev, .act = j->act,
+                                                         .tile_px = j->o->vae_tile_px });
 }
 
 static int plan_prompts(const dt_validator *v, dt_flux_run *run, dt_err *err)
@@ -95,8 +97,8 @@ int dt_validator_encode(dt_validator *v, dt_err *err)
     if (rc == 0)
         rc = dt_flux_run_alloc(v->text, NULL, err);
     for (int64_t i = 0; i < v->nprompt && rc == 0; i++)
-        rc = dt_flux_run_text(v->text, j->o->validation_prompts.v[i], v->states + i * states_len(p), v->pooled + i * p->dit.pooled_dim,
-                              err);
+        rc = dt_flux_run_text(v->text, j->o->validation_prompts.v[i], v->states + i * states_len(p),
+                              v->pooled + i * p->dit.pooled_dim, err);
     dt_flux_run_free(&v->text);
     dt_flux_pipe_unload(p, DT_FLUX_CLIP);
     dt_flux_pipe_unload(p, DT_FLUX_T5);
@@ -124,7 +126,8 @@ static int picture_bytes(dt_validator *v, dt_err *err)
     const dt_job *j = v->j;
     const dt_flux_pipe *p = j->pipe;
     int64_t n = j->o->train_text_encoder ? 1 : v->nprompt, px = v->files.side_px * v->files.side_px, sheet = 0;
-    int rc = dt_samples_bytes(&v->files, j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2, &sheet, err);
+    int rc = dt_samples_bytes(&v->files, j->t.max_steps / (j->t.validate_every ? j->t.validate_every : 1) + 2, &sheet,
+                              err);
     int64_t png = 3 * px * (j->o->report_to == 0 ? 2 : 1);
     int64_t host = dt_flux_run_host(v->run), now = sheet > png ? sheet : png;
     v->picture_bytes = (n * (states_len(p) + p->dit.pooled_dim) + latents_len(v)) * (int64_t)sizeof(float) + 3 * px +
@@ -140,7 +143,8 @@ static int new_samples(dt_validator *v, dt_err *err)
     int rc = dt_flux_pipe_tokenizers(p, err);
     if (rc < 0)
         return rc;
-    v->files = (dt_samples){ .o = j->o, .seed = j->info.seed, .side_px = side_of(j), .dir = dt_path_join(j->o->output_dir, "samples") };
+    v->files = (dt_samples){ .o = j->o, .seed = j->info.seed, .side_px = side_of(j),
+                             .dir = dt_path_join(j->o->output_dir, "samples") };
     v->states = dt_try_alloc((size_t)(n * states_len(p)) * sizeof(float));
     v->pooled = dt_try_alloc((size_t)(n * p->dit.pooled_dim) * sizeof(float));
     v->latents = dt_try_alloc((size_t)latents_len(v) * sizeof(float));
@@ -320,7 +324,8 @@ static int read_log(dt_validator *v, dt_err *err)
 int dt_validator_ready(dt_validator *v, void *arena, dt_err *err)
 {
     int rc = read_log(v, err);
-    if (rc == 0 && v->run && (rc = dt_flux_pipe_load(v->j->pipe, DT_FLUX_VAE, v->j->dev, v->j->act, DT_PARAMS_NO_OPTIM, err)) == 0)
+    if (rc == 0 && v->run &&
+        (rc = dt_flux_pipe_load(v->j->pipe, DT_FLUX_VAE, v->j->dev, v->j->act, DT_PARAMS_NO_OPTIM, err)) == 0)
         rc = dt_flux_run_alloc(v->run, arena, err);
     if (rc == 0 && v->held)
         rc = dt_session_alloc(v->held, arena, err);
@@ -348,7 +353,8 @@ static bool go_on(void *ctx, int64_t step)
 static int store(const dt_validator *v, int64_t step, int64_t i, dt_err *err)
 {
     const dt_job *j = v->j;
-    char *path = dt_samples_path(&v->files, step, i), *at = dt_sprintf("%" PRId64, step), *seed = dt_sprintf("%" PRId64, j->info.seed);
+    char *path = dt_samples_path(&v->files, step, i), *at = dt_sprintf("%" PRId64, step),
+        *seed = dt_sprintf("%" PRId64, j->info.seed);
     const dt_png_text text[] = { { "prompt", j->o->validation_prompts.v[i] }, { "step", at }, { "seed", seed } };
     const dt_image im = { (int)v->files.side_px, (int)v->files.side_px, v->rgb };
     char *png = NULL;
@@ -377,7 +383,8 @@ static int sample_prompt(dt_validator *v, int64_t step, int64_t i, dt_err *err)
     const dt_flux_pipe *p = j->pipe;
     bool trained = j->o->train_text_encoder;
     dt_flux_sample s = { .w_px = v->files.side_px, .h_px = v->files.side_px, .steps = j->o->validation_inference_steps,
-                         .guidance = j->o->guidance, .T = v->T[i], .states = v->states + (trained ? 0 : i * states_len(p)),
+                         .guidance = j->o->guidance, .T = v->T[i],
+                         .states = v->states + (trained ? 0 : i * states_len(p)),
                          .pooled = v->pooled + (trained ? 0 : i * p->dit.pooled_dim), .latents = v->latents,
                          .on_step = go_on, .ctx = j };
     int rc = trained ? dt_flux_run_text(v->run, j->o->validation_prompts.v[i], v->states, v->pooled, err) : 0;
@@ -396,11 +403,13 @@ static int held_batch(dt_validator *v, const dt_micro *b, double *sum, dt_err *e
     dt_shape_key key = v->task.shape(v->task.ctx, b->n, b->w_px, b->h_px, b->T);
     dt_graph *g = NULL;
     dt_plan *p = dt_session_use(v->held, &key, &g);
-    int rc = p ? 0 : dt_err_set(err, DT_EDATA, "%s: batch %" PRId64 " has a shape that was not announced", v->plan, b->index);
+    int rc = p ? 0 : dt_err_set(err, DT_EDATA, "%s: batch %" PRId64 " has a shape that was not announced", v->plan,
+                                b->index);
     for (int q = 0; q < QUANTILES && rc == 0; q++) {
         dt_step_at at = { (uint64_t)v->j->info.seed, 0, q, QUANTILES };
         float loss = 0;
-        rc = stopped(v->j) ? dt_err_set(err, DT_ESIGNAL, "stopped on request") : v->task.feed(v->task.ctx, g, p, b, &at, err);
+        rc = stopped(v->j) ? dt_err_set(err, DT_ESIGNAL, "stopped on request")
+                           : v->task.feed(v->task.ctx, g, p, b, &at, err);
         if (rc == 0 && (rc = dt_plan_run(p, err)) == 0)
             dt_plan_read(p, dt_find(g, "loss"), &loss);
         *sum += (double)loss * b->n / QUANTILES;
@@ -510,6 +519,7 @@ int dt_validator_run(void *job, int64_t step, dt_err *err)
     if (rc == 0 && v->held)
         dt_job_say(j, "step %" PRId64 ": held-out loss %.6g", step, loss);
     if (rc == 0 && v->run)
-        dt_job_say(j, "step %" PRId64 ": sampled %" PRId64 " prompts into %s/samples.png", step, v->nprompt, j->o->output_dir);
+        dt_job_say(j, "step %" PRId64 ": sampled %" PRId64 " prompts into %s/samples.png", step, v->nprompt,
+                   j->o->output_dir);
     return rc;
 }

@@ -3,8 +3,9 @@
  *   bench [-t f32|bf16] [-n RUNS] [-a] [NAME ...]      a table for each work (work.h): all, if none is named; -a: every shape
  *   bench [-t f32|bf16] -s NAME                        serve: what tests/bench/torch_compare.py talks to
  *
- * Shares are of the peaks that peak.h measures in the same run.  A server says "ready" when it has warmed up, answers every "run"
- * with the seconds it took and "peak" with the process's peak of resident memory in KiB since it was ready. */
+ * Shares are of the peaks that peak.h measures in the same run.  A server says "ready" when it has warmed up,
+ * answers every "run" with the seconds it took and "peak" with the process's peak of resident memory in KiB
+ * since it was ready. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

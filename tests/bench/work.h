@@ -1,5 +1,5 @@
-/* work.h - what is timed: one pass of a network, or one training step, on fresh weights and random inputs.  Weights that do not train
- * are used from a file (in TMPDIR), as the tools use them.
+/* work.h - what is timed: one pass of a network, or one training step, on fresh weights and random inputs.  Weights
+ * that do not train are used from a file (in TMPDIR), as the tools use them.
  *
  *   lora     LoRA step of FLUX at D = 768, 4 double and 8 single blocks, 256 image and 128 text tokens: rank 16 on attention
  *            and feed-forward, checkpointing, clipping, AdamW

@@ -1,5 +1,5 @@
-/* The bytes of a cache entry under a hash that is right, so that they come to be read: first byte t: of a caption, else of a
- * picture. */
+/* The bytes of a cache entry under a hash that is right, so that they come to be read: first byte t: of a
+ * caption, else of a picture. */
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
@@ -20,13 +20,15 @@ static void fill(const char *dir, const dt_plan_item *it, const uint8_t *data, s
     dt_cache_store *s = NULL;
     dt_err err = { 0 };
     bool wrote;
-    dt_cache_recipe recipe = { .code = 1, .dtype = DT_F32, .compute = DT_F32, .text_len = 2, .text_padding = DT_PAD_NONE };
+    dt_cache_recipe recipe = { .code = 1, .dtype = DT_F32, .compute = DT_F32, .text_len = 2,
+                               .text_padding = DT_PAD_NONE };
     struct dt_cache_store_params p = { .dir = dir, .shards = 1, .max_bytes = 1 << 20 };
     fuzz_check(dt_cache_store_open(&s, &p, &err) == 0);
     dt_hash key = dt_hash_bytes(data, size);
     dt_batch_item b = { .item = it, .resize_w = 20, .resize_h = 16 };
     char *req = dt_cache_request(&b, 16, 16);
-    dt_cache_rec r = { .kind = text ? DT_CACHE_TEXT : DT_CACHE_IMAGE, .req = text ? (char *)it->text : req, .source = key };
+    dt_cache_rec r = { .kind = text ? DT_CACHE_TEXT : DT_CACHE_IMAGE, .req = text ? (char *)it->text : req,
+                       .source = key };
     int64_t place = dt_cache_store_claim(s, &key);
     fuzz_check(dt_cache_store_put(s, place, &key, data, size, &err) == 0);
     fuzz_check(dt_cache_store_fill(s, &r, place, &err) == 0);

@@ -1,5 +1,5 @@
-/* An index of a cache, dt-cache(5): what is accepted is written as it was read.  Then a cache folder of that index and a
- * shard, which is looked through for every request of the index, and filled further. */
+/* An index of a cache, dt-cache(5): what is accepted is written as it was read.  Then a cache folder of
+ * that index and a shard, which is looked through for every request of the index, and filled further. */
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
@@ -65,7 +65,8 @@ static void look_up(const dt_cache *c, const dt_cache_rec *r)
     } else if (r->kind == DT_CACHE_IMAGE && sscanf(r->req, "%d %d %d %d %d %d %d", v, v + 1, v + 2, v + 3, v + 4, v + 5,
                                                    v + 6) == 7) {
         dt_plan_item it = { .path = dt_cache_request_path(r->req) };
-        dt_batch_item b = { .item = &it, .resize_w = v[0], .resize_h = v[1], .crop_x = v[2], .crop_y = v[3], .flip = v[6] };
+        dt_batch_item b = { .item = &it, .resize_w = v[0], .resize_h = v[1], .crop_x = v[2], .crop_y = v[3],
+                            .flip = v[6] };
         if (dt_cache_image(c, &b, v[4], v[5], &im, &err) == 0) {
             fuzz_touch(im.mean, (size_t)(im.C * im.h * im.w) * dt_dtype_size(im.dtype));
             fuzz_touch(im.logvar, (size_t)(im.C * im.h * im.w) * dt_dtype_size(im.dtype));

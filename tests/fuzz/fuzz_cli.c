@@ -1,6 +1,6 @@
-/* Command lines of every tool: the first character chooses the tool, then there is one word a line.  The mains of the tools are
- * linked in under other names; --print_config, put before the words, makes them stop when the line is read.  Settings of dt-train
- * are checked against one another as well. */
+/* Command lines of every tool: the first character chooses the tool, then there is one word a line.  The
+ * mains of the tools are linked in under other names; --print_config, put before the words, makes them stop when the
+ * line is read.  Settings of dt-train are checked against one another as well. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/mem.h"

@@ -1,4 +1,5 @@
-/* A LoRA file of any layout on a network with FLUX's names; what is accepted can be filled in and saved in every layout. */
+/* A LoRA file of any layout on a network with FLUX's names; what is accepted can be filled in and saved
+ * in every layout. */
 #include <string.h>
 #include "graph/device.h"
 #include "tests/fuzz/fuzz.h"

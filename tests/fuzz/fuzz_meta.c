@@ -1,5 +1,6 @@
 /* Metadata as dt-bucket reads it.  The first byte chooses the file's name: c .csv, j .json, l .jsonl, t .tar, d and k a
- * dataset_config in TOML and JSON, else none.  A plan that is made of it is one that the plan's reader takes, batch by batch. */
+ * dataset_config in TOML and JSON, else none.  A plan that is made of it is one that the plan's reader
+ * takes, batch by batch. */
 #include <string.h>
 #include <unistd.h>
 #include "data/media.h"

@@ -8,8 +8,10 @@ static dt_tokenizer *clip, *t5;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-    static const char *const caption[] = { "a photo of a cat on a mat", "two dogs, 12 birds and a t\xc3\xaate-\xc3\xa0-t\xc3\xaate",
-                                           "an oil painting: \"night\" (1889); it's blue", "\xe7\x8c\xab \xf0\x9f\x90\x88 cats" };
+    static const char *const caption[] = { "a photo of a cat on a mat",
+                                           "two dogs, 12 birds and a t\xc3\xaate-\xc3\xa0-t\xc3\xaate",
+                                           "an oil painting: \"night\" (1889); it's blue",
+                                           "\xe7\x8c\xab \xf0\x9f\x90\x88 cats" };
     dt_strs c = { 0 };
     (void)argc;
     (void)argv;

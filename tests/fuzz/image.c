@@ -13,7 +13,8 @@ void fuzz_image(const uint8_t *data, size_t size)
     int rc = dt_image_probe_mem(&info, data, size, "input", lim, &err);
     fuzz_check(dt_image_probe(&same, fuzz_path("picture"), lim, NULL) == rc);
     if (rc == 0) {
-        fuzz_check(same.w == info.w && same.h == info.h && same.orientation == info.orientation && same.format == info.format);
+        fuzz_check(same.w == info.w && same.h == info.h && same.orientation == info.orientation &&
+                   same.format == info.format);
         fuzz_check(info.w > 0 && info.h > 0 && info.w <= 4096 && info.h <= 4096 && (int64_t)info.w * info.h <= 1 << 18);
     }
     if (dt_image_decode(&im, data, size, "input", lim, &err) < 0) {

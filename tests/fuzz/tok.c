@@ -37,7 +37,8 @@ void fuzz_tokenizer_folder(const char *name)
         return;
     }
     fuzz_tokenize(t, "");
-    fuzz_tokenize(t, "A photo of two cats, 3 dogs\tand \xc3\xa9t\xc3\xa9 <pad> </s><extra_id_1><|endoftext|> \xf0\x9f\x90\x88!");
+    fuzz_tokenize(t,
+                  "A photo of two cats, 3 dogs\tand \xc3\xa9t\xc3\xa9 <pad> </s><extra_id_1><|endoftext|> \xf0\x9f\x90\x88!");
     if (dt_exists(fuzz_path(name)) && dt_file_read(&text, &bytes, fuzz_path(name), 1 << 16, &err) == 0)
         fuzz_tokenize(t, text);
     free(text);

@@ -226,7 +226,8 @@ void tally_add(tally *t, const char *what, const float *a, const float *ref, int
     tally_error(t, what, sqrt(diff) / fmax(sqrt(norm), floor), tol);
 }
 
-void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol, const char *fmt, ...)
+void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol,
+                 const char *fmt, ...)
 {
     char key[120];
     va_list ap;

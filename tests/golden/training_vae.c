@@ -1,4 +1,5 @@
-/* training_vae.c - ten optimiser steps of the autoencoder vae_a with the graph that dt-train runs, and the EMA of its weights. */
+/* training_vae.c - ten optimiser steps of the autoencoder vae_a with the graph that dt-train runs, and
+ * the EMA of its weights. */
 #include <stdlib.h>
 #include <string.h>
 #include "tests/golden/gold.h"
@@ -34,12 +35,14 @@ static void write_images(job *j, const gold *f, int64_t k, const char *in, const
     free(key);
 }
 
-/* Not to_k.bias: it moves all logits of a query alike, its gradient is zero but for rounding, and AdamW makes that as large as any. */
+/* Not to_k.bias: it moves all logits of a query alike, its gradient is zero but for rounding, and AdamW makes that
+ * as large as any. */
 static void compare(const gold *f, const dt_params *p, const char *prefix, bool ema, tally *t)
 {
     for (int64_t i = 0; i < p->n; i++)
         if (!strstr(p->v[i]->name, "to_k.bias"))
-            tally_block(t, f, p, ema ? p->v[i]->ema : p->v[i]->master, p->v[i]->numel, 1e-4, "out.%s.%s", prefix, p->v[i]->name);
+            tally_block(t, f, p, ema ? p->v[i]->ema : p->v[i]->master, p->v[i]->numel, 1e-4, "out.%s.%s", prefix,
+                        p->v[i]->name);
 }
 
 static void steps(const gold *f, dt_device *dev, bool recompute)
@@ -53,11 +56,14 @@ static void steps(const gold *f, dt_device *dev, bool recompute)
     must(dt_vae_config_parse(&c, vae.config, vae.name, &err), &err);
     dt_params *p = dt_params_new("vae");
     dt_task task;
-    must(dt_vae_task_new(&task, &(struct dt_vae_task_params){ .config = &c, .params = p, .act = DT_F32, .checkpoint = recompute,
+    must(dt_vae_task_new(&task,
+                         &(struct dt_vae_task_params){ .config = &c, .params = p, .act = DT_F32,
+                                                       .checkpoint = recompute,
                                                               .kl_weight = setting(how, "kl_weight") }), &err);
     dt_dims x = gold_entry(f, "in.0.x")->dims;
     dt_shape_key key = task.shape(task.ctx, (int)x.d[0], x.d[3], x.d[2], 0);
-    dt_optim o = { .set = { trained(f, dev, &task, &key, p) }, .nset = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = setting(how, "eps"),
+    dt_optim o = { .set = { trained(f, dev, &task, &key, p) }, .nset = 1, .beta1 = 0.9, .beta2 = 0.999,
+                   .eps = setting(how, "eps"),
                    .weight_decay = setting(how, "weight_decay"), .max_norm = setting(how, "max_norm"),
                    .ema_decay = setting(how, "ema_decay") };
     job j;

@@ -2,9 +2,9 @@
  *
  *     killer -d DIR [-l FILE] [-n N -w before|half|after] [-r] COMMAND...
  *
- * By ptrace, the calls of the command and its children that change files are counted: writes and syncs of files under DIR,
- * and all that make, rename or remove a name.  stdio calls the kernel without going through a function that a preloaded
- * library could replace, so the calls are watched where they enter the kernel.
+ * By ptrace, the calls of the command and its children that change files are counted: writes and syncs of
+ * files under DIR, and all that make, rename or remove a name.  stdio calls the kernel without going through a function
+ * that a preloaded library could replace, so the calls are watched where they enter the kernel.
  *   -l FILE  one line for each call: its name and the last part of the path, the digits of process numbers made 0
  *   -n N     kill at the N-th: before it, after it, or, of a write, when half of its bytes are written
  *   -r       kill the command alone; its children have to end by themselves, within a few seconds
@@ -27,7 +27,7 @@
 enum { PATIENCE_S = 10, OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK |
                                   PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC };
 enum when { BEFORE, HALF, AFTER };
-enum what { FD, PATH, CREATE };                 /* what is looked at: a descriptor, a path, a path if the flags create */
+enum what { FD, PATH, CREATE };  /* what is looked at: a descriptor, a path, a path if the flags create */
 
 static const struct call { uint64_t nr; const char *name; enum what what; int arg; } calls[] = {
     { SYS_write, "write", FD, 0 }, { SYS_pwrite64, "write", FD, 0 }, { SYS_writev, "write", FD, 0 },

@@ -23,7 +23,8 @@ static int make_png(unsigned w, unsigned h, FILE *f)
     png_init_io(png, f);
     png_set_user_limits(png, w, h);
     png_set_compression_level(png, 1);
-    png_set_IHDR(png, info, w, h, 1, PNG_COLOR_TYPE_GRAY, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_IHDR(png, info, w, h, 1, PNG_COLOR_TYPE_GRAY, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
+                 PNG_FILTER_TYPE_DEFAULT);
     png_write_info(png, info);
     for (unsigned y = 0; y < h; y++)
         png_write_row(png, row);

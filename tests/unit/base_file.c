@@ -390,7 +390,8 @@ static void a_path_that_is_not_there_has_a_near_one(void **state)
     char dir[] = "/tmp/dt-near-XXXXXX";
     dt_err err = { 0 };
     assert_non_null(mkdtemp(dir));
-    char *deep = dt_path_join(dir, "photos/cats"), *typo = dt_path_join(dir, "photo/cats/a.png"), *far = dt_path_join(dir, "xyz");
+    char *deep = dt_path_join(dir, "photos/cats"), *typo = dt_path_join(dir, "photo/cats/a.png"),
+        *far = dt_path_join(dir, "xyz");
     char *want = dt_sprintf("did you mean '%s/a.png'?", deep);
     assert_int_equal(dt_mkdirs(deep, NULL), 0);
     errno = ENOENT;
@@ -414,7 +415,8 @@ static void a_path_that_is_not_there_has_a_near_one(void **state)
 int main(void)
 {
     const struct CMUnitTest t[] = {
-        T(write_whole), T(write_abort), T(write_twice), T(write_failures), T(read_bounded), T(read_fifo), T(maps), T(paths),
+        T(write_whole), T(write_abort), T(write_twice), T(write_failures), T(read_bounded), T(read_fifo), T(maps),
+            T(paths),
         T(folders), T(a_path_that_is_not_there_has_a_near_one),
         T(json_fields), T(json_bad), T(json_print),
     };

@@ -300,7 +300,8 @@ static void config_text(void **state)
     (void)state;
     ok(&shown, "--learning_rate=1e-4|--prompts|a b|c|--weighting=mode|-q");
     char *s = capture(print_config);
-    assert_string_equal(s, "{\"train_flag\":{\"value\":false,\"from\":\"default\"},\"quiet\":{\"value\":true,\"from\":\"flag\"},"
+    assert_string_equal(s,
+                        "{\"train_flag\":{\"value\":false,\"from\":\"default\"},\"quiet\":{\"value\":true,\"from\":\"flag\"},"
                            "\"rank\":{\"value\":64,\"from\":\"default\"},\"any\":{\"value\":0,\"from\":\"default\"},"
                            "\"learning_rate\":{\"value\":0.0001,\"from\":\"flag\"},\"weighting\":{\"value\":\"mode\",\"from\":\"flag\"},"
                            "\"output_dir\":{\"value\":null,\"from\":\"default\"},\"prompts\":{\"value\":[\"a b\",\"c\"],\"from\":\"flag\"},"

@@ -1,5 +1,5 @@
-/* cache_encode.c - filling a cache with a tiny FLUX model: what is kept is what the encoders give, once for each content,
- * whatever the threads, the grouping and the interruptions. */
+/* cache_encode.c - filling a cache with a tiny FLUX model: what is kept is what the encoders give,
+ * once for each content, whatever the threads, the grouping and the interruptions. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -322,7 +322,8 @@ static void check_unpadded(const struct fixture *f, const dt_cache *c, const cha
     dt_flux_pipe_unload(f->pipe, DT_FLUX_T5);
     for (int64_t k = 0; k < T * D; k++)
         if (!(fabsf(((const float *)got.states)[k] - want[k]) <= 1e-5f * (1 + fabsf(want[k]))))
-            fail_msg("'%s': state %lld is %g, not %g", caption, (long long)k, (double)((const float *)got.states)[k], (double)want[k]);
+            fail_msg("'%s': state %lld is %g, not %g", caption, (long long)k, (double)((const float *)got.states)[k],
+                     (double)want[k]);
     free(want);
 }
 
@@ -383,7 +384,8 @@ static void captions_without_padding(void **state)
     check_unpadded(f, c, "cap 1", 3);
     check_unpadded(f, c, "", 1);
     check_shapes(f, c);
-    int64_t rows = dt_cache_text_len(c, "cap 0", NULL) + dt_cache_text_len(c, "cap 1", NULL) + dt_cache_text_len(c, "", NULL);
+    int64_t rows = dt_cache_text_len(c, "cap 0", NULL) + dt_cache_text_len(c, "cap 1", NULL) + dt_cache_text_len(c, "",
+                                                                                                                 NULL);
     int64_t less = (3 * f->pipe->t5_len - rows) * f->pipe->dit.joint_dim * (int64_t)sizeof(float);
     assert_true(llabs(shard_bytes(max) - shard_bytes(dir) - less) < 3 * 512);       /* members end on blocks */
     dt_cache_close(&c);

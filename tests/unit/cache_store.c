@@ -159,10 +159,13 @@ static void every_field_of_a_recipe_counts(void **state)
     static const struct { const char *what; size_t off, size; bool image, large, text; } f[] = {
 #define FIELD(m, i, l, t) { #m, offsetof(dt_cache_recipe, m), sizeof(((dt_cache_recipe *)0)->m), i, l, t }
         FIELD(code, true, true, true), FIELD(dtype, true, true, true), FIELD(compute, true, true, true),
-        FIELD(tile_px, false, true, false), FIELD(text_len, false, false, false), FIELD(text_padding, false, false, true),
+        FIELD(tile_px, false, true, false), FIELD(text_len, false, false, false),
+        FIELD(text_padding, false, false, true),
         FIELD(n, false, false, true), FIELD(part[0].name, true, true, false), FIELD(part[0].text, true, true, true),
-        FIELD(part[0].hash, true, true, false), FIELD(part[0].stat, false, false, false), FIELD(part[1].name, false, false, true),
-        FIELD(part[1].text, true, true, true), FIELD(part[1].hash, false, false, true), FIELD(part[1].stat, false, false, false),
+        FIELD(part[0].hash, true, true, false), FIELD(part[0].stat, false, false, false),
+        FIELD(part[1].name, false, false, true),
+        FIELD(part[1].text, true, true, true), FIELD(part[1].hash, false, false, true),
+        FIELD(part[1].stat, false, false, false),
     };
     dt_hash source = dt_hash_bytes("s", 1);
     const char *small = "20 16 2 0 16 16 0 a", *large = "80 64 8 0 64 64 0 a";
@@ -182,7 +185,8 @@ static void every_field_of_a_recipe_counts(void **state)
             fail_msg("%s", f[i].what);
         /* and readers see no entries of the other, except that those see text_len whose padding shows it in T */
         bool len = f[i].off == offsetof(dt_cache_recipe, text_len);
-        if (dt_cache_recipe_fits(&a, &b, false) == f[i].large || dt_cache_recipe_fits(&a, &b, true) == (f[i].text || len))
+        if (dt_cache_recipe_fits(&a, &b, false) == f[i].large ||
+            dt_cache_recipe_fits(&a, &b, true) == (f[i].text || len))
             fail_msg("readers: %s", f[i].what);
         if (f[i].off != end)
             fail_msg("a field before %s that is not in this table", f[i].what);
@@ -540,14 +544,15 @@ static void many_records(void **state)
     fwrite(text, 1, (size_t)(rec - text), f);
     assert_non_null(line = strstr(rec, "\"a\""));
     for (int i = 0; i < N; i++)
-        fprintf(f, "%.*s\"a picture with a name that is as long as names of pictures are, number %d\"%.*s", (int)(line - rec), rec, i,
-                (int)(end - line - 3), line + 3);
+        fprintf(f, "%.*s\"a picture with a name that is as long as names of pictures are, number %d\"%.*s",
+                (int)(line - rec), rec, i, (int)(end - line - 3), line + 3);
     fputs(end, f);
     fclose(f);
     int64_t before = held();
     dt_cache *c = open_cache(scratch(state));
     assert_in_range(held() - before, 0, 60 * N);
-    assert_true(look(c, "a") == 1 && look(c, "a picture with a name that is as long as names of pictures are, number 19999") == 1);
+    assert_true(look(c, "a") == 1 &&
+                look(c, "a picture with a name that is as long as names of pictures are, number 19999") == 1);
     assert_int_equal(dt_cache_skipped(c), 0);
     dt_cache_close(&c);
     free(text);

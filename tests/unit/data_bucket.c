@@ -26,8 +26,10 @@ static void test_golden(void **state)
         int a = dt_bucket_closest(w, h);
         dt_size s = dt_bucket_size(&dt_aspect_512[a], base, ratio, 16);
         dt_fit fit = dt_fit_cover(w, h, s);
-        if (a != key || s.w != bw || s.h != bh || fit.w != want.w || fit.h != want.h || fit.x != want.x || fit.y != want.y)
-            fail_msg("got key %d, %dx%d, resize %dx%d, crop %d,%d for: %s", a, s.w, s.h, fit.w, fit.h, fit.x, fit.y, line);
+        if (a != key || s.w != bw || s.h != bh || fit.w != want.w || fit.h != want.h || fit.x != want.x ||
+            fit.y != want.y)
+            fail_msg("got key %d, %dx%d, resize %dx%d, crop %d,%d for: %s", a, s.w, s.h, fit.w, fit.h, fit.x, fit.y,
+                     line);
         rows++;
     }
     fclose(f);
@@ -77,7 +79,8 @@ static void test_draw_aspect(void **state)
 static void test_draw_ratio(void **state)
 {
     (void)state;
-    static const struct { int base, n; } list[] = { { 64, 1 }, { 512, 1 }, { 767, 1 }, { 768, 3 }, { 1024, 4 }, { 1536, 6 } };
+    static const struct { int base, n; } list[] = { { 64, 1 }, { 512, 1 }, { 767, 1 }, { 768, 3 }, { 1024, 4 },
+                                                    { 1536, 6 } };
     double ratio[6];
     for (int i = 0; i < 6; i++)
         assert_int_equal(dt_bucket_ratios(ratio, list[i].base), list[i].n);

@@ -1,6 +1,6 @@
-/* data_dataset.c - dataset_config files of sd-scripts and musubi-tuner: sizes as those programs choose them, values by scope,
- * keys that are refused, captions.  The numbers are those of make_bucket_resolutions(), BucketManager.select_bucket() and
- * BucketSelector, run in Python. */
+/* data_dataset.c - dataset_config files of sd-scripts and musubi-tuner: sizes as those programs choose them,
+ * values by scope, keys that are refused, captions.  The numbers are those of make_bucket_resolutions(),
+ * BucketManager.select_bucket() and BucketSelector, run in Python. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -80,7 +80,8 @@ static void sizes_are_those_of_sd_scripts(void **state)
     dt_datasets *d = opened(KOHYA FOLDER), *n = opened(KOHYA "bucket_no_upscale = true\n" FOLDER);
     assert_int_equal(d->set[0].n_size, 17);
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
-        dt_size s = dt_dataset_size(d, &d->set[0], want[i].w, want[i].h), t = dt_dataset_size(n, &n->set[0], want[i].w, want[i].h);
+        dt_size s = dt_dataset_size(d, &d->set[0], want[i].w, want[i].h),
+            t = dt_dataset_size(n, &n->set[0], want[i].w, want[i].h);
         dt_fit f = dt_dataset_fit(d, &d->set[0], want[i].w, want[i].h, s);
         assert_int_equal(s.w, want[i].bw);
         assert_int_equal(s.h, want[i].bh);
@@ -99,9 +100,10 @@ static void sizes_are_those_of_sd_scripts(void **state)
 static void sizes_are_those_of_musubi(void **state)
 {
     (void)state;
-    static const int want[][4] = { { 640, 480, 832, 624 }, { 480, 640, 624, 832 }, { 1000, 1000, 720, 720 }, { 3000, 1000, 1248, 416 },
-                                   { 512, 704, 608, 848 } };
-    dt_datasets *d = opened("[general]\nresolution = [960, 544]\nenable_bucket = true\n[[datasets]]\nimage_directory = 'a'\n");
+    static const int want[][4] = { { 640, 480, 832, 624 }, { 480, 640, 624, 832 }, { 1000, 1000, 720, 720 },
+                                   { 3000, 1000, 1248, 416 }, { 512, 704, 608, 848 } };
+    dt_datasets *d =
+        opened("[general]\nresolution = [960, 544]\nenable_bucket = true\n[[datasets]]\nimage_directory = 'a'\n");
     assert_true(d->musubi);
     assert_int_equal(d->set[0].n_size, 47);
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
@@ -150,7 +152,8 @@ static void what_cannot_be_honoured_is_named(void **state)
     refused("[[datasets]]\n" FOLDER, "'resolution' is missing");
     refused("[[datasets]]\nresolution = 500\n" FOLDER, "must be multiples of 16");
     refused(KOHYA "[[datasets.subsets]]\nnum_repeats = 2\n", "'image_dir' is missing");
-    refused(KOHYA FOLDER "num_repeat = 2\n", "datasets[0].subsets[0]: unknown key 'num_repeat' (did you mean 'num_repeats'?)");
+    refused(KOHYA FOLDER "num_repeat = 2\n",
+            "datasets[0].subsets[0]: unknown key 'num_repeat' (did you mean 'num_repeats'?)");
     refused(KOHYA FOLDER "batch_size = 2\n", "'batch_size' belongs into [[datasets]]");
     refused(KOHYA FOLDER "num_repeats = 0\n", "'num_repeats' must be a whole number from 1 to 4095");
     refused(KOHYA FOLDER "flip_aug = 1\n", "'flip_aug' must be true or false");
@@ -160,7 +163,8 @@ static void what_cannot_be_honoured_is_named(void **state)
     refused(KOHYA "bucket_reso_steps = 8\n" FOLDER, "'bucket_reso_steps' must be a multiple of 16");
     refused(KOHYA FOLDER "cache_directory = 'x'\n", "is a key of musubi-tuner; this file is one of sd-scripts");
     refused("[[datasets]]\nvideo_directory = 'v'\nresolution = 512\n", "'video_directory': only pictures");
-    refused("[[datasets]]\nimage_directory = 'v'\nresolution = 512\ncontrol_directory = 'c'\n", "'control_directory': control pictures");
+    refused("[[datasets]]\nimage_directory = 'v'\nresolution = 512\ncontrol_directory = 'c'\n",
+            "'control_directory': control pictures");
     refused(KOHYA FOLDER "[extra]\na = 1\n", "unknown table or key 'extra'");
 }
 
@@ -201,10 +205,13 @@ static void captions_come_from_files_class_tokens_and_metadata(void **state)
     touch("a/2.jpg");
     touch("a/b/3.png");
     free(put("a/1.txt", "  first line \nsecond\n"));
-    free(put("m.json", "{\"1\": {\"caption\": \"c\", \"tags\": \"t, u\"}, \"2.jpg\": {\"tags\": \"v\"}, \"none\": {}}"));
-    free(put("l.jsonl", "{\"image_path\": \"a/2.jpg\", \"caption\": \"two\\nlines\"}\n\n{\"image_path\": 3, \"caption\": \"\"}\n"));
+    free(put("m.json",
+             "{\"1\": {\"caption\": \"c\", \"tags\": \"t, u\"}, \"2.jpg\": {\"tags\": \"v\"}, \"none\": {}}"));
+    free(put("l.jsonl",
+             "{\"image_path\": \"a/2.jpg\", \"caption\": \"two\\nlines\"}\n\n{\"image_path\": 3, \"caption\": \"\"}\n"));
 
-    dt_meta m = read_all(KOHYA FOLDER "class_tokens = 'sks cat'\ncaption_extension = '.txt'\ncaption_prefix = 'p,'\nnum_repeats = 4\n"
+    dt_meta m =
+        read_all(KOHYA FOLDER "class_tokens = 'sks cat'\ncaption_extension = '.txt'\ncaption_prefix = 'p,'\nnum_repeats = 4\n"
                          "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\nmetadata_file = 'm.json'\n");
     assert_int_equal(m.n, 4);               /* flat: not a/b/3.png */
     assert_string_equal(m.v[0].text, "p, first line");

@@ -236,7 +236,8 @@ static void filtered_png(const char *path, const uint8_t *px, int w, int h, int 
     assert_false(setjmp(png_jmpbuf(png)));
     png_init_io(png, f);
     png_set_compression_buffer_size(png, 100);
-    png_set_IHDR(png, info, w, h, 8, type[ch], PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_IHDR(png, info, w, h, 8, type[ch], PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
+                 PNG_FILTER_TYPE_DEFAULT);
     png_set_filter(png, 0, filter);
     png_write_info(png, info);
     for (int y = 0; y < h; y++)

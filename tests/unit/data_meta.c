@@ -107,7 +107,8 @@ static void test_json(void **state)
 static void test_lines(void **state)
 {
     (void)state;
-    dt_meta m = read_as("m.jsonl", "{\"file_path\":\"a.png\",\"text\":\"A\"}\r\n\n{\"file_path\":\"b.png\",\"text\":\"\xff\"}\n"
+    dt_meta m = read_as("m.jsonl",
+                        "{\"file_path\":\"a.png\",\"text\":\"A\"}\r\n\n{\"file_path\":\"b.png\",\"text\":\"\xff\"}\n"
                         "{\"file_path\":\"c.png\"}", NULL);
     assert_int_equal(m.entries, 3);
     assert_int_equal(m.n, 2);

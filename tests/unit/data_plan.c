@@ -312,7 +312,8 @@ static void test_memory(void **state)
     char *text = NULL;
     size_t bytes = 0;
     FILE *f = open_memstream(&text, &bytes);
-    fprintf(f, "{\"dt_plan\":1,\"seed\":1,\"items\":%d,\"epochs\":0,\"batches\":0,\"samples\":0,\"steps\":0,\"train_batch_size\":1,"
+    fprintf(f,
+            "{\"dt_plan\":1,\"seed\":1,\"items\":%d,\"epochs\":0,\"batches\":0,\"samples\":0,\"steps\":0,\"train_batch_size\":1,"
             "\"gradient_accumulation_steps\":1,\"world_size\":1}\n", MANY);
     for (int i = 0; i < MANY; i++)
         fprintf(f, "{\"item\":%d,\"path\":\"%0300d.png\",\"text\":\"%0300d\",\"size\":[64,64]}\n", i, i, i);

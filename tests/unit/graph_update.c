@@ -1,5 +1,5 @@
-/* update.c: parameters updated during the backward pass end with the bits of those that wait for the whole gradient, whose norm is
- * the same too; nothing that is not finite gets into them. */
+/* update.c: parameters updated during the backward pass end with the bits of those that wait for the whole
+ * gradient, whose norm is the same too; nothing that is not finite gets into them. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -39,10 +39,12 @@ static void begin(trained *t, builder *build, dt_dtype act, int flags, bool fuse
     dt_graph_free(&g);
     for (int64_t i = 0; i < t->set->n; i++)
         t->set->v[i]->trainable = strcmp(t->set->v[i]->name, "frozen") != 0;
-    t->o = (dt_optim){ .set = { t->set }, .nset = 1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .ema_decay = 0.9 };
+    t->o = (dt_optim){ .set = { t->set }, .nset = 1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1,
+                       .ema_decay = 0.9 };
     if (fused)
         dt_optim_fuse(&t->o);
-    assert_true(dt_params_size(t->set, act, DT_PARAMS_EMA).grads == (fused ? 0 : dt_params_size(t->set, act, DT_PARAMS_EMA).ema));
+    assert_true(dt_params_size(t->set, act,
+                               DT_PARAMS_EMA).grads == (fused ? 0 : dt_params_size(t->set, act, DT_PARAMS_EMA).ema));
     assert_int_equal(dt_params_alloc(t->set, cpu, act, DT_PARAMS_EMA, NULL), 0);
     assert_true(!t->set->grad == fused);
     dt_params_init(t->set, 7);
@@ -134,14 +136,15 @@ static void network(void **state)
         }
 }
 
-/* Sizes that fill no vector; a weight with three parts of its gradient, one through a view; a factor with two that a kernel cannot
- * add; a weight that nothing reads; one that does not train. */
+/* Sizes that fill no vector; a weight with three parts of its gradient, one through a view; a factor with two
+ * that a kernel cannot add; a weight that nothing reads; one that does not train. */
 static dt_graph *odd(dt_params *set, dt_dtype act, int flags)
 {
     dt_graph *g = dt_graph_new(act);
     dt_graph_use(g, set);
     dt_tensor *x = dt_input(g, "x", act, DT_DIMS(6, 7)), *target = dt_input(g, "t", DT_F32, DT_DIMS(6, 5));
-    dt_tensor *w = dt_weight(g, "w", DT_DIMS(5, 7), DT_INIT_FAN_IN, 0), *b = dt_weight(g, "b", DT_DIMS(5), DT_INIT_NORMAL, 0.1);
+    dt_tensor *w = dt_weight(g, "w", DT_DIMS(5, 7), DT_INIT_FAN_IN, 0),
+        *b = dt_weight(g, "b", DT_DIMS(5), DT_INIT_NORMAL, 0.1);
     dt_tensor *f = dt_weight(g, "factor", DT_DIMS(6, 5), DT_INIT_ONE, 0);
     dt_weight(g, "idle", DT_DIMS(13), DT_INIT_ONE, 0);
     dt_tensor *y = dt_mul(g, dt_matmul_wt(g, x, w, b), f);

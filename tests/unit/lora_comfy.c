@@ -1,10 +1,11 @@
 /* lora_comfy.c - names and shapes of a LoRA on every layer of FLUX.1 against what ComfyUI looks for in a file.
  *
- * The table is derived from reading ComfyUI (2025: comfy/lora.py, model_lora_keys_unet; comfy/utils.py, flux_to_diffusers;
- * comfy/weight_adapter/lora.py) and the shapes of Black Forest Labs' model.  A pair X.lora_A.weight [r, in], X.lora_B.weight
- * [rows, r] with X.alpha changes rows [first, first + rows) of a weight [out, in] by alpha / r B A; X is "transformer." with
- * diffusers' name of the layer.  A pair X.lora_down.weight, X.lora_up.weight changes all of a weight if X is "lora_unet_" with
- * the weight's own name, dots as underscores.  norm_out.linear: the halves of the rows are exchanged on loading. */
+ * The table is derived from reading ComfyUI (2025: comfy/lora.py, model_lora_keys_unet; comfy/utils.py,
+ * flux_to_diffusers; comfy/weight_adapter/lora.py) and the shapes of Black Forest Labs' model.  A pair X.lora_A.weight
+ * [r, in], X.lora_B.weight [rows, r] with X.alpha changes rows [first, first + rows) of a weight [out, in] by alpha / r
+ * B A; X is "transformer." with diffusers' name of the layer.  A pair X.lora_down.weight, X.lora_up.weight changes all
+ * of a weight if X is "lora_unet_" with the weight's own name, dots as underscores.  norm_out.linear: the halves of the
+ * rows are exchanged on loading. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -61,7 +62,8 @@ static int64_t px(int64_t v) { return v < 10 ? v * D : v; }
 
 static dt_params *flux_1(void)
 {
-    dt_flux_config c = { .in_channels = 64, .out_channels = 64, .layers = PAIRS, .single_layers = SINGLES, .head_dim = 128,
+    dt_flux_config c = { .in_channels = 64, .out_channels = 64, .layers = PAIRS, .single_layers = SINGLES,
+                         .head_dim = 128,
                          .heads = 24, .joint_dim = 4096, .pooled_dim = 768, .axes = { 16, 56, 56 }, .guidance = true };
     dt_params *p;
     assert_int_equal(dt_flux_declare(&p, &c, NULL), 0);
@@ -78,7 +80,8 @@ static dt_st *written(enum dt_lora_layout layout)
     dt_lora *l;
     dt_st *st;
     assert_int_equal(dt_device_open(&dev, "cpu", NULL), 0);
-    assert_int_equal(dt_lora_new(&l, base, &(dt_lora_config){ .rank = RANK, .alpha = 1, .naming = dt_flux_single_name }, NULL), 0);
+    assert_int_equal(dt_lora_new(&l, base, &(dt_lora_config){ .rank = RANK, .alpha = 1, .naming = dt_flux_single_name },
+                                 NULL), 0);
     assert_int_equal(l->n, LAYERS);
     for (int64_t i = 0; i < l->params->n; i++)
         l->params->v[i]->trainable = false;
@@ -192,8 +195,10 @@ static void the_shape_is_guessed(void **state)
 
 int main(void)
 {
-    static const struct CMUnitTest tests[] = { cmocka_unit_test(comfy_finds_every_key), cmocka_unit_test(kohya_finds_every_weight),
-                                               cmocka_unit_test(our_names_agree), cmocka_unit_test(the_shape_is_guessed) };
+    static const struct CMUnitTest tests[] = { cmocka_unit_test(comfy_finds_every_key),
+                                               cmocka_unit_test(kohya_finds_every_weight),
+                                               cmocka_unit_test(our_names_agree),
+                                               cmocka_unit_test(the_shape_is_guessed) };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -193,7 +193,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f16_all_codes), cmocka_unit_test(bf16_all_codes), cmocka_unit_test(rounds_to_nearest_even),
-        cmocka_unit_test(rows_agree_with_scalars), cmocka_unit_test(f64_rounds_once), cmocka_unit_test(integers_by_value),
+        cmocka_unit_test(rows_agree_with_scalars), cmocka_unit_test(f64_rounds_once),
+        cmocka_unit_test(integers_by_value),
         cmocka_unit_test(unaligned), cmocka_unit_test(names_and_sizes), cmocka_unit_test(finite_or_not),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -304,8 +304,8 @@ static void rename_pieces(void **state)
 
 /* --- parameters that stay in their file --- */
 
-/* A file with "f32" [4, 8], "bf16" [4, 8], "rows" [8, 8] of which a rename takes two halves, "bias" [8].  The header's length
- * modulo 8 is `odd`, so that data is as badly aligned as the format allows. */
+/* A file with "f32" [4, 8], "bf16" [4, 8], "rows" [8, 8] of which a rename takes two halves, "bias" [8].
+ * The header's length modulo 8 is `odd`, so that data is as badly aligned as the format allows. */
 static void write_places(const char *path, int odd)
 {
     char head[600];
@@ -329,7 +329,8 @@ static void write_places(const char *path, int odd)
 static int take_rows(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
 {
     (void)ctx;
-    bool tail = !strcmp(q->name, "tail"), turned = !strcmp(q->name, "turned"), whole = !tail && !turned && strcmp(q->name, "halves");
+    bool tail = !strcmp(q->name, "tail"), turned = !strcmp(q->name, "turned"), whole = !tail && !turned &&
+                strcmp(q->name, "halves");
     int rc = dt_st_need(st, whole ? q->name : "rows", &out[0], err);
     if (rc < 0 || whole)
         return rc < 0 ? rc : 1;
@@ -436,7 +437,8 @@ static void place_memory(void **state)
     assert_int_equal(dt_params_in_file(p), 128 + 256 + 128);
     q->read = false;
     assert_int_equal(dt_params_in_file(p), 256 + 128);
-    assert_int_equal(dt_params_size(p, DT_F32, 0).weights, 256 + 128 + 4 * (32 + 64 + 32));     /* and what has memory of its own */
+    /* and what has memory of its own */
+    assert_int_equal(dt_params_size(p, DT_F32, 0).weights, 256 + 128 + 4 * (32 + 64 + 32));
     assert_int_equal(dt_params_write(p, q, v, &e), DT_EFAIL);
     assert_non_null(strstr(e.msg, "'f32' lies in its file"));
 

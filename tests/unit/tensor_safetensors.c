@@ -217,7 +217,10 @@ static void write_shard(const char *path, const char *n1, const char *n2)
 
 static const char *const stems[] = { "diffusion_pytorch_model", "model", NULL };
 
-static void index_is(const char *text) { assert_int_equal(dt_file_write("d/model.safetensors.index.json", text, strlen(text), NULL), 0); }
+static void index_is(const char *text)
+{
+    assert_int_equal(dt_file_write("d/model.safetensors.index.json", text, strlen(text), NULL), 0);
+}
 
 static void index_refused(const char *text, const char *why)
 {
@@ -248,15 +251,18 @@ static void shards(void **state)
 
     index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"c\":\"m3.safetensors\"}}",
                   "d/m3.safetensors: missing, but named by d/model");
-    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"z\":\"m2.safetensors\"}}", "'z' is not in m2.safetensors");
-    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m2.safetensors\"}}", "'b' is not in m2.safetensors");
+    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"z\":\"m2.safetensors\"}}",
+                  "'z' is not in m2.safetensors");
+    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"b\":\"m2.safetensors\"}}",
+                  "'b' is not in m2.safetensors");
     index_refused("{\"weight_map\":{\"a\":\"../d/m1.safetensors\"}}", "no file of this folder");
     index_refused("{\"weight_map\":{\"a\":7}}", "no file of this folder");
     index_refused("{\"weight_map\":{}}", "'weight_map' must be");
     index_refused("{}", "'weight_map' must be");
     index_refused("{", "not valid JSON");
     write_shard("d/m2.safetensors", "c", "a");
-    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"c\":\"m2.safetensors\"}}", "'a' is there twice, also in d/m1");
+    index_refused("{\"weight_map\":{\"a\":\"m1.safetensors\",\"c\":\"m2.safetensors\"}}",
+                  "'a' is there twice, also in d/m1");
 
     assert_int_equal(rename("d/m1.safetensors", "d/diffusion_pytorch_model.safetensors"), 0);
     assert_int_equal(dt_st_open_folder(&st, "d", stems, &e), 0);    /* the first stem wins */

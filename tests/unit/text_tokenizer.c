@@ -310,7 +310,8 @@ static void fast_t5(void **state)
 static void put_fast_clip(const char *dir, bool pairs)
 {
     size_t n;
-    char *vocab = get(GOLDEN "tok_small_clip", "vocab.json", &n), *merges = get(GOLDEN "tok_small_clip", "merges.txt", &n);
+    char *vocab = get(GOLDEN "tok_small_clip", "vocab.json", &n),
+        *merges = get(GOLDEN "tok_small_clip", "merges.txt", &n);
     cJSON *root = parse("{\"model\": {\"type\": \"BPE\", \"end_of_word_suffix\": \"</w>\", \"merges\": []}}");
     cJSON *model = cJSON_GetObjectItem(root, "model"), *list = cJSON_GetObjectItem(model, "merges");
     cJSON_AddItemToObject(model, "vocab", parse(vocab));
@@ -349,7 +350,7 @@ static void bare_clip(void **state)
     assert_int_equal(dt_tokenizer_bos(t), CLIP_SIZE - 2);
     assert_int_equal(dt_tokenizer_pad(t), CLIP_SIZE - 1);
     int32_t ids[77];
-    assert_int_equal(dt_tokenize(t, "<|STARTOFTEXT|>", 77, false, ids, NULL) > 3, 1);   /* matched before lower-casing */
+    assert_int_equal(dt_tokenize(t, "<|STARTOFTEXT|>", 77, false, ids, NULL) > 3, 1);  /* matched before lower-casing */
     dt_tokenizer_close(&t);
     /* the second tokenizer of SDXL */
     put(*state, "tokenizer_config.json", "{\"pad_token\": \"!\", \"model_max_length\": 1e30}");
@@ -377,7 +378,8 @@ static void added_tokens(void **state)
     assert_int_equal(a[2], 1002);
     assert_int_equal(dt_tokenize(t, "tOK", 77, false, a, NULL), 3);
     assert_int_equal(a[1], 1001);
-    assert_int_equal(dt_tokenize(t, "tok tokens, a.tok", 77, false, a, NULL), dt_tokenize(t, "tok tokens, a.tok", 77, true, b, NULL));
+    assert_int_equal(dt_tokenize(t, "tok tokens, a.tok", 77, false, a, NULL),
+                     dt_tokenize(t, "tok tokens, a.tok", 77, true, b, NULL));
     assert_int_equal(a[1], 1001);
     int64_t n = dt_tokenize(t, "tokens", 77, false, b, NULL);
     for (int64_t i = 0; i < n; i++)
@@ -423,9 +425,12 @@ static void bad_utf8(void **state)
     (void)state;
     static const char *const cases[][2] = {
         { "a\x80z", "a\ufffdz" },               { "\xc3", "\ufffd" },              { "\xe2\x82", "\ufffd" },
-        { "\xe2\x82z", "\ufffdz" },             { "\xc0\xaf", "\ufffd\ufffd" },    { "\xed\xa0\x80", "\ufffd\ufffd\ufffd" },
-        { "\xf0\x9f\x98z", "\ufffdz" },         { "\xf5\x80", "\ufffd\ufffd" },    { "\xf4\x90\x80\x80", "\ufffd\ufffd\ufffd\ufffd" },
-        { "\xe0\x80\x80", "\ufffd\ufffd\ufffd" }, { "\xff\xfe", "\ufffd\ufffd" },  { "\xc3\xa9\xf0\x9f\x98\x80", "\u00e9\U0001f600" },
+        { "\xe2\x82z", "\ufffdz" },             { "\xc0\xaf", "\ufffd\ufffd" },
+        { "\xed\xa0\x80", "\ufffd\ufffd\ufffd" },
+        { "\xf0\x9f\x98z", "\ufffdz" },         { "\xf5\x80", "\ufffd\ufffd" },
+        { "\xf4\x90\x80\x80", "\ufffd\ufffd\ufffd\ufffd" },
+        { "\xe0\x80\x80", "\ufffd\ufffd\ufffd" }, { "\xff\xfe", "\ufffd\ufffd" },
+        { "\xc3\xa9\xf0\x9f\x98\x80", "\u00e9\U0001f600" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dt_text out = {0};
@@ -606,7 +611,8 @@ static void same_file(const char *a, const char *b, const char *name)
 static void train_clip(void **state)
 {
     dt_strs set = training_set();
-    static const char *const files[] = { "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json" };
+    static const char *const files[] = { "vocab.json", "merges.txt", "tokenizer_config.json",
+                                         "special_tokens_map.json" };
     assert_int_equal(dt_tok_train_clip(&set, CLIP_SIZE, 77, *state, NULL), CLIP_SIZE);
     for (int i = 0; i < 4; i++)
         same_file(*state, GOLDEN "tok_small_clip", files[i]);
@@ -669,7 +675,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(fast_clip, enter, leave),
         cmocka_unit_test_setup_teardown(bare_clip, enter, leave),
         cmocka_unit_test_setup_teardown(added_tokens, enter, leave),
-        cmocka_unit_test(cut_and_padded), cmocka_unit_test(bad_utf8), cmocka_unit_test(long_words), cmocka_unit_test(threads),
+        cmocka_unit_test(cut_and_padded), cmocka_unit_test(bad_utf8), cmocka_unit_test(long_words),
+        cmocka_unit_test(threads),
         cmocka_unit_test_setup_teardown(broken, enter, leave),
         cmocka_unit_test_setup_teardown(broken_json, enter, leave),
         cmocka_unit_test_setup_teardown(broken_spiece, enter, leave),
@@ -678,7 +685,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(train_refused, enter, leave),
     };
     const struct CMUnitTest real[] = {
-        cmocka_unit_test(real_clip), cmocka_unit_test(real_qwen2), cmocka_unit_test_setup_teardown(real_t5, enter, leave),
+        cmocka_unit_test(real_clip), cmocka_unit_test(real_qwen2),
+            cmocka_unit_test_setup_teardown(real_t5, enter, leave),
     };
     if (argc > 1 && !strcmp(argv[1], "train"))
         return write_small();

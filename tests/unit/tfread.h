@@ -1,4 +1,5 @@
-/* tfread.h - a reader of event files for tests: wire format and checksums, sharing nothing with the writer but the CRC. */
+/* tfread.h - a reader of event files for tests: wire format and checksums, sharing nothing with the
+ * writer but the CRC. */
 #ifndef DT_TESTS_TFREAD_H
 #define DT_TESTS_TFREAD_H
 #include <stdarg.h>

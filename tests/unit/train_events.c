@@ -1,5 +1,6 @@
-/* train_events.c - what TensorBoard is given by a run of dt-train: every curve at every step, samples of every validation, whole
- * files with right checksums.  (tests/tensorboard_check.py reads the same with TensorBoard itself.) */
+/* train_events.c - what TensorBoard is given by a run of dt-train: every curve at every step, samples of every
+ * validation, whole files with right checksums.  (tests/tensorboard_check.py reads the same with
+ * TensorBoard itself.) */
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>
@@ -20,10 +21,12 @@ static int train(void **state)
     (void)state;
     if (!mkdtemp(dir))
         return -1;
-    char *cmd = dt_sprintf("OMP_NUM_THREADS=1 %s/bin/dt-train lora --pretrained_model_name_or_path tests/golden/tiny-flux "
+    char *cmd =
+        dt_sprintf("OMP_NUM_THREADS=1 %s/bin/dt-train lora --pretrained_model_name_or_path tests/golden/tiny-flux "
                            "--train_data_dir examples/concept --image_sample_size 32 --train_batch_size 2 --rank 2 --max_train_steps %d "
                            "--validation_prompts cat dog --validation_steps 2 --validation_inference_steps 1 "
-                           "--validation_data_dir examples/concept --quiet --output_dir %s", b ? b : "build", STEPS, dir);
+                           "--validation_data_dir examples/concept --quiet --output_dir %s", b ? b : "build", STEPS,
+                           dir);
     int rc = system(cmd);
     free(cmd);
     return rc;
@@ -60,7 +63,8 @@ struct curve { const char *tag; int points; double last; };
 static void curves_and_pictures(void **state)
 {
     (void)state;
-    struct curve c[] = { { "train/loss" }, { "train/lr" }, { "train/grad_norm" }, { "performance/img_per_s" }, { "performance/memory_MiB" },
+    struct curve c[] = { { "train/loss" }, { "train/lr" }, { "train/grad_norm" }, { "performance/img_per_s" },
+                         { "performance/memory_MiB" },
                          { "performance/TFLOP_per_s" }, { "performance/of_peak" }, { "validation/loss" },
                          { "samples/0" }, { "samples/1" } };
     enum { N = sizeof(c) / sizeof(c[0]), HELD = 7, SAMPLES = 8 };

@@ -52,7 +52,8 @@ static dt_params *flux(void)
         { "attn.to_out.0", 4, 4 }, { "attn.to_add_out", 4, 4 }, { "ff.net.0.proj", 16, 4 }, { "ff.net.2", 4, 16 },
         { "ff_context.net.0.proj", 16, 4 }, { "ff_context.net.2", 4, 16 },
     }, single[] = {
-        { "norm.linear", 12, 4 }, { "attn.to_q", 4, 4 }, { "attn.to_k", 4, 4 }, { "attn.to_v", 4, 4 }, { "proj_mlp", 16, 4 },
+        { "norm.linear", 12, 4 }, { "attn.to_q", 4, 4 }, { "attn.to_k", 4, 4 }, { "attn.to_v", 4, 4 },
+        { "proj_mlp", 16, 4 },
         { "proj_out", 4, 20 },
     };
     dt_params *p = dt_params_new("transformer");
@@ -73,7 +74,8 @@ static dt_params *flux(void)
     return p;
 }
 
-static int make(dt_lora **l, dt_params *base, int64_t rank, double alpha, const char *targets, const char *skips, dt_err *err)
+static int make(dt_lora **l, dt_params *base, int64_t rank, double alpha, const char *targets, const char *skips,
+                dt_err *err)
 {
     dt_strs t = { 0 }, s = { 0 };
     dt_strs_split(&t, targets, ',');
@@ -115,7 +117,8 @@ static void targets(void **state)
     counts(p, "", "", 45);
     counts(p, "to_q", "", 4);
     counts(p, "attn.to_q,to_k", "", 8);
-    counts(p, "transformer_blocks.0.attn.to_q", "", 1);     /* single_transformer_blocks.0... ends so too, but not after a dot */
+    counts(p, "transformer_blocks.0.attn.to_q", "", 1);     /* single_transformer_blocks.0... ends so
+                                                               too, but not after a dot */
     counts(p, "proj_out", "", 3);
     counts(p, "0.attn.to_q", "", 2);
     counts(p, "*transformer_blocks.1.*", "", 20);
@@ -184,7 +187,8 @@ static dt_lora *open_lora(dt_params *base, const char *path)
 /* Saved in one layout, read, saved in the next, ..., read: nothing has changed. */
 static void layouts(void **state)
 {
-    static const char *const sets[] = { "", "to_q,proj_mlp,add_v_proj,to_add_out", "norm_out.linear,linear_1,x_embedder" };
+    static const char *const sets[] = { "", "to_q,proj_mlp,add_v_proj,to_add_out",
+                                        "norm_out.linear,linear_1,x_embedder" };
     dt_params *p = flux();
     char path[200];
     for (size_t k = 0; k < 3; k++)
@@ -279,7 +283,8 @@ static void write_keys(const char *path, const struct key *k, const dt_st_kv *me
 static void ranks_of_parts(void **state)
 {
 #define PAIR(module, r) { "transformer." module ".lora_A.weight", r, 4 }, { "transformer." module ".lora_B.weight", 4, r }
-    static const struct key keys[] = { PAIR("transformer_blocks.0.attn.to_q", 3), PAIR("transformer_blocks.0.attn.to_v", 1),
+    static const struct key keys[] = { PAIR("transformer_blocks.0.attn.to_q", 3),
+                                       PAIR("transformer_blocks.0.attn.to_v", 1),
                                        PAIR("single_transformer_blocks.0.attn.to_k", 2), { 0 } };
     dt_params *p = flux();
     char path[200];
@@ -302,19 +307,22 @@ static void ranks_of_parts(void **state)
 static void variants(void **state)
 {
     static const struct { struct key k[4]; const char *layer; double scale; } v[] = {
-        { { { "base_model.model.proj_out.lora_A.default.weight", 2, 4 }, { "base_model.model.proj_out.lora_B.default.weight", 6, 2 } },
-          "proj_out", 1 },
+        { { { "base_model.model.proj_out.lora_A.default.weight", 2, 4 },
+            { "base_model.model.proj_out.lora_B.default.weight", 6, 2 } }, "proj_out", 1 },
         { { { "proj_out.lora_A.weight", 2, 4 }, { "proj_out.lora_B.weight", 6, 2 } }, "proj_out", 1 },
-        { { { "diffusion_model.final_layer.linear.lora_A.weight", 2, 4 }, { "diffusion_model.final_layer.linear.lora_B.weight", 6, 2 },
+        { { { "diffusion_model.final_layer.linear.lora_A.weight", 2, 4 },
+            { "diffusion_model.final_layer.linear.lora_B.weight", 6, 2 },
             { "diffusion_model.final_layer.linear.alpha" } }, "proj_out", 0.5 },
         { { { "lora_unet__transformer_blocks_1_ff_net_2.lora_down.weight", 4, 16 },
             { "lora_unet__transformer_blocks_1_ff_net_2.lora_up.weight", 4, 4 },
             { "lora_unet__transformer_blocks_1_ff_net_2.alpha" } }, "transformer_blocks.1.ff.net.2", 0.25 },
         { { { "lora_transformer_transformer_blocks_1_ff_net_2.lora_down.weight", 4, 16 },
-            { "lora_transformer_transformer_blocks_1_ff_net_2.lora_up.weight", 4, 4 } }, "transformer_blocks.1.ff.net.2", 1 },
-        { { { "lycoris_context_embedder.lora_down.weight", 1, 5 }, { "lycoris_context_embedder.lora_up.weight", 4, 1 } },
-          "context_embedder", 1 },
-        { { { "transformer.x_embedder.lora.down.weight", 2, 6 }, { "transformer.x_embedder.lora.up.weight", 4, 2 } }, "x_embedder", 1 },
+            { "lora_transformer_transformer_blocks_1_ff_net_2.lora_up.weight", 4, 4 } },
+            "transformer_blocks.1.ff.net.2", 1 },
+        { { { "lycoris_context_embedder.lora_down.weight", 1, 5 },
+            { "lycoris_context_embedder.lora_up.weight", 4, 1 } }, "context_embedder", 1 },
+        { { { "transformer.x_embedder.lora.down.weight", 2, 6 }, { "transformer.x_embedder.lora.up.weight", 4, 2 } },
+          "x_embedder", 1 },
         { { { "model.diffusion_model.double_blocks.1.txt_mlp.0.lora_down.weight", 2, 4 },
             { "model.diffusion_model.double_blocks.1.txt_mlp.0.lora_up.weight", 16, 2 } },
           "transformer_blocks.1.ff_context.net.0.proj", 1 },
@@ -360,8 +368,10 @@ static void alphas(void **state)
     dt_params *p = flux();
     dt_lora *l;
     snprintf(path, sizeof(path), "%s/a.safetensors", (char *)*state);
-    const struct key k[] = { { "transformer.proj_out.lora_A.weight", 4, 4 }, { "transformer.proj_out.lora_B.weight", 6, 4 },
-                             { "transformer.x_embedder.lora_A.weight", 4, 6 }, { "transformer.x_embedder.lora_B.weight", 4, 4 },
+    const struct key k[] = { { "transformer.proj_out.lora_A.weight", 4, 4 },
+                             { "transformer.proj_out.lora_B.weight", 6, 4 },
+                             { "transformer.x_embedder.lora_A.weight", 4, 6 },
+                             { "transformer.x_embedder.lora_B.weight", 4, 4 },
                              { NULL } };
     static const struct { const char *json; double proj, x; } v[] = {
         { "{\"transformer.r\":4,\"transformer.lora_alpha\":2}", 0.5, 0.5 },
@@ -400,14 +410,18 @@ static void bad_files(void **state)
         { { { "transformer.proj_out.alpha" } }, "has no down matrix" },
         { { { "transformer.proj_ouch.lora_A.weight", 2, 4 }, { "transformer.proj_ouch.lora_B.weight", 6, 2 } },
           "1 of 1 modules are no linear layers of transformer, first 'transformer.proj_ouch'" },
-        { { { "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", 2, 4 } }, "no linear layers of transformer" },
+        { { { "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", 2, 4 } },
+          "no linear layers of transformer" },
         { { { "transformer.proj_out.dora_scale", 2, 4 } }, "1 tensors are no part of a LoRA" },
         { { { "transformer.proj_out.lora_A.weight", 2, 4 }, { "transformer.proj_out.lora_B.weight", 6, 3 } },
           "'transformer.proj_out' is [2, 4] and [6, 3], but layer 'proj_out' is [6, 4]" },
-        { { { "transformer.proj_out.lora_A.weight", 2, 5 }, { "transformer.proj_out.lora_B.weight", 6, 2 } }, "is [6, 4]" },
-        { { { "transformer.proj_out.lora_A.weight", 2, 4 }, { "transformer.proj_out.lora_B.weight", 7, 2 } }, "is [6, 4]" },
+        { { { "transformer.proj_out.lora_A.weight", 2, 5 }, { "transformer.proj_out.lora_B.weight", 6, 2 } },
+          "is [6, 4]" },
+        { { { "transformer.proj_out.lora_A.weight", 2, 4 }, { "transformer.proj_out.lora_B.weight", 7, 2 } },
+          "is [6, 4]" },
         { { { "transformer.proj_out.lora_A.weight", 2, 4 }, { "transformer.proj_out.lora_B.weight", 6, 2 },
-            { "final_layer.linear.lora_A.weight", 2, 4 }, { "final_layer.linear.lora_B.weight", 6, 2 } }, "'proj_out' is adapted twice" },
+            { "final_layer.linear.lora_A.weight", 2, 4 }, { "final_layer.linear.lora_B.weight", 6, 2 } },
+            "'proj_out' is adapted twice" },
         { { { "transformer.proj_out.lora_A.weight", 2, 4 }, { "transformer.proj_out.lora_B.weight", 6, 2 },
             { "transformer.proj_out.alpha", 2, 2 } }, "'transformer.proj_out.alpha' is not a number" },
     };
@@ -523,8 +537,10 @@ static void fused_files(void **state)
     static const struct key keys[] = {
         { "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", 2, 4 },
         { "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", 12, 2 },
-        { "lora_unet_double_blocks_0_img_attn_qkv.alpha", 0, 0 }, { "lora_unet_single_blocks_0_linear1.lora_down.weight", 3, 4 },
-        { "lora_unet_single_blocks_0_linear1.lora_up.weight", 28, 3 }, { "lora_unet_single_blocks_0_linear1.alpha", 0, 0 }, { 0 } };
+        { "lora_unet_double_blocks_0_img_attn_qkv.alpha", 0, 0 },
+        { "lora_unet_single_blocks_0_linear1.lora_down.weight", 3, 4 },
+        { "lora_unet_single_blocks_0_linear1.lora_up.weight", 28, 3 },
+        { "lora_unet_single_blocks_0_linear1.alpha", 0, 0 }, { 0 } };
     dt_params *p = flux();
     char path[3][200];
     for (int i = 0; i < 3; i++)
@@ -583,9 +599,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(targets), cmocka_unit_test_setup_teardown(layouts, setup, teardown),
-        cmocka_unit_test_setup_teardown(names_in_files, setup, teardown), cmocka_unit_test_setup_teardown(variants, setup, teardown),
-        cmocka_unit_test_setup_teardown(alphas, setup, teardown), cmocka_unit_test_setup_teardown(bad_files, setup, teardown),
-        cmocka_unit_test_setup_teardown(readers, setup, teardown), cmocka_unit_test_setup_teardown(ranks_of_parts, setup, teardown),
+        cmocka_unit_test_setup_teardown(names_in_files, setup, teardown),
+        cmocka_unit_test_setup_teardown(variants, setup, teardown),
+        cmocka_unit_test_setup_teardown(alphas, setup, teardown),
+        cmocka_unit_test_setup_teardown(bad_files, setup, teardown),
+        cmocka_unit_test_setup_teardown(readers, setup, teardown),
+        cmocka_unit_test_setup_teardown(ranks_of_parts, setup, teardown),
         cmocka_unit_test_setup_teardown(fused_files, setup, teardown),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -142,7 +142,8 @@ static void pipeline(void **unused)
     assert_true(distance(begin, end, PICTURES * LATENTS) < 1e-4);
     for (int i = 0; i < PICTURES; i++)
         check_picture(i, image);
-    assert_non_null(strstr(heard.out, "/0001.png\",\"prompt\":\"\",\"seed\":42,\"image\":0,\"width\":40,\"height\":24}\n"));
+    assert_non_null(strstr(heard.out,
+                           "/0001.png\",\"prompt\":\"\",\"seed\":42,\"image\":0,\"width\":40,\"height\":24}\n"));
     dt_st_close(&st);
     dt_st_close(&saved);
     dt_strs_release(&o.prompt);
@@ -205,7 +206,8 @@ static void layouts(void **unused)
     make_lora("comfy.safetensors", "attn.to_q", 3, DT_LORA_COMFY, 1);
     make_lora("peft.safetensors", "attn.to_q", 3, DT_LORA_PEFT, 1);
     make_lora("kohya.safetensors", "attn.to_q", 3, DT_LORA_KOHYA, 1);
-    char *comfy = with("comfy.safetensors", ""), *peft = with("peft.safetensors", ":1"), *kohya = with("kohya.safetensors", ":1.0");
+    char *comfy = with("comfy.safetensors", ""), *peft = with("peft.safetensors", ":1"),
+        *kohya = with("kohya.safetensors", ":1.0");
     assert_true(between(LORAS(comfy), NULL, false) > 1e-3);
     assert_true(between(LORAS(peft), LORAS(comfy), false) < 1e-5);
     assert_true(between(LORAS(kohya), LORAS(comfy), false) < 1e-5);

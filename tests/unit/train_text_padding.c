@@ -1,5 +1,6 @@
-/* --text_padding none: what a sample gives depends neither on the rows that its batch is filled up with nor on the other
- * samples: loss and every gradient of a batch of two are those of two batches of one, and those of no filling up at all. */
+/* --text_padding none: what a sample gives depends neither on the rows that its batch is filled up
+ * with nor on the other samples: loss and every gradient of a batch of two are those of two batches of one, and those
+ * of no filling up at all. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,7 +23,7 @@ struct net {
     dt_optim      all;              /* what is trained */
     int64_t       lat;              /* floats of the latents of a picture */
     dt_sample     s[2];             /* the short one, the long one */
-    float        *noise;            /* [3][2][lat]: x0, noise, and the posterior's mean and log-variance, which are zero */
+    float        *noise;  /* [3][2][lat]: x0, noise, and the posterior's mean and log-variance, which are zero */
 };
 
 static const float sigmas[2] = { 0.3f, 0.8f };
@@ -53,12 +54,14 @@ static void open_net(struct net *n, bool text)
     use(n, DT_FLUX_DIT);
     for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && text; k++)
         use(n, (enum dt_flux_part)k);
-    int64_t f = dt_vae_factor(&n->pipe->vae), C = n->pipe->vae.latent_channels, D = n->pipe->dit.joint_dim, P = n->pipe->dit.pooled_dim;
+    int64_t f = dt_vae_factor(&n->pipe->vae), C = n->pipe->vae.latent_channels, D = n->pipe->dit.joint_dim,
+        P = n->pipe->dit.pooled_dim;
     n->lat = C * (SIDE / f) * (SIDE / f);
     n->noise = draw(6 * n->lat, 0);
     memset(n->noise + 4 * n->lat, 0, (size_t)(2 * n->lat) * sizeof(float));
     for (int i = 0; i < 2; i++)
-        n->s[i] = (dt_sample){ .item = i, .caption = caption[i], .C = C, .h = SIDE / f, .w = SIDE / f, .mean = n->noise + 4 * n->lat,
+        n->s[i] = (dt_sample){ .item = i, .caption = caption[i], .C = C, .h = SIDE / f, .w = SIDE / f,
+                               .mean = n->noise + 4 * n->lat,
                                .logvar = n->noise + 4 * n->lat, .T = i ? T_LONG : T_SHORT, .D = D, .P = P,
                                .states = draw(MAX_T * D, 1 + (uint32_t)i), .pooled = draw(P, 3 + (uint32_t)i) };
 }
@@ -98,7 +101,8 @@ static void run(struct net *n, int first, int count, int64_t T, bool text, bool 
     dt_graph *g;
     float one = 1;
     dt_micro b = { .n = count, .w_px = SIDE, .h_px = SIDE, .T = T, .s = n->s + first };
-    assert_int_equal(dt_flux_task_new(&task, &(struct dt_flux_task_params){ .pipe = n->pipe, .act = DT_F32, .backward = true,
+    assert_int_equal(dt_flux_task_new(&task,
+                                      &(struct dt_flux_task_params){ .pipe = n->pipe, .act = DT_F32, .backward = true,
         .train_text = text, .timesteps = { .steps = 1000 }, .guidance = 3.5 }, NULL), 0);
     dt_shape_key key = task.shape(task.ctx, count, SIDE, SIDE, T);
     dt_session *s = dt_session_new(n->dev, task.build, task.ctx);

@@ -44,7 +44,8 @@ static void open_job(dt_job *j, dt_train_opts *o)
     dt_mem_plan plan = { 0 };
     dt_validator_memory(j->val, &plan, dt_mem_add(&plan, "training", 1));
     assert_int_equal(plan.n, 2);
-    assert_true(plan.at[0].kind[DT_MEM_WEIGHTS] > 0 && plan.at[0].kind[DT_MEM_PICTURES] > 0 && plan.at[1].kind[DT_MEM_WEIGHTS] > 0);
+    assert_true(plan.at[0].kind[DT_MEM_WEIGHTS] > 0 && plan.at[0].kind[DT_MEM_PICTURES] > 0 &&
+                plan.at[1].kind[DT_MEM_WEIGHTS] > 0);
     assert_int_equal(plan.at[0].kind[DT_MEM_ACTIVATIONS], dt_validator_bytes(j->val));
     assert_int_equal(dt_validator_encode(j->val, NULL), 0);
     j->arena = j->dev->alloc(j->dev, dt_validator_bytes(j->val));
