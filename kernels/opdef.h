@@ -19,11 +19,6 @@ static inline dt_tensor *dt_make(dt_graph *g, const dt_op *op, const dt_attr *a,
 
 /* --- shapes --- */
 
-static inline bool dt_dims_same(dt_dims a, dt_dims b)
-{
-    return a.nd == b.nd && !memcmp(a.d, b.d, (size_t)a.nd * sizeof(a.d[0]));
-}
-
 static inline int64_t dt_last_dim(const dt_tensor *x) { return x->dims.d[x->dims.nd - 1]; }
 static inline int64_t dt_tensor_numel(const dt_tensor *x) { return dt_numel(x->dims); }
 

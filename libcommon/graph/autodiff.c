@@ -53,16 +53,11 @@ static void add_param_grad(dt_graph *g, dt_tensor *param, dt_tensor *grad)
     n->out[0]->param = param->param;
 }
 
-static bool same_dims(dt_dims a, dt_dims b)
-{
-    return a.nd == b.nd && !memcmp(a.d, b.d, sizeof(a.d[0]) * (size_t)a.nd);
-}
-
 static void add_grad(dt_graph *g, const dt_node *n, dt_tensor *x, dt_tensor *dx)
 {
     if (g->error[0])
         return;
-    if (!same_dims(x->dims, dx->dims)) {
+    if (!dt_dims_same(x->dims, dx->dims)) {
         dt_graph_fail(g, "%s: gradient has another shape than its input", n->op->name);
         return;
     }

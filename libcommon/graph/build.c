@@ -153,15 +153,6 @@ dt_tensor *dt_param_tensor(dt_graph *g, dt_param *p)
     return t;
 }
 
-static void dims_text(dt_dims d, char *buf, size_t bytes)
-{
-    size_t at = (size_t)snprintf(buf, bytes, "[");
-    for (int i = 0; i < d.nd && at < bytes; i++)
-        at += (size_t)snprintf(buf + at, bytes - at, "%s%lld", i ? ", " : "", (long long)d.d[i]);
-    if (at < bytes)
-        snprintf(buf + at, bytes - at, "]");
-}
-
 dt_tensor *dt_weight(dt_graph *g, const char *name, dt_dims dims, dt_init init, double scale)
 {
     if (g->error[0])
@@ -175,9 +166,9 @@ dt_tensor *dt_weight(dt_graph *g, const char *name, dt_dims dims, dt_init init, 
     dt_param *p = dt_params_declare(g->params, path, dims, init, scale);
     if (!p) {
         char want[128], have[128] = "another shape";
-        dims_text(dims, want, sizeof(want));
+        dt_dims_text(dims, want, sizeof(want));
         if (old)
-            dims_text(old->dims, have, sizeof(have));
+            dt_dims_text(old->dims, have, sizeof(have));
         dt_graph_fail(g, "weight '%s' is %s here and %s elsewhere", name, want, have);
         return &g->bad;
     }
@@ -285,7 +276,7 @@ void dt_node_describe(const dt_node *n, char *buf, size_t bytes)
     for (int i = 0; i < n->nin && at < bytes; i++) {
         char d[128] = "none";
         if (n->in[i])
-            dims_text(n->in[i]->dims, d, sizeof(d));
+            dt_dims_text(n->in[i]->dims, d, sizeof(d));
         at += (size_t)snprintf(buf + at, bytes - at, "%s %s%s%s", i ? "," : "", d, n->in[i] ? " " : "",
                                n->in[i] ? dt_dtype_name(n->in[i]->dtype) : "");
     }

@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -23,6 +24,15 @@ int64_t dt_numel(dt_dims s)
     for (int i = 0; i < s.nd; i++)
         n *= s.d[i];
     return n;
+}
+
+void dt_dims_text(dt_dims d, char *buf, size_t bytes)
+{
+    size_t at = (size_t)snprintf(buf, bytes, "[");
+    for (int i = 0; i < d.nd && at < bytes; i++)
+        at += (size_t)snprintf(buf + at, bytes - at, "%s%lld", i ? ", " : "", (long long)d.d[i]);
+    if (at < bytes)
+        snprintf(buf + at, bytes - at, "]");
 }
 
 size_t dt_dtype_size(dt_dtype t) { return types[t].size; }

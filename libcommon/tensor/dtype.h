@@ -19,6 +19,11 @@ typedef struct dt_dims {            /* a shape, row-major, outermost first */
 #define DT_DIMS(...) ((dt_dims){ (int)(sizeof((int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)), { __VA_ARGS__ } })
 
 int64_t     dt_numel(dt_dims s);
+static inline bool dt_dims_same(dt_dims a, dt_dims b)
+{
+    return a.nd == b.nd && !memcmp(a.d, b.d, (size_t)a.nd * sizeof(a.d[0]));
+}
+void        dt_dims_text(dt_dims d, char *buf, size_t bytes);      /* "[4096, 3072]", cut off where buf ends */
 size_t      dt_dtype_size(dt_dtype t);              /* bytes */
 const char *dt_dtype_name(dt_dtype t);              /* safetensors': "F32", "BF16", ... */
 int         dt_dtype_parse(const char *name);       /* -1 if unknown */

@@ -79,16 +79,11 @@ dt_param *dt_params_find(const dt_params *p, const char *name)
     return i < 0 ? NULL : p->v[i];
 }
 
-static bool same_dims(dt_dims a, dt_dims b)
-{
-    return a.nd == b.nd && !memcmp(a.d, b.d, (size_t)a.nd * sizeof(a.d[0]));
-}
-
 dt_param *dt_params_declare(dt_params *p, const char *name, dt_dims dims, dt_init init, double scale)
 {
     dt_param *old = dt_params_find(p, name);
     if (old)
-        return same_dims(old->dims, dims) ? old : NULL;
+        return dt_dims_same(old->dims, dims) ? old : NULL;
     dt_param *q = dt_alloc(sizeof(*q));
     *q = (dt_param){ .name = dt_strdup(name), .dims = dims, .numel = dt_numel(dims), .init = init, .scale = scale,
                      .index = (int)p->n };

@@ -5,22 +5,10 @@
  * they are given back. */
 #include "tensor/place.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include "graph/device.h"
 
 /* --- finding --- */
-
-static void dims_text(dt_dims d, char *buf, size_t bytes)
-{
-    size_t at = (size_t)snprintf(buf, bytes, "[");
-    for (int i = 0; i < d.nd && at < bytes; i++)
-        at += (size_t)snprintf(buf + at, bytes - at, "%s%lld", i ? ", " : "", (long long)d.d[i]);
-    if (at < bytes)
-        snprintf(buf + at, bytes - at, "]");
-}
-
-static bool same_dims(dt_dims a, dt_dims b) { return a.nd == b.nd && !memcmp(a.d, b.d, (size_t)a.nd * sizeof(a.d[0])); }
 
 static int check_pieces(const dt_param *q, const dt_st_entry *piece, int k, dt_err *err)
 {
@@ -34,14 +22,14 @@ static int check_pieces(const dt_param *q, const dt_st_entry *piece, int k, dt_e
             have.d[0] += rest.d[0];
             rest.d[0] = have.d[0];
         }
-        if (!same_dims(rest, have))
+        if (!dt_dims_same(rest, have))
             have.nd = -1;
     }
     char want[128], got[128];
-    if (have.nd >= 0 && same_dims(have, q->dims))
+    if (have.nd >= 0 && dt_dims_same(have, q->dims))
         return 0;
-    dims_text(q->dims, want, sizeof(want));
-    dims_text(piece[0].dims, got, sizeof(got));
+    dt_dims_text(q->dims, want, sizeof(want));
+    dt_dims_text(piece[0].dims, got, sizeof(got));
     return dt_err_set(err, DT_EDATA, "%s: tensor '%s' is %s%s, %s was expected for '%s'", piece[0].file, piece[0].name,
                       got, k > 1 ? " with others" : "", want, q->name);
 }
@@ -49,7 +37,9 @@ static int check_pieces(const dt_param *q, const dt_st_entry *piece, int k, dt_e
 int dt_param_find(const dt_param *q, const dt_st *st, dt_rename_fn rename, void *ctx, dt_st_entry out[DT_MAX_PIECES],
                   dt_err *err)
 {
-    int k = rename ? rename(st, q, out, ctx, err) : dt_st_need(st, q->name, out, err) < 0 ? DT_EDATA : 1;
+    int k = rename ? rename(st, q, out, ctx, err) : dt_st_need(st, q->name, out, err);
+    if (k == 0 && !rename)
+        k = 1;
     if (k == 0)
         k = dt_err_set(err, DT_EFAIL, "nothing was found for '%s'", q->name);
     int rc = k < 0 ? k : check_pieces(q, out, k, err);

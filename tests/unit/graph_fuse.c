@@ -11,13 +11,7 @@ static dt_device *cpu;
 
 static int open_cpu(void **state) { return net_open(&cpu, state); }
 
-static int close_cpu(void **state)
-{
-    (void)state;
-    unsetenv("DT_FUSE");
-    dt_device_close(&cpu);
-    return 0;
-}
+static int close_cpu(void **state) { return net_close(&cpu, state); }
 
 static void start(running *r, dt_graph *g, bool fuse)
 {
