@@ -67,6 +67,8 @@ static int by_id(const void *x, const void *y)
 static int read_decoder(dt_tok_config *c, const cJSON *node, const char *what, dt_err *err)
 {
     const cJSON *e;
+    if (!cJSON_IsObject(node) && !cJSON_IsNull(node))
+        return dt_err_set(err, DT_EDATA, "%s: 'added_tokens_decoder' must be an object", what);
     cJSON_ArrayForEach(e, node) {
         dt_added t;
         char *end;
@@ -91,7 +93,7 @@ static int read_added_file(dt_tok_config *c, const char *dir, dt_err *err)
     const cJSON *e;
     int rc = dt_exists(path) ? dt_json_read(&root, path, CONFIG_MAX_BYTES, err) : 0;
     cJSON_ArrayForEach(e, root) {
-        double id = cJSON_IsNumber(e) ? e->valuedouble : -1;
+        double id = e->string && cJSON_IsNumber(e) ? e->valuedouble : -1;
         if (!(id >= 0 && id < MAX_ID)) {
             rc = dt_err_set(err, DT_EDATA, "%s: '%s' has no id", path, e->string ? e->string : "");
             break;

@@ -250,7 +250,7 @@ static double alpha_of(const struct loader *l, const struct pair *p, const char 
     }
     const cJSON *j, *whole = config_item(l, "lora_alpha"), *each = config_item(l, "alpha_pattern");
     cJSON_ArrayForEach(j, each)
-        if (cJSON_IsNumber(j) && pattern_matches(j->string, path))
+        if (cJSON_IsNumber(j) && j->string && pattern_matches(j->string, path))
             whole = j;
     double a = cJSON_IsNumber(whole) ? whole->valuedouble : l->alpha > 0 ? l->alpha : (double)rank;
     return cJSON_IsTrue(config_item(l, "use_rslora")) ? a * sqrt((double)rank) : a;

@@ -522,7 +522,12 @@ static void broken(void **state)
     refused(dir, "tokenizer_config.json");
     put(dir, "tokenizer_config.json", "{\"added_tokens_decoder\": {\"x\": {\"content\": \"a\"}}}");
     refused(dir, "'added_tokens_decoder' has a bad entry 'x'");
+    put(dir, "tokenizer_config.json", "{\"added_tokens_decoder\": [\"x\"]}");
+    refused(dir, "'added_tokens_decoder' must be an object");
     put(dir, "tokenizer_config.json", "{}");
+    put(dir, "added_tokens.json", "[5]");
+    refused(dir, "added_tokens.json: '' has no id");
+    put(dir, "added_tokens.json", "{}");
     put(dir, "vocab.json", "{\"a\": 0, \"b\": \"c\"}");
     refused(dir, "vocab.json: 'b' has no id");
     put(dir, "vocab.json", "{\"a\": 0, \"b\": 1, \"ab\": 2}");

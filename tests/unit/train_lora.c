@@ -376,6 +376,7 @@ static void alphas(void **state)
     static const struct { const char *json; double proj, x; } v[] = {
         { "{\"transformer.r\":4,\"transformer.lora_alpha\":2}", 0.5, 0.5 },
         { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":{\"^x_embedder\":1}}", 0.5, 0.25 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":[1]}", 0.5, 0.5 },
         { "{\"transformer.lora_alpha\":2,\"transformer.use_rslora\":true}", 1, 1 },
         { "{\"unet.lora_alpha\":2}", 1, 1 },
     };
