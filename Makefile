@@ -140,6 +140,8 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 FORCE:
 .PHONY: FORCE packages all lib units progs check check-threads coverage valgrind cppflags deps demo test san bench bench-data bench-scale bench-torch man install clean help
 
+$(CURDIR)/$(B)/%: $(B)/%
+	@:
 lib: $(B)/libdt.a
 units: $(UNITS)
 progs: $(PROGS) $(B)/bench
