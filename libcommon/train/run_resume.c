@@ -80,8 +80,9 @@ static int settings_of(cJSON **out, const dt_job *j, bool all, dt_err *err)
 /* As it would stand on a command line; caller frees. */
 static char *text_of(const cJSON *v)
 {
-    return cJSON_IsString(v) ? dt_strdup(v->valuestring) : !v || cJSON_IsNull(v) ? dt_strdup("not set")
-                                                                                 : dt_json_line(v);
+    if (!v || cJSON_IsNull(v))
+        return dt_strdup("not set");
+    return cJSON_IsString(v) ? dt_strdup(v->valuestring) : dt_json_line(v);
 }
 
 static int another(const dt_job *j, const char *name, const cJSON *was, const cJSON *is, dt_err *err)

@@ -21,7 +21,7 @@ static int caption_of(uint64_t *hash, const dt_batches *plan, uint64_t *captions
         int rc = it->text ? 0 : dt_batches_item(plan, it->at, &own, err);
         if (rc < 0)
             return rc;
-        const char *text = it->text ? it->text : own->text;
+        const char *text = own ? own->text : it->text;
         dt_hash h = dt_hash_bytes(text, strlen(text));
         h.hex[16] = '\0';
         *hash = strtoull(h.hex, NULL, 16) | 1;
