@@ -492,8 +492,9 @@ static int says(const dt_cache_store *s, const struct said *d, const dt_cache_in
         return rc;
     bool same = r->kind == DT_CACHE_SKIP
                     ? !strcmp(q.why, r->why)
-                    : q.file >= 0 && !strcmp(q.key.hex, r->key.hex) && !strcmp(q.stat.hex, r->stat.hex) &&
-                          q.off == r->off && !strcmp(y->files.v[q.file], x->files.v[r->file]);
+                    : q.file >= 0 && r->file >= 0 && !strcmp(q.key.hex, r->key.hex) &&
+                          !strcmp(q.stat.hex, r->stat.hex) && q.off == r->off &&
+                          !strcmp(y->files.v[q.file], x->files.v[r->file]);
     dt_cache_rec_release(&q);
     return same;
 }
