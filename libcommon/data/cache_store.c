@@ -20,10 +20,12 @@
 
 enum { BLOCK = 512, KEY_DIGITS = 32, LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
 
-struct place {
+struct place {                      /* goes into a file as it is: all of it has a value */
     dt_hash key, sum;
+    char    none[6];
     int64_t file, off, bytes;       /* file -1: in a stream, or not put yet */
 };
+_Static_assert(sizeof(struct place) == 2 * sizeof(dt_hash) + 6 + 3 * sizeof(int64_t), "without padding");
 
 struct dt_cache_store {
     struct dt_cache_store_params p;
