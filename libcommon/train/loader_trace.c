@@ -51,9 +51,9 @@ static int read_sources(struct tracer *t, const dt_want_picture *want, int64_t n
 {
     dt_pictures *p = NULL;
     dt_got_picture got;
-    int rc = dt_pictures_open(&p,
-                              &(struct dt_pictures_params){ .plan = t->plan, .want = want, .n = n, .threads = threads,
-                              .hash_only = true }, err);
+    const struct dt_pictures_params params = { .plan = t->plan, .want = want, .n = n, .threads = threads,
+                                               .hash_only = true };
+    int rc = dt_pictures_open(&p, &params, err);
     while (rc == 0 && !(stop && *stop) && dt_pictures_next(p, &got) == 1) {
         t->source[want[got.i].at] = got.source;
         if (got.rc < 0)

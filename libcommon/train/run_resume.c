@@ -302,8 +302,7 @@ static int same_data(dt_job *j, dt_err *err)
         r->state.trace = t;
     } else if (strcmp(t.data, r->state.trace.data)) {
         return dt_err_set(err, DT_EUSAGE, "%s was trained on other data: the %" PRId64 " batches behind it had %s" WAYS,
-                          r->from,
-                          r->state.batch,
+                          r->from, r->state.batch,
                           p.want & DT_WANT_RGB ? "other pictures" : "other pictures, or were encoded otherwise");
     }
     return 0;
