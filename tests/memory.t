@@ -83,7 +83,7 @@ kept() {
     n=$(smallest "$@" --pretrained_model_name_or_path "$M") || return
     near "$@" --memory_budget "${n}M" >near
     sed -n 's/^dt-train: peak memory \([0-9.]*\) MiB.*/\1/p' said | awk -v n="$n" '{ print ($1 <= n) ? "kept" : "peak " $1 " of " n }'
-    near "$@" --memory_budget "$((n - 4))M" | grep -o 'smallest memory budget that would do'
+    near "$@" --memory_budget "$((n - 8))M" | grep -o 'smallest memory budget that would do'
 }
 check 'lora: the smallest budget is enough, and kept' "kept lora --plan b --latents b.cache --rank 16" 'kept
 smallest memory budget that would do'

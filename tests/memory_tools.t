@@ -18,7 +18,7 @@ kept() {
     near "$@" --memory_budget "${n}M" >near
     sed -n 's/.*peak memory \([0-9.]*\) MiB.*/\1/p' said | awk -v n="$n" '{ print ($1 <= n) ? "kept" : "peak " $1 " of " n }'
 }
-less() { "$@" --memory_budget "$((n - 4))M" 2>&1 | grep -o 'smallest memory budget that would do'; }
+less() { "$@" --memory_budget "$((n - 8))M" 2>&1 | grep -o 'smallest memory budget that would do'; }
 twice='kept
 smallest memory budget that would do'
 
@@ -61,7 +61,7 @@ check 'caching, weights left in their files' "near $C 4 --low_vram --plan p128 -
 check 'and given back' "near $C 4 --low_vram --mixed_precision bf16 --plan p128 -o back" 'within 5 %'
 check 'nothing is missing' "near $C 1 --plan p64 -o c-64-1" 'within 5 %'
 check 'caching: the smallest budget is enough, and kept' "kept $C 8 --plan p64 -o b; less $C 8 --plan p64 -o b2" "$twice"
-check 'by encoding fewer pictures at once, which changes nothing' "kept $C 8 --plan p64 -o b3 >/dev/null; grep -cE 'pictures are encoded [12] at a time' said
+check 'by encoding fewer pictures at once, which changes nothing' "kept $C 8 --plan p64 -o b3 >/dev/null; grep -cE 'pictures are encoded [1-7] at a time' said
     cmp b3/shard-000001-0of1-0000.tar c-64-8/shard-000001-0of1-0000.tar" 1
 
 # --- scale: 3,000 captions take as much memory as 200 ---

@@ -95,9 +95,9 @@ bool dt_mem_fits(const dt_mem_plan *p, int64_t budget)
 int dt_mem_accept(const dt_mem_plan *p, int64_t budget, const dt_device *dev, dt_err *err)
 {
     int64_t most = dt_mem_total(dt_mem_largest(p));
-    if (!dt_mem_fits(p, budget))        /* a MiB more: the process is not of the same size every time */
+    if (!dt_mem_fits(p, budget))
         return dt_err_set(err, DT_ENOMEM, "the smallest memory budget that would do is %.0fM, asked for %.0fM",
-                          ceil(mib(most + DT_MEM_RESERVE)) + 1, mib(budget));
+                          ceil(mib(most + DT_MEM_RESERVE + DT_MEM_VARIES)), mib(budget));
     if (dev->mem_bytes > 0 && most > dev->mem_bytes)
         return dt_err_set(err, DT_ENOMEM, "this run needs %.1f MiB, %s has %.1f MiB", mib(most), dev->name,
                           mib(dev->mem_bytes));

@@ -45,6 +45,9 @@ char   *dt_mem_line(const dt_mem_plan *p);
 /* A budget must leave a reserve for what no plan knows: code is read in when it runs first, stacks and the
  * heap grow by pages. 0: there is none, and everything fits. */
 enum { DT_MEM_RESERVE = 2 << 20 };
+/* The smallest budget that is named must do the next time, when the process may be larger than now: how much of
+ * program and libraries is mapped depends on the page cache, where pages of 2 MiB come and go. */
+enum { DT_MEM_VARIES = 4 << 20 };
 /* What is said where weights are given back (tensor/params.h) to keep it. */
 #define DT_MEM_GIVEN_BACK "weights are read from their file anew each time they are used, so that the budget is kept"
 bool    dt_mem_fits(const dt_mem_plan *p, int64_t budget);
