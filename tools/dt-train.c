@@ -131,12 +131,15 @@ static int learn(const struct tok_opts *o, dt_err *err)
 {
     dt_meta meta = { 0 };
     dt_strs captions = { 0 };
+    dt_tape_reader words = { 0 };
+    dt_meta_item it;
     char *clip = dt_path_join(o->out, "tokenizer"), *t5 = dt_path_join(o->out, "tokenizer_2");
     int rc = dt_meta_read(&meta, o->data, NULL, err), skipped = 0;
     for (int64_t i = 0; rc >= 0 && i < meta.skipped.n; i++, skipped++)
         dt_warn("skipped %s", meta.skipped.v[i]);
     for (int64_t i = 0; rc >= 0 && i < meta.n; i++)
-        dt_strs_add(&captions, meta.v[i].text);
+        if ((rc = dt_meta_get(&meta, i, &words, &it, err)) == 0)
+            dt_strs_add(&captions, it.text);
     if (rc >= 0)
         rc = dt_tok_train_clip(&captions, (int)o->clip, (int)o->clip_len, clip, err);
     if (rc >= 0) {
@@ -145,6 +148,7 @@ static int learn(const struct tok_opts *o, dt_err *err)
     }
     if (rc >= 0)
         dt_info("%s: %d tokens", t5, rc);
+    dt_tape_reader_release(&words);
     dt_strs_release(&captions);
     dt_meta_release(&meta);
     free(clip);

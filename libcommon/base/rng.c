@@ -76,13 +76,13 @@ uint64_t dt_rng_below(dt_rng *r, uint64_t n)
     return x % n;
 }
 
-void dt_rng_permute(int64_t *perm, int64_t n, dt_rng *r)
+void dt_rng_permute(uint32_t *perm, int64_t n, dt_rng *r)
 {
     for (int64_t i = 0; i < n; i++)
-        perm[i] = i;
+        perm[i] = (uint32_t)i;
     for (int64_t i = n - 1; i > 0; i--) {
         int64_t j = (int64_t)dt_rng_below(r, (uint64_t)i + 1);
-        int64_t t = perm[i];
+        uint32_t t = perm[i];
         perm[i] = perm[j], perm[j] = t;
     }
 }

@@ -31,7 +31,7 @@ uint64_t dt_rng_below(dt_rng *r, uint64_t n);       /* [0, n), unbiased; n > 0 *
 void dt_rng_fill_normal(float *dst, int64_t n, uint64_t seed, enum dt_stream stream, uint32_t when,
                         uint32_t item);
 
-/* Fisher-Yates: perm[0..n) becomes a permutation of 0..n-1. */
-void dt_rng_permute(int64_t *perm, int64_t n, dt_rng *r);
+/* Fisher-Yates: perm[0..n) becomes a permutation of 0..n-1, n <= 2^32. */
+void dt_rng_permute(uint32_t *perm, int64_t n, dt_rng *r);
 
 #endif

@@ -50,10 +50,10 @@ void dt_spool_close(dt_spool **s)
     *s = NULL;
 }
 
-int dt_spool_set(dt_spool *s, int64_t i, const void *rec, dt_err *err)
+int dt_unnamed_put(int fd, int64_t at, const void *data, size_t bytes, dt_err *err)
 {
-    for (size_t n = 0; n < s->size;) {
-        ssize_t k = pwrite(s->fd, (const char *)rec + n, s->size - n, (off_t)(i * (int64_t)s->size + (int64_t)n));
+    for (size_t n = 0; n < bytes;) {
+        ssize_t k = pwrite(fd, (const char *)data + n, bytes - n, (off_t)(at + (int64_t)n));
         if (k < 0 && errno != EINTR)
             return dt_err_sys(err, DT_EIO, "cannot write a temporary file");
         n += k > 0 ? (size_t)k : 0;
@@ -61,17 +61,28 @@ int dt_spool_set(dt_spool *s, int64_t i, const void *rec, dt_err *err)
     return 0;
 }
 
-int dt_spool_get(const dt_spool *s, int64_t i, void *rec, dt_err *err)
+int64_t dt_unnamed_get(int fd, int64_t at, void *data, size_t bytes, dt_err *err)
 {
-    for (size_t n = 0; n < s->size;) {
-        ssize_t k = pread(s->fd, (char *)rec + n, s->size - n, (off_t)(i * (int64_t)s->size + (int64_t)n));
+    size_t n = 0;
+    for (ssize_t k = 1; n < bytes && k;) {
+        k = pread(fd, (char *)data + n, bytes - n, (off_t)(at + (int64_t)n));
         if (k < 0 && errno != EINTR)
             return dt_err_sys(err, DT_EIO, "cannot read a temporary file");
-        if (k == 0) {
-            memset((char *)rec + n, 0, s->size - n);
-            break;
-        }
         n += k > 0 ? (size_t)k : 0;
     }
+    return (int64_t)n;
+}
+
+int dt_spool_set(dt_spool *s, int64_t i, const void *rec, dt_err *err)
+{
+    return dt_unnamed_put(s->fd, i * (int64_t)s->size, rec, s->size, err);
+}
+
+int dt_spool_get(const dt_spool *s, int64_t i, void *rec, dt_err *err)
+{
+    int64_t n = dt_unnamed_get(s->fd, i * (int64_t)s->size, rec, s->size, err);
+    if (n < 0)
+        return (int)n;
+    memset((char *)rec + n, 0, s->size - (size_t)n);
     return 0;
 }

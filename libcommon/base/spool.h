@@ -17,5 +17,8 @@ int  dt_spool_get(const dt_spool *s, int64_t i, void *rec, dt_err *err);
 
 /* Descriptor of a temporary file without a name, or a DT_E code. */
 int  dt_unnamed_file(const char *dir, dt_err *err);
+int  dt_unnamed_put(int fd, int64_t at, const void *data, size_t bytes, dt_err *err);
+/* The bytes there were: fewer at its end. */
+int64_t dt_unnamed_get(int fd, int64_t at, void *data, size_t bytes, dt_err *err);
 
 #endif

@@ -62,7 +62,8 @@ static int read_metadata(const dt_datasets *d, int i, const char *dir, dt_meta *
         cJSON_ArrayForEach(o, doc) {
             char *file = picture_of(dir, o->string), *text = caption_of(o);
             if (file) {
-                dt_meta_add(m, file, text, file, s->repeats, i);
+                dt_meta_add(m, &(dt_meta_item){ .path = file, .text = text, .tar = -1, .repeats = s->repeats,
+                            .sub = i }, file);
             } else {
                 char *line = dt_sprintf("%s: '%s': no such picture", path, o->string);
                 dt_strs_add(&m->skipped, line);
@@ -94,7 +95,7 @@ static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_s
         free(said);
     } else {
         char *file = dt_dataset_locate(jsonl, path);
-        dt_meta_add(m, file, text, at, s->repeats, i);
+        dt_meta_add(m, &(dt_meta_item){ .path = file, .text = text, .tar = -1, .repeats = s->repeats, .sub = i }, at);
         free(file);
     }
     free(at);
@@ -128,18 +129,18 @@ static int read_jsonl(const dt_datasets *d, int i, dt_meta *m, dt_err *err)
 /* --- captions --- */
 
 /* prefix + " " + caption + " " + suffix; tags joined by secondary_separator are one tag only while they are drawn. */
-static void finish_captions(const dt_subset *s, dt_meta *m, int64_t first)
+static char *finished(const void *by, const char *said)
 {
-    for (int64_t i = first; i < m->n && (s->prefix || s->suffix || s->second_sep); i++) {
-        char *text = dt_sprintf("%s%s%s%s%s", s->prefix ? s->prefix : "", s->prefix && *s->prefix ? " " : "",
-                                m->v[i].text, s->suffix && *s->suffix ? " " : "", s->suffix ? s->suffix : "");
-        free(m->v[i].text);
-        m->v[i].text = text;
-        if (!dt_subset_draws(s)) {
-            m->v[i].text = dt_subset_caption(s, text, NULL);
-            free(text);
-        }
-    }
+    const dt_subset *s = by;
+    if (!s->prefix && !s->suffix && !s->second_sep)
+        return NULL;
+    char *text = dt_sprintf("%s%s%s%s%s", s->prefix ? s->prefix : "", s->prefix && *s->prefix ? " " : "", said,
+                            s->suffix && *s->suffix ? " " : "", s->suffix ? s->suffix : "");
+    if (dt_subset_draws(s))
+        return text;
+    char *last = dt_subset_caption(s, text, NULL);
+    free(text);
+    return last;
 }
 
 bool dt_subset_draws(const dt_subset *s)
@@ -212,9 +213,9 @@ char *dt_subset_caption(const dt_subset *s, const char *text, dt_rng *r)
         out = dt_strdup(text);
     } else {
         sort_out(s, text, &head, &flex, &tail);
-        int64_t *perm = dt_alloc((size_t)(flex.n + 1) * sizeof *perm);
+        uint32_t *perm = dt_alloc((size_t)(flex.n + 1) * sizeof *perm);
         for (int64_t i = 0; i < flex.n; i++)
-            perm[i] = i;
+            perm[i] = (uint32_t)i;
         if (s->shuffle && flex.n)
             dt_rng_permute(perm, flex.n, r);
         for (int64_t i = 0; i < head.n; i++)
@@ -242,7 +243,8 @@ int dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err)
     for (int i = 0; i < d->n_sub && rc == 0; i++) {
         const dt_subset *s = &d->sub[i];
         char *dir = s->dir ? dt_dataset_locate(d->path, s->dir) : NULL;
-        int64_t first = m->n;
+        m->reword = finished;
+        m->by = s;
         if (s->meta)
             rc = read_metadata(d, i, dir, m, err);
         else if (s->jsonl)
@@ -251,8 +253,8 @@ int dt_datasets_read(const dt_datasets *d, dt_meta *m, dt_err *err)
             rc = dt_meta_add_folder(m, dir,
                                     &(struct dt_meta_how){ .ext = s->ext, .caption = s->class_tokens, .flat = true,
                                     .first_line = !d->musubi, .repeats = s->repeats, .sub = i }, err);
-        finish_captions(s, m, first);
         free(dir);
     }
-    return rc;
+    m->reword = NULL;
+    return rc < 0 ? rc : dt_meta_check(m, err);
 }

@@ -89,14 +89,76 @@ static const char *check_entry(const cJSON *o, int *w, int *h)
     return NULL;
 }
 
-static dt_meta_item *new_item(dt_meta *m, const char *root, const char *path, const char *text)
+/* --- what is kept --- */
+
+/* On the tape, before the strings; nothing between its fields. */
+struct head {
+    int64_t off, bytes;
+    int32_t w, h, tar, from;
+    int64_t path, text, extra;      /* bytes with their NUL; 0: NULL */
+};
+
+static int32_t from_of(dt_meta *m, const dt_meta_item *it)
 {
-    dt_grow(&m->v, &m->cap, m->n + 1, sizeof *m->v);
-    dt_meta_item *it = &m->v[m->n++];
-    *it = (dt_meta_item){ .id = m->entries, .path = dt_path_join(root, path), .text = dt_strdup(text), .repeats = 1,
-                          .sub = -1, .tar = -1 };
-    return it;
+    const struct dt_meta_from *last = m->n_from ? &m->from[m->n_from - 1] : NULL;
+    if (!last || last->repeats != it->repeats || last->sub != it->sub) {
+        dt_grow(&m->from, &m->from_cap, m->n_from + 1, sizeof *m->from);
+        m->from[m->n_from++] = (struct dt_meta_from){ it->repeats, it->sub };
+    }
+    return (int32_t)(m->n_from - 1);
 }
+
+void dt_meta_put(dt_meta *m, const dt_meta_item *it)
+{
+    char *own = m->reword ? m->reword(m->by, it->text) : NULL;
+    const char *text = own ? own : it->text;
+    struct head h = { .off = it->off, .bytes = it->bytes, .w = it->w, .h = it->h, .tar = it->tar,
+                      .from = from_of(m, it), .path = (int64_t)strlen(it->path) + 1,
+                      .text = (int64_t)strlen(text) + 1, .extra = it->extra ? (int64_t)strlen(it->extra) + 1 : 0 };
+    int64_t bytes = (int64_t)sizeof h + h.path + h.text + h.extra;
+    int rc = m->wrong.code;
+
+    dt_grow(&m->rec, &m->rec_cap, bytes, 1);
+    char *p = mempcpy(m->rec, &h, sizeof h);
+    p = mempcpy(p, it->path, (size_t)h.path);
+    p = mempcpy(p, text, (size_t)h.text);
+    memcpy(p, it->extra ? it->extra : "", (size_t)h.extra);
+    if (rc == 0 && m->entries >= INT32_MAX)
+        rc = dt_err_set(&m->wrong, DT_EDATA, "more than %d entries", INT32_MAX);
+    if (rc == 0) {
+        m->tape = m->tape ? m->tape : dt_tape_new();
+        rc = dt_tape_add(m->tape, m->entries, m->rec, (size_t)bytes, &m->wrong);
+    }
+    if (rc == 0) {
+        dt_grow(&m->v, &m->cap, m->n + 1, sizeof *m->v);
+        m->v[m->n++] = (dt_meta_key){ .id = (int32_t)m->entries, .from = (uint32_t)h.from, .mute = !*text };
+    }
+    m->entries++;
+    free(own);
+}
+
+int dt_meta_get(const dt_meta *m, int64_t k, dt_tape_reader *r, dt_meta_item *it, dt_err *err)
+{
+    const void *rec;
+    size_t bytes;
+    struct head h;
+    int rc = dt_tape_get(m->tape, r, m->v[k].id, &rec, &bytes, err);
+    if (rc < 0)
+        return rc;
+    memcpy(&h, rec, sizeof h);
+    const char *s = (const char *)rec + sizeof h;
+    *it = (dt_meta_item){ .path = s, .text = s + h.path, .extra = h.extra ? s + h.path + h.text : NULL, .w = h.w,
+                          .h = h.h, .tar = h.tar, .off = h.off, .bytes = h.bytes,
+                          .repeats = m->from[h.from].repeats, .sub = m->from[h.from].sub };
+    return 0;
+}
+
+int dt_meta_check(const dt_meta *m, dt_err *err)
+{
+    return m->wrong.code ? dt_err_set(err, m->wrong.code, "%s", m->wrong.msg) : 0;
+}
+
+/* --- entries --- */
 
 /* Takes o. */
 static void add_entry(const struct in *in, cJSON *o, const char *where, int64_t n)
@@ -106,19 +168,19 @@ static void add_entry(const struct in *in, cJSON *o, const char *where, int64_t 
     const char *wrong = check_entry(o, &w, &h);
     if (wrong) {
         skip(in, where, n, wrong);
+        in->m->entries++;
     } else {
-        const char *text = string_of(field(o, "text"));
-        dt_meta_item *it = new_item(in->m, in->root, field(o, "file_path")->valuestring, text ? text : "");
-        it->w = w && h ? w : 0;
-        it->h = w && h ? h : 0;
+        const char *said = string_of(field(o, "text"));
+        char *path = dt_path_join(in->root, field(o, "file_path")->valuestring), *text = dt_strdup(said ? said : "");
         for (int i = 0; i < 5; i++)
             cJSON_DeleteItemFromObjectCaseSensitive(o, known[i]);
-        if (o->child) {
-            it->extra = o;
-            o = NULL;
-        }
+        char *extra = o->child ? dt_json_line(o) : NULL;
+        dt_meta_put(in->m, &(dt_meta_item){ .path = path, .text = text, .extra = extra, .w = w && h ? w : 0,
+                    .h = w && h ? h : 0, .tar = -1, .repeats = 1, .sub = -1 });
+        free(path);
+        free(text);
+        free(extra);
     }
-    in->m->entries++;
     cJSON_Delete(o);
 }
 
@@ -258,18 +320,16 @@ static bool is_picture(const char *name)
     return false;
 }
 
-void dt_meta_add(dt_meta *m, const char *path, const char *text, const char *what, int64_t repeats, int sub)
+void dt_meta_add(dt_meta *m, const dt_meta_item *it, const char *what)
 {
-    if (dt_is_utf8(text, strlen(text))) {
-        dt_meta_item *it = new_item(m, "", path, text);
-        it->repeats = repeats;
-        it->sub = sub;
-    } else {
-        char *line = dt_sprintf("%s: not UTF-8", what);
-        dt_strs_add(&m->skipped, line);
-        free(line);
+    if (dt_is_utf8(it->text, strlen(it->text))) {
+        dt_meta_put(m, it);
+        return;
     }
+    char *line = dt_sprintf("%s: not UTF-8", what);
+    dt_strs_add(&m->skipped, line);
     m->entries++;
+    free(line);
 }
 
 /* The caption file of a picture, or NULL. */
@@ -312,7 +372,8 @@ static void add_picture(dt_meta *m, const char *path, const struct dt_meta_how *
             p[strcspn(p, "\r\n")] = 0;
             p = trimmed(p);
         }
-        dt_meta_add(m, path, text || !how->caption ? p : how->caption, txt ? txt : path, how->repeats, how->sub);
+        dt_meta_add(m, &(dt_meta_item){ .path = path, .text = text || !how->caption ? p : how->caption, .tar = -1,
+                    .repeats = how->repeats, .sub = how->sub }, txt ? txt : path);
     }
     free(text);
     free(txt);
@@ -364,7 +425,7 @@ int dt_meta_add_folder(dt_meta *m, const char *dir, const struct dt_meta_how *ho
     struct walk w = { .m = m, .how = how };
     int rc = walk_folder(&w, dir, err);
     free(w.seen);
-    return rc;
+    return rc < 0 ? rc : dt_meta_check(m, err);
 }
 
 /* N of "N_words", 0 if it is no such name. */
@@ -457,17 +518,15 @@ int dt_meta_read(dt_meta *m, const char *path, const char *root, dt_err *err)
         rc = read_text(&in, path, text, bytes, err);
     free(text);
     free(own);
-    return rc;
+    return rc < 0 ? rc : dt_meta_check(m, err);
 }
 
 void dt_meta_release(dt_meta *m)
 {
-    for (int64_t i = 0; i < m->n; i++) {
-        free(m->v[i].path);
-        free(m->v[i].text);
-        cJSON_Delete(m->v[i].extra);
-    }
     free(m->v);
+    free(m->from);
+    free(m->rec);
+    dt_tape_free(&m->tape);
     dt_strs_release(&m->skipped);
     dt_strs_release(&m->tars);
     dt_strs_release(&m->notes);

@@ -54,14 +54,8 @@ static void flush(struct tar *t)
     if (s->picture) {
         char *path = dt_sprintf("%s/%s", t->path, s->picture);
         const char *text = s->text ? s->text : t->how->caption ? t->how->caption : "";
-        int64_t n = t->m->n;
-        dt_meta_add(t->m, path, text, path, t->how->repeats, t->how->sub);
-        if (t->m->n > n) {
-            dt_meta_item *it = &t->m->v[n];
-            it->tar = t->index;
-            it->off = s->off;
-            it->bytes = s->bytes;
-        }
+        dt_meta_add(t->m, &(dt_meta_item){ .path = path, .text = text, .tar = t->index, .off = s->off,
+                    .bytes = s->bytes, .repeats = t->how->repeats, .sub = t->how->sub }, path);
         t->pictures++;
         free(path);
     } else if (s->key) {
@@ -254,5 +248,5 @@ int dt_meta_read_tars(dt_meta *m, const char *name, dt_err *err)
     for (int64_t i = 0; i < all.n && rc == 0; i++)
         rc = dt_meta_add_tar(m, all.v[i], &how, err);
     dt_strs_release(&all);
-    return rc;
+    return rc < 0 ? rc : dt_meta_check(m, err);
 }

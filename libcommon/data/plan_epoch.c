@@ -122,11 +122,11 @@ void dt_rules_release(struct dt_rules *r)
 }
 
 /* The queue of a picture.  Where the target does not depend on the picture there is one queue. */
-static int queue_of(const struct dt_rules *r, const dt_meta_item *it)
+static int queue_of(const struct dt_rules *r, dt_size px)
 {
     if (r->fix.w || r->s->random_ratio_crop || !r->s->enable_bucket)
         return 0;
-    return r->group[dt_bucket_closest(it->w, it->h)];
+    return r->group[dt_bucket_closest(px.w, px.h)];
 }
 
 static int queue_at(struct dt_rules *r, int set, dt_size size)
@@ -142,36 +142,37 @@ static int queue_at(struct dt_rules *r, int set, dt_size size)
 }
 
 /* A queue by the dataset_config, -1: left out by its rule, -2: the picture is too small. */
-static int set_queue(struct dt_rules *r, const dt_meta_item *it)
+static int set_queue(struct dt_rules *r, const dt_subset *sub, dt_size px)
 {
-    int set = r->sets->sub[it->sub].set;
+    int set = sub->set;
     const dt_dataset *d = &r->sets->set[set];
-    if ((int64_t)it->w * it->h <= (int64_t)d->skip.w * d->skip.h)
+    if ((int64_t)px.w * px.h <= (int64_t)d->skip.w * d->skip.h)
         return -1;
-    dt_size size = dt_dataset_size(r->sets, d, it->w, it->h);
+    dt_size size = dt_dataset_size(r->sets, d, px.w, px.h);
     return size.w && size.h ? queue_at(r, set, size) : -2;
 }
 
-void dt_rules_assign(struct dt_rules *r, dt_meta *m, struct dt_plan_report *report)
+int dt_rules_assign(struct dt_rules *r, dt_meta *m, struct dt_plan_report *report, dt_err *err)
 {
-    int64_t n = 0;
-    for (int64_t i = 0; i < m->n; i++) {
-        dt_meta_item *it = &m->v[i];
-        it->queue = r->sets ? set_queue(r, it) : queue_of(r, it);
-        if (it->queue == -2) {
+    dt_tape_reader words = { 0 };
+    int rc = 0;
+    for (int64_t i = 0; i < m->n && rc == 0; i++) {
+        dt_size px = dt_picture_size(&m->v[i]);
+        int queue = r->sets ? set_queue(r, dt_rules_subset(r, m, i), px) : queue_of(r, px);
+        dt_meta_item it;
+        if (queue == -2 && (rc = dt_meta_get(m, i, &words, &it, err)) == 0) {
             char *line = dt_sprintf("%s: %dx%d is smaller than one step of its buckets, and bucket_no_upscale is set",
-                                    it->path, it->w, it->h);
+                                    it.path, px.w, px.h);
             dt_strs_add(&report->skipped, line);
             free(line);
         }
-        report->left_out += it->queue == -1;
-        if (it->queue < 0)
-            dt_meta_item_release(it);
-        else
-            m->v[n++] = *it;
+        report->left_out += queue == -1;
+        m->v[i].queue = queue;
     }
-    m->n = n;
-    report->items = n;
+    dt_tape_reader_release(&words);
+    dt_pictures_keep(m);
+    report->items = m->n;
+    return rc;
 }
 
 /* Size of a batch: drawn once, keyed by the picture that has waited longest. */
@@ -199,76 +200,129 @@ static int64_t batch_of(const struct dt_gen *g, int queue)
 
 static void emit(struct dt_gen *g, int queue)
 {
-    int64_t n = g->queue[queue].n;
-    const struct dt_seat *v = g->queue[queue].v;
-
-    dt_grow(&g->made, &g->made_cap, g->n + 1, sizeof *g->made);
-    dt_grow(&g->seat, &g->seat_cap, g->seats + n, sizeof *g->seat);
-    g->made[g->n++] = (struct dt_made){ .size = target(g, queue, v[0]), .at = g->seats, .n = n,
-                                          .is_short = n < batch_of(g, queue) };
-    memcpy(g->seat + g->seats, v, n * sizeof *v);
-    g->seats += n;
-    g->queue[queue].n = 0;
+    struct dt_waiting *q = &g->queue[queue];
+    dt_grow(&g->at, &g->at_cap, g->n + 1, sizeof *g->at);
+    g->at[g->n++] = (uint32_t)g->seats;
+    memcpy(g->seat + g->seats, q->v, (size_t)q->n * sizeof *q->v);
+    g->seats += q->n;
+    q->n = 0;
 }
 
-static void shuffle_batches(struct dt_gen *g, int64_t *perm)
+static void shuffle_batches(struct dt_gen *g)
 {
+    g->n_full = g->n;
     if (!g->n)                  /* every queue is still waiting */
         return;
-    struct dt_made *old = dt_alloc(g->n * sizeof *old);
     dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_BATCHES);
-    memcpy(old, g->made, g->n * sizeof *old);
-    dt_rng_permute(perm, g->n, &r);
-    for (int64_t i = 0; i < g->n; i++)
-        g->made[i] = old[perm[i]];
-    free(old);
+    g->order = dt_realloc(g->order, (size_t)g->n * sizeof *g->order);
+    dt_rng_permute(g->order, g->n, &r);
 }
 
-void dt_gen_init(struct dt_gen *g, const struct dt_rules *r, const dt_meta *m)
+int dt_gen_init(struct dt_gen *g, const struct dt_rules *r, const dt_meta *m, dt_err *err)
 {
     *g = (struct dt_gen){ .rules = r, .m = m, .n_queue = r->sets ? r->n_queue : DT_N_ASPECT };
+    for (int64_t i = 0; i < m->n; i++) {
+        int64_t repeats = m->from[m->v[i].from].repeats;
+        if (!g->n_stretch || g->stretch[g->n_stretch - 1].repeats != repeats) {
+            dt_grow(&g->stretch, &g->stretch_cap, g->n_stretch + 1, sizeof *g->stretch);
+            g->stretch[g->n_stretch++] = (struct dt_stretch){ i, g->places, repeats };
+        }
+        g->places += repeats;
+    }
     g->queue = dt_alloc((size_t)(g->n_queue + 1) * sizeof *g->queue);
-    for (int64_t i = 0; i < m->n; i++)
-        g->places += m->v[i].repeats;
-    if (g->places == m->n)
-        return;
-    g->place = dt_alloc((size_t)g->places * sizeof *g->place);
-    for (int64_t i = 0, k = 0; i < m->n; i++)
-        for (int rep = 0; rep < m->v[i].repeats; rep++)
-            g->place[k++] = (struct dt_seat){ .item = i, .repeat = rep };
+    if (g->places > DT_MAX_PLACES)
+        return dt_err_set(err, DT_EDATA, "an epoch of %lld pictures, repeats counted: more than %d",
+                          (long long)g->places, DT_MAX_PLACES);
+    return 0;
+}
+
+static const struct dt_stretch *stretch_of(const struct dt_gen *g, uint32_t place)
+{
+    int64_t a = 0, b = g->n_stretch;
+    while (b - a > 1) {
+        int64_t mid = a + (b - a) / 2;
+        if (g->stretch[mid].place <= place)
+            a = mid;
+        else
+            b = mid;
+    }
+    return &g->stretch[a];
+}
+
+static struct dt_seat seat_of(const struct dt_gen *g, uint32_t code)
+{
+    if (code & DT_KEPT)
+        return g->kept[code & ~DT_KEPT];
+    const struct dt_stretch *s = stretch_of(g, code);
+    uint32_t k = code - (uint32_t)s->place, repeats = (uint32_t)s->repeats;
+    return (struct dt_seat){ .item = s->item + k / repeats, .repeat = (int)(k % repeats), .epoch = g->epoch - 1 };
+}
+
+struct dt_seat dt_gen_seat(const struct dt_gen *g, int64_t at)
+{
+    return seat_of(g, g->seat[at]);
+}
+
+struct dt_made dt_gen_batch(const struct dt_gen *g, int64_t k)
+{
+    int64_t i = k < g->n_full ? g->order[k] : k, end = i + 1 < g->n ? g->at[i + 1] : g->seats;
+    struct dt_seat first = dt_gen_seat(g, g->at[i]);
+    return (struct dt_made){ .size = target(g, g->m->v[first.item].queue, first), .at = g->at[i],
+                             .n = (int)(end - g->at[i]), .is_short = k >= g->n_full };
+}
+
+/* What waits is no place of the next epoch: it gets a seat that says all. */
+static void keep_waiting(struct dt_gen *g)
+{
+    int64_t n = 0;
+    for (int64_t q = 0; q < g->n_queue; q++)
+        n += g->queue[q].n;
+    struct dt_seat *kept = dt_alloc((size_t)n * sizeof *kept);
+    n = 0;
+    for (int64_t q = 0; q < g->n_queue; q++)
+        for (int64_t i = 0; i < g->queue[q].n; i++, n++) {
+            kept[n] = seat_of(g, g->queue[q].v[i]);
+            g->queue[q].v[i] = DT_KEPT | (uint32_t)n;
+        }
+    free(g->kept);
+    g->kept = kept;
+    g->n_kept = n;
 }
 
 void dt_gen_epoch(struct dt_gen *g, bool last)
 {
     const dt_meta *m = g->m;
-    int64_t *perm = dt_alloc((size_t)(g->places + 1) * sizeof *perm);
     dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_ITEMS);
 
+    keep_waiting(g);
     g->n = g->seats = 0;
+    g->seat = dt_realloc(g->seat, (size_t)(g->n_kept + g->places) * sizeof *g->seat);
+    uint32_t *perm = g->seat + g->n_kept;       /* seats take its place: there are never more than were taken from it */
     dt_rng_permute(perm, g->places, &r);
     for (int64_t i = 0; i < g->places; i++) {
-        struct dt_seat seat = g->place ? g->place[perm[i]] : (struct dt_seat){ .item = perm[i] };
-        int q = m->v[seat.item].queue;
-        seat.epoch = g->epoch;
-        dt_grow(&g->queue[q].v, &g->queue[q].cap, g->queue[q].n + 1, sizeof *g->queue[q].v);
-        g->queue[q].v[g->queue[q].n++] = seat;
-        if (g->queue[q].n == batch_of(g, q))
+        const struct dt_stretch *s = stretch_of(g, perm[i]);
+        int q = m->v[s->item + (perm[i] - (uint32_t)s->place) / (uint32_t)s->repeats].queue;
+        struct dt_waiting *w = &g->queue[q];
+        dt_grow(&w->v, &w->cap, w->n + 1, sizeof *w->v);
+        w->v[w->n++] = perm[i];
+        if (w->n == batch_of(g, q))
             emit(g, q);
     }
-    shuffle_batches(g, perm);           /* at most one batch per place: perm is long enough */
+    shuffle_batches(g);
     for (int q = 0; last && q < g->n_queue; q++)
         if (g->queue[q].n)
             emit(g, q);
     g->epoch++;
-    free(perm);
 }
 
 void dt_gen_release(struct dt_gen *g)
 {
-    for (int64_t q = 0; q < g->n_queue; q++)
+    for (int64_t q = 0; g->queue && q < g->n_queue; q++)
         free(g->queue[q].v);
     free(g->queue);
-    free(g->place);
+    free(g->stretch);
+    free(g->kept);
     free(g->seat);
-    free(g->made);
+    free(g->order);
+    free(g->at);
 }

@@ -13,11 +13,13 @@
 struct job {
     dt_meta *m;
     const struct dt_data_settings *s;
-    dt_size *size;              /* [m->n], 0 x 0: not usable */
-    char   **wrong;             /* [m->n] */
     int64_t  next, differs;
     dt_image_gate gate;
-    int64_t  no_memory;         /* 1 + the picture that there was no memory for: no fault of the picture's */
+    pthread_mutex_t lock;       /* of `wrong` */
+    struct wrong { int64_t at; char *why; } *wrong;     /* pictures that are not usable, as they were met */
+    int64_t  n_wrong, cap;
+    int      failed;            /* something that is no fault of a picture's: */
+    dt_err   err;
 };
 
 static int probe(const struct job *j, const dt_meta_item *it, dt_image_info *info, dt_err *err)
@@ -42,35 +44,57 @@ static int decode(const struct job *j, const dt_meta_item *it, dt_err *err)
     return rc;
 }
 
-static void look(struct job *j, int64_t i)
+static int measure(struct job *j, const dt_meta_item *it, dt_size *size, dt_err *err)
 {
-    const dt_meta_item *it = &j->m->v[i];
     dt_image_info info;
-    dt_err err = { 0 };
-
     if (j->s->trust_sizes && it->w && !j->s->verify_images) {
-        j->size[i] = (dt_size){ it->w, it->h };
-        return;
+        *size = (dt_size){ it->w, it->h };
+        return 0;
     }
-    int rc = probe(j, it, &info, &err);
+    int rc = probe(j, it, &info, err);
     if (rc == 0 && j->s->verify_images) {
         int64_t entered = dt_image_gate_enter(&j->gate, (int64_t)info.w * info.h, info.file_bytes);
-        rc = decode(j, it, &err);
+        rc = decode(j, it, err);
         dt_image_gate_leave(&j->gate, entered);
     }
     if (rc < 0)
-        j->wrong[i] = dt_strdup(err.msg);
-    if (rc == DT_ENOMEM)
-        __atomic_store_n(&j->no_memory, i + 1, __ATOMIC_RELAXED);
-    if (rc == 0)
-        j->size[i] = (dt_size){ info.w, info.h };
-    if (rc == 0 && it->w && (it->w != info.w || it->h != info.h))
+        return rc;
+    *size = (dt_size){ info.w, info.h };
+    if (it->w && (it->w != info.w || it->h != info.h))
         __atomic_fetch_add(&j->differs, 1, __ATOMIC_RELAXED);
+    return 0;
+}
+
+/* It is left out; what is short of memory, or of a temporary file, ends the whole. */
+static void give_up(struct job *j, int64_t i, bool its_fault, const dt_err *err)
+{
+    pthread_mutex_lock(&j->lock);
+    if (its_fault && err->code != DT_ENOMEM) {
+        dt_grow(&j->wrong, &j->cap, j->n_wrong + 1, sizeof *j->wrong);
+        j->wrong[j->n_wrong++] = (struct wrong){ i, dt_strdup(err->msg) };
+        j->m->v[i].queue = -1;
+    } else if (!j->failed) {
+        j->err = *err;
+        __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
+    }
+    pthread_mutex_unlock(&j->lock);
+}
+
+static void look(struct job *j, int64_t i, dt_tape_reader *words)
+{
+    dt_meta_item it;
+    dt_size size = { 1, 1 };
+    dt_err err = { 0 };
+    bool there = dt_meta_get(j->m, i, words, &it, &err) == 0;
+    if (!there || measure(j, &it, &size, &err) < 0)
+        give_up(j, i, there, &err);
+    j->m->v[i].w1 = (uint16_t)(size.w - 1);
+    j->m->v[i].h1 = (uint16_t)(size.h - 1);
 }
 
 static bool stopped(const struct job *j)
 {
-    return (j->s->stop && *j->s->stop) || __atomic_load_n(&j->no_memory, __ATOMIC_RELAXED);
+    return (j->s->stop && *j->s->stop) || __atomic_load_n(&j->failed, __ATOMIC_RELAXED);
 }
 
 static int64_t take(struct job *j)
@@ -81,21 +105,24 @@ static int64_t take(struct job *j)
 static void *work(void *p)
 {
     struct job *j = p;
+    dt_tape_reader words = { 0 };
     for (int64_t i; !stopped(j) && (i = take(j)) < j->m->n; )
-        look(j, i);
+        look(j, i, &words);
+    dt_tape_reader_release(&words);
     return NULL;
 }
 
 static void run(struct job *j)
 {
     pthread_t t[MAX_THREADS];
+    dt_tape_reader words = { 0 };
     int64_t want = j->s->dataloader_num_workers ? j->s->dataloader_num_workers : 2 * sysconf(_SC_NPROCESSORS_ONLN);
     int n = 0;
     want = want > MAX_THREADS ? MAX_THREADS : want > j->m->n ? j->m->n : want;
     while (n < want - 1 && pthread_create(&t[n], NULL, work, j) == 0)
         n++;
     for (int64_t i; !stopped(j) && (i = take(j)) < j->m->n; ) {     /* this thread is one of them */
-        look(j, i);
+        look(j, i, &words);
         if (j->s->progress && i % 16 == 0)
             dt_progress_step(j->s->progress, i);
     }
@@ -103,31 +130,30 @@ static void run(struct job *j)
         dt_progress_step(j->s->progress, j->m->n);
     while (n)
         pthread_join(t[--n], NULL);
+    dt_tape_reader_release(&words);
 }
 
-void dt_meta_item_release(dt_meta_item *it)
-{
-    free(it->path);
-    free(it->text);
-    cJSON_Delete(it->extra);
-}
-
-static void keep_good(struct job *j)
+void dt_pictures_keep(dt_meta *m)
 {
     int64_t n = 0;
-    dt_meta *m = j->m;
-    for (int64_t i = 0; i < m->n; i++) {
-        if (j->size[i].w) {
-            m->v[n] = m->v[i];
-            m->v[n].w = j->size[i].w;
-            m->v[n++].h = j->size[i].h;
-        } else {
-            dt_strs_add(&m->skipped, j->wrong[i]);
-            dt_meta_item_release(&m->v[i]);
-        }
-        free(j->wrong[i]);
-    }
+    for (int64_t i = 0; i < m->n; i++)
+        if (m->v[i].queue >= 0)
+            m->v[n++] = m->v[i];
     m->n = n;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct wrong *x = a, *y = b;
+    return x->at < y->at ? -1 : x->at > y->at;
+}
+
+static void list_wrong(struct job *j)
+{
+    if (j->n_wrong)
+        qsort(j->wrong, (size_t)j->n_wrong, sizeof *j->wrong, by_place);
+    for (int64_t i = 0; i < j->n_wrong; i++)
+        dt_strs_add(&j->m->skipped, j->wrong[i].why);
 }
 
 /* --max_train_samples: that many, chosen by seed, in their old order. */
@@ -135,20 +161,13 @@ static void keep_some(dt_meta *m, int64_t want, uint64_t seed)
 {
     if (!want || want >= m->n)
         return;
-    int64_t *perm = dt_alloc(m->n * sizeof *perm), n = 0;
-    char *in = dt_alloc(m->n);
+    uint32_t *perm = dt_alloc((size_t)m->n * sizeof *perm);
     dt_rng r = dt_rng_make(seed, DT_RNG_SHUFFLE, 0, 2);
     dt_rng_permute(perm, m->n, &r);
-    for (int64_t i = 0; i < want; i++)
-        in[perm[i]] = 1;
-    for (int64_t i = 0; i < m->n; i++)
-        if (in[i])
-            m->v[n++] = m->v[i];
-        else
-            dt_meta_item_release(&m->v[i]);
-    m->n = n;
+    for (int64_t i = want; i < m->n; i++)
+        m->v[perm[i]].queue = -1;
+    dt_pictures_keep(m);
     free(perm);
-    free(in);
 }
 
 static int judge(const dt_meta *m, const char *where, double max_fraction, dt_err *err)
@@ -199,18 +218,15 @@ int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report
     report->entries = m->entries;
     if (rc < 0)
         return rc;
-    struct job j = { .m = m, .s = s, .size = dt_alloc(m->n * sizeof *j.size),
-                     .wrong = dt_alloc(m->n * sizeof *j.wrong) };
+    struct job j = { .m = m, .s = s, .lock = PTHREAD_MUTEX_INITIALIZER };
     dt_image_gate_init(&j.gate);
     run(&j);
     dt_image_gate_release(&j.gate);
     if (stopped(&j)) {
-        rc = j.no_memory ? dt_err_set(err, DT_ENOMEM, "%s", j.wrong[j.no_memory - 1])
-                         : dt_err_set(err, DT_ESIGNAL, "stopped");
-        for (int64_t i = 0; i < m->n; i++)
-            free(j.wrong[i]);
+        rc = j.failed ? dt_err_set(err, j.err.code, "%s", j.err.msg) : dt_err_set(err, DT_ESIGNAL, "stopped");
     } else {
-        keep_good(&j);
+        list_wrong(&j);
+        dt_pictures_keep(m);
         rc = judge(m, where, s->max_skipped_fraction, err);
         keep_some(m, s->max_train_samples, s->seed);
     }
@@ -218,10 +234,11 @@ int dt_pictures_read(dt_meta *m, const struct dt_rules *r, struct dt_plan_report
     report->size_differs = j.differs;
     report->items = m->n;
     for (int64_t i = 0; i < m->n; i++)
-        report->no_caption += !*m->v[i].text;
+        report->no_caption += m->v[i].mute;
     report->skipped = m->skipped;
     m->skipped = (dt_strs){ 0 };
-    free(j.size);
+    for (int64_t i = 0; i < j.n_wrong; i++)
+        free(j.wrong[i].why);
     free(j.wrong);
     return rc;
 }

@@ -8,8 +8,8 @@
 
 struct tally {                  /* of one size */
     dt_size  size;
-    int64_t  batches, samples;
-    uint8_t *met;               /* bit per picture */
+    int64_t  batches, samples, items;
+    uint8_t *met;               /* bit per picture; NULL where each picture has one size: plan.met will do */
 };
 
 struct plan {
@@ -18,15 +18,26 @@ struct plan {
     dt_meta  m;
     FILE    *out;
     int64_t  limit;             /* batches, 0: no limit */
-    uint8_t *used;              /* bit per picture: in this shard */
+    uint8_t *met, *used;        /* bit per picture: in a batch, in one of this shard */
+    dt_tape_reader words;
+    dt_err   wrong;             /* the first error while a batch was written */
     struct tally *tally;
     int64_t  n_tally, cap;
     int64_t  mine;              /* batches of this shard */
     struct dt_plan_report *report;
 };
 
-static void set_bit(uint8_t *bits, int64_t i) { bits[i >> 3] |= 1 << (i & 7); }
 static int get_bit(const uint8_t *bits, int64_t i) { return bits[i >> 3] >> (i & 7) & 1; }
+
+/* 1 the first time. */
+static int set_bit(uint8_t *bits, int64_t i)
+{
+    int first = !get_bit(bits, i);
+    bits[i >> 3] |= 1 << (i & 7);
+    return first;
+}
+
+static uint8_t *bit_each(const struct plan *p) { return dt_alloc((size_t)p->m.n / 8 + 1); }
 
 static bool in_shard(const struct plan *p, int64_t index)
 {
@@ -39,7 +50,9 @@ static struct tally *tally_of(struct plan *p, dt_size s)
         if (p->tally[i].size.w == s.w && p->tally[i].size.h == s.h)
             return &p->tally[i];
     dt_grow(&p->tally, &p->cap, p->n_tally + 1, sizeof *p->tally);
-    p->tally[p->n_tally] = (struct tally){ .size = s, .met = dt_alloc(p->m.n / 8 + 1) };
+    const struct dt_data_settings *set = p->rules.s;
+    bool drawn = !p->rules.sets && (set->random_ratio_crop || set->random_hw_adapt);
+    p->tally[p->n_tally] = (struct tally){ .size = s, .met = drawn ? bit_each(p) : NULL };
     return &p->tally[p->n_tally++];
 }
 
@@ -53,24 +66,29 @@ static void count_batch(struct plan *p, const struct dt_gen *g, const struct dt_
     p->report->short_batches += b->is_short;
     p->mine += in_shard(p, index);
     for (int i = 0; i < b->n; i++) {
-        set_bit(t->met, g->seat[b->at + i].item);
+        int64_t item = dt_gen_seat(g, b->at + i).item;
+        int first = set_bit(p->met, item);
+        t->items += t->met ? set_bit(t->met, item) : first;
         if (in_shard(p, index))
-            set_bit(p->used, g->seat[b->at + i].item);
+            set_bit(p->used, item);
     }
 }
 
-static dt_fit fit_of(const struct dt_rules *r, const dt_meta_item *it, const dt_subset *sub, dt_size size)
+static dt_fit fit_of(const struct dt_rules *r, dt_size px, const dt_subset *sub, dt_size size)
 {
     if (sub)
-        return dt_dataset_fit(r->sets, &r->sets->set[sub->set], it->w, it->h, size);
-    return r->fix.w ? dt_fit_stretch(size) : dt_fit_cover(it->w, it->h, size);
+        return dt_dataset_fit(r->sets, &r->sets->set[sub->set], px.w, px.h, size);
+    return r->fix.w ? dt_fit_stretch(size) : dt_fit_cover(px.w, px.h, size);
 }
 
 /* A caption of this place's own. */
-static void write_drawn(struct plan *p, const dt_subset *sub, const dt_meta_item *it, uint32_t when)
+static void write_drawn(struct plan *p, const dt_subset *sub, struct dt_seat seat)
 {
-    dt_rng r = dt_rng_make(p->rules.s->seed, DT_RNG_CAPTION_TAGS, when, it->id);
-    char *text = dt_subset_caption(sub, it->text, &r);
+    dt_meta_item it;
+    if (p->wrong.code || dt_meta_get(&p->m, seat.item, &p->words, &it, &p->wrong) < 0)
+        return;
+    dt_rng r = dt_rng_make(p->rules.s->seed, DT_RNG_CAPTION_TAGS, dt_seat_when(seat), p->m.v[seat.item].id);
+    char *text = dt_subset_caption(sub, it.text, &r);
     cJSON *s = cJSON_CreateString(text);
     char *quoted = dt_json_line(s);
     fprintf(p->out, ",\"text\":%s", quoted);
@@ -82,9 +100,9 @@ static void write_drawn(struct plan *p, const dt_subset *sub, const dt_meta_item
 static void write_seat(struct plan *p, const struct dt_made *b, struct dt_seat seat)
 {
     const struct dt_data_settings *s = p->rules.s;
-    const dt_meta_item *it = &p->m.v[seat.item];
-    const dt_subset *sub = dt_rules_subset(&p->rules, it);
-    dt_fit f = fit_of(&p->rules, it, sub, b->size);
+    const dt_meta_key *it = &p->m.v[seat.item];
+    const dt_subset *sub = dt_rules_subset(&p->rules, &p->m, seat.item);
+    dt_fit f = fit_of(&p->rules, dt_picture_size(it), sub, b->size);
     uint32_t when = dt_seat_when(seat);
     dt_rng flip = dt_rng_make(s->seed, DT_RNG_FLIP, when, it->id);
     dt_rng drop = dt_rng_make(s->seed, DT_RNG_CAPTION_DROP, when, it->id);
@@ -95,7 +113,7 @@ static void write_seat(struct plan *p, const struct dt_made *b, struct dt_seat s
     fprintf(p->out, "{\"item\":%lld,\"resize\":[%d,%d],\"crop\":[%d,%d]%s%s", (long long)it->id, f.w, f.h, f.x, f.y,
             flipped ? ",\"flip\":true" : "", dropped ? ",\"drop\":true" : "");
     if (sub && !dropped && dt_subset_draws(sub))
-        write_drawn(p, sub, it, when);
+        write_drawn(p, sub, seat);
     putc('}', p->out);
 }
 
@@ -109,13 +127,15 @@ static void write_batch(struct plan *p, const struct dt_gen *g, const struct dt_
     for (int i = 0; i < b->n; i++) {
         if (i)
             putc(',', p->out);
-        write_seat(p, b, g->seat[b->at + i]);
+        write_seat(p, b, dt_gen_seat(g, b->at + i));
     }
     fputs("]}\n", p->out);
 }
 
 static int check_out(const struct plan *p, dt_err *err)
 {
+    if (p->wrong.code)
+        return dt_err_set(err, p->wrong.code, "%s", p->wrong.msg);
     return ferror(p->out) ? dt_err_sys(err, DT_EIO, "cannot write the plan") : 0;
 }
 
@@ -126,13 +146,14 @@ static int all_epochs(struct plan *p,
     const struct dt_data_settings *s = p->rules.s;
     struct dt_gen g;
     int64_t index = 0;
-    int rc = 0;
-    dt_gen_init(&g, &p->rules, &p->m);
+    int rc = dt_gen_init(&g, &p->rules, &p->m, err);
 
     while (rc == 0 && (p->limit ? index < p->limit : g.epoch < s->num_train_epochs)) {
         dt_gen_epoch(&g, !p->limit && g.epoch == s->num_train_epochs - 1);
-        for (int64_t i = 0; i < g.n && (!p->limit || index < p->limit); i++)
-            each(p, &g, &g.made[i], index++);
+        for (int64_t i = 0; i < g.n && (!p->limit || index < p->limit); i++) {
+            struct dt_made b = dt_gen_batch(&g, i);
+            each(p, &g, &b, index++);
+        }
         rc = s->stop && *s->stop ? dt_err_set(err, DT_ESIGNAL, "stopped") : check_out(p, err);
     }
     p->report->epochs = g.epoch;
@@ -203,27 +224,33 @@ static void write_header(struct plan *p)
     write_object(p, o);
 }
 
-static void write_items(struct plan *p)
+static void write_item(struct plan *p, const dt_meta_key *k, const dt_meta_item *it)
 {
-    for (int64_t i = 0; i < p->m.n; i++) {
-        dt_meta_item *it = &p->m.v[i];
-        if (!get_bit(p->used, i))
-            continue;
-        cJSON *o = cJSON_CreateObject();
-        cJSON_AddNumberToObject(o, "item", it->id);
-        cJSON_AddStringToObject(o, "path", it->path);
-        cJSON_AddStringToObject(o, "text", it->text);
-        cJSON_AddItemToObject(o, "size", two(it->w, it->h));
-        if (it->tar >= 0) {
-            cJSON *t = cJSON_AddObjectToObject(o, "tar");
-            cJSON_AddStringToObject(t, "file", p->m.tars.v[it->tar]);
-            cJSON_AddNumberToObject(t, "offset", (double)it->off);
-            cJSON_AddNumberToObject(t, "bytes", (double)it->bytes);
-        }
-        if (it->extra)
-            cJSON_AddItemReferenceToObject(o, "extra", it->extra);
-        write_object(p, o);
+    dt_size px = dt_picture_size(k);
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddNumberToObject(o, "item", k->id);
+    cJSON_AddStringToObject(o, "path", it->path);
+    cJSON_AddStringToObject(o, "text", it->text);
+    cJSON_AddItemToObject(o, "size", two(px.w, px.h));
+    if (it->tar >= 0) {
+        cJSON *t = cJSON_AddObjectToObject(o, "tar");
+        cJSON_AddStringToObject(t, "file", p->m.tars.v[it->tar]);
+        cJSON_AddNumberToObject(t, "offset", (double)it->off);
+        cJSON_AddNumberToObject(t, "bytes", (double)it->bytes);
     }
+    if (it->extra)
+        cJSON_AddRawToObject(o, "extra", it->extra);
+    write_object(p, o);
+}
+
+static int write_items(struct plan *p, dt_err *err)
+{
+    dt_meta_item it;
+    int rc = 0;
+    for (int64_t i = 0; i < p->m.n && rc == 0; i++)
+        if (get_bit(p->used, i) && (rc = dt_meta_get(&p->m, i, &p->words, &it, err)) == 0)
+            write_item(p, &p->m.v[i], &it);
+    return rc;
 }
 
 static void write_footer(struct plan *p)
@@ -264,19 +291,14 @@ static void fill_report(struct plan *p)
 
     r->steps = (r->batches + per_step - 1) / per_step;
     for (int64_t i = 0; i < p->m.n; i++) {
-        int met = 0;
-        for (int64_t k = 0; k < p->n_tally; k++)
-            met |= get_bit(p->tally[k].met, i);
         r->used += get_bit(p->used, i);
-        r->unreached += !met;
+        r->unreached += !get_bit(p->met, i);
     }
     r->n_bucket = p->n_tally;
     r->bucket = dt_alloc(p->n_tally * sizeof *r->bucket);
     for (int64_t i = 0; i < p->n_tally; i++) {
         const struct tally *t = &p->tally[i];
-        r->bucket[i] = (struct dt_bucket_count){ t->size.w, t->size.h, t->batches, t->samples };
-        for (int64_t k = 0; k < p->m.n; k++)
-            r->bucket[i].items += get_bit(t->met, k);
+        r->bucket[i] = (struct dt_bucket_count){ t->size.w, t->size.h, t->batches, t->samples, t->items };
     }
     qsort(r->bucket, r->n_bucket, sizeof *r->bucket, by_area);
 }
@@ -292,19 +314,20 @@ int dt_plan_make(FILE *out, const struct dt_data_settings *s, struct dt_plan_rep
     p.sources = dt_plan_sources(&p.rules);
     if ((rc = dt_pictures_read(&p.m, &p.rules, report, err)) < 0)
         goto out;
-    dt_rules_assign(&p.rules, &p.m, report);
+    if ((rc = dt_rules_assign(&p.rules, &p.m, report, err)) < 0)
+        goto out;
     if (!p.m.n) {
         rc = dt_err_set(err, DT_EDATA, "%s: its rules leave out every picture", s->dataset_config);
         goto out;
     }
     p.limit = s->max_train_steps * s->gradient_accumulation_steps * s->world_size;
-    p.used = dt_alloc(p.m.n / 8 + 1);
+    p.met = bit_each(&p);
+    p.used = bit_each(&p);
     if ((rc = all_epochs(&p, count_batch, err)) < 0)
         goto out;
     fill_report(&p);
     write_header(&p);
-    write_items(&p);
-    if ((rc = all_epochs(&p, write_batch, err)) < 0)
+    if ((rc = write_items(&p, err)) < 0 || (rc = all_epochs(&p, write_batch, err)) < 0)
         goto out;
     write_footer(&p);
     fflush(out);
@@ -313,7 +336,9 @@ out:
     for (int64_t i = 0; i < p.n_tally; i++)
         free(p.tally[i].met);
     free(p.tally);
+    free(p.met);
     free(p.used);
+    dt_tape_reader_release(&p.words);
     cJSON_Delete(p.sources);
     dt_rules_release(&p.rules);
     dt_meta_release(&p.m);

@@ -152,7 +152,8 @@ static void fill_is_addressable(void **state)
 static void permutations(void **state)
 {
     (void)state;
-    int64_t p[100], first[5] = { 0 };
+    uint32_t p[100];
+    int64_t first[5] = { 0 };
     for (int t = 0; t < 1000; t++) {
         dt_rng r = dt_rng_make(3, DT_RNG_SHUFFLE, (uint32_t)t, 0);
         char seen[100] = { 0 };

@@ -195,6 +195,15 @@ static dt_meta read_all(const char *config)
     return m;
 }
 
+static dt_meta_item item(const dt_meta *m, int64_t k)
+{
+    dt_tape_reader r = { 0 };
+    dt_meta_item it;
+    assert_int_equal(dt_meta_get(m, k, &r, &it, NULL), 0);
+    assert_null(r.own);                     /* strings are good until m is released */
+    return it;
+}
+
 static void captions_come_from_files_class_tokens_and_metadata(void **state)
 {
     (void)state;
@@ -214,23 +223,23 @@ static void captions_come_from_files_class_tokens_and_metadata(void **state)
         read_all(KOHYA FOLDER "class_tokens = 'sks cat'\ncaption_extension = '.txt'\ncaption_prefix = 'p,'\nnum_repeats = 4\n"
                          "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\nmetadata_file = 'm.json'\n");
     assert_int_equal(m.n, 4);               /* flat: not a/b/3.png */
-    assert_string_equal(m.v[0].text, "p, first line");
-    assert_string_equal(m.v[1].text, "p, sks cat");
-    assert_int_equal(m.v[0].repeats, 4);
-    assert_string_equal(m.v[2].text, "c, t, u");
-    assert_string_equal(m.v[3].text, "v");
-    assert_int_equal(m.v[3].sub, 1);
-    assert_int_equal(m.v[3].repeats, 1);
+    assert_string_equal(item(&m, 0).text, "p, first line");
+    assert_string_equal(item(&m, 1).text, "p, sks cat");
+    assert_int_equal(item(&m, 0).repeats, 4);
+    assert_string_equal(item(&m, 2).text, "c, t, u");
+    assert_string_equal(item(&m, 3).text, "v");
+    assert_int_equal(item(&m, 3).sub, 1);
+    assert_int_equal(item(&m, 3).repeats, 1);
     assert_int_equal(m.skipped.n, 1);
     assert_non_null(strstr(m.skipped.v[0], "m.json: 'none': no such picture"));
     dt_meta_release(&m);
 
     m = read_all("[general]\nresolution = 512\n[[datasets]]\nimage_directory = 'a'\n[[datasets]]\nimage_jsonl_file = 'l.jsonl'\n");
     assert_int_equal(m.n, 3);
-    assert_string_equal(m.v[0].text, "first line \nsecond");
-    assert_string_equal(m.v[1].text, "");
-    assert_string_equal(m.v[2].text, "two\nlines");
-    assert_non_null(strstr(m.v[2].path, "a/2.jpg"));
+    assert_string_equal(item(&m, 0).text, "first line \nsecond");
+    assert_string_equal(item(&m, 1).text, "");
+    assert_string_equal(item(&m, 2).text, "two\nlines");
+    assert_non_null(strstr(item(&m, 2).path, "a/2.jpg"));
     assert_non_null(strstr(m.skipped.v[0], "l.jsonl: line 3: 'image_path' must be a string"));
     dt_meta_release(&m);
 }
