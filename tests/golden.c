@@ -16,6 +16,7 @@ int main(int argc, char **argv)
     golden_training(dev);
     golden_training_vae(dev);
     golden_folder(dev);
+    golden_lora_text(dev);
     dt_device_close(&dev);
     return tap_done();
 }

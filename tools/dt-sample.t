@@ -1,7 +1,7 @@
 #!/bin/sh
 # dt-sample.t - the command: where prompts come from, what is written, exit codes.  Numbers: tests/unit/train_sample.c.
 . tests/lib.sh
-M=$PWD/tests/golden/tiny-flux
+M=$PWD/tests/golden/tiny-flux G=$PWD/tests/golden
 cd "$T" || exit 1
 S="dt-sample --pretrained_model_name_or_path $M --steps 2 --max_sequence_length 16 -q"
 
@@ -14,10 +14,12 @@ safetensors() {
 Q=transformer.transformer_blocks.0.attn.to_q
 safetensors a.safetensors "{\"$Q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[1,32],\"data_offsets\":[0,128]},\"$Q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[128,256]}}" '\0\0\200\076' 64
 safetensors wide.safetensors "{\"$Q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[1,64],\"data_offsets\":[0,256]},\"$Q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[256,384]}}" '\0\0\200\076' 96
-TE=lora_te1_text_model_encoder_layers_0_mlp_fc1
+TE=lora_te1_text_model_encoder_layers_0_self_attn_q_proj
 pair() { echo "\"$1\":{\"dtype\":\"F32\",\"shape\":[1,32],\"data_offsets\":[$3,$(($3 + 128))]},\"$2\":{\"dtype\":\"F32\",\"shape\":[32,1],\"data_offsets\":[$(($3 + 128)),$(($3 + 256))]}"; }
 safetensors both.safetensors "{$(pair $Q.lora_A.weight $Q.lora_B.weight 0),$(pair $TE.lora_down.weight $TE.lora_up.weight 256)}" '\0\0\200\076' 128
 safetensors te.safetensors "{$(pair $TE.lora_down.weight $TE.lora_up.weight 0)}" '\0\0\200\076' 64
+safetensors te9.safetensors "{$(pair $Q.lora_A.weight $Q.lora_B.weight 0),$(pair lora_te1_text_model_encoder_layers_9_self_attn_q_proj.lora_down.weight lora_te1_text_model_encoder_layers_9_self_attn_q_proj.lora_up.weight 256)}" '\0\0\200\076' 128
+safetensors te4.safetensors "{$(pair lora_te4_x.lora_down.weight lora_te4_x.lora_up.weight 0)}" '\0\0\200\076' 64
 safetensors lat.safetensors '{"latents":{"dtype":"F32","shape":[1,4,8,12],"data_offsets":[0,1536]}}' '\0\0\0\077' 384
 safetensors nan.safetensors '{"latents":{"dtype":"F32","shape":[1,4,8,12],"data_offsets":[0,1536]}}' '\0\0\300\177' 384
 printf 'one\n\ntwo\r\n{"prompt": "three", "seed": 7, "width": 40, "height": 24, "id": 17}\n' >prompts.txt
@@ -78,10 +80,25 @@ fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be mu
 fails 2 'tiles that do not fit' "$S -p x --vae_tile 30 -o x.png" 'tiles of 30 px: must be a multiple of 8'
 fails 6 'not finite' "$S -p x --init_latents nan.safetensors -o x.png" "sampling step 1: .* is not finite; first in 'permute' of the objective, from 'in'"
 fails 2 'steps twice' "$S -p x --num_inference_steps 3 -o x.png" 'give one'
-check 'of a LoRA of text encoders too the rest is applied, with a warning' \
-    "$S -p two --save_latents both.l --lora both.safetensors 2>&1; $S -p two --save_latents a.l --lora a.safetensors; cmp both.l a.l" \
-'dt-sample: warning: both.safetensors: 2 of its tensors adapt text encoders and are not applied; programs that apply them make other pictures'
-fails 4 'a LoRA of text encoders only' "$S -p x --lora te.safetensors -o x.png" 'te.safetensors: holds no LoRA of the transformer, only of text encoders'
+check 'a LoRA of a text encoder too is applied whole, without a word' \
+    "for l in a te both; do $S -p two --save_latents \$l.l --lora \$l.safetensors 2>&1; done; $S -p two --save_latents l; cmp -s a.l both.l; echo \$?; cmp -s te.l both.l; echo \$?; cmp -s te.l l; echo \$?" \
+'1
+1
+1'
+check 'as its parts in two files are' "$S -p two --save_latents sum.l --lora te.safetensors a.safetensors && cmp sum.l both.l && $S -p two --save_latents half.l --lora te.safetensors:0.5 a.safetensors && ! cmp -s half.l both.l"
+K=$G/lora_text_kohya.safetensors        # of the transformer, CLIP and T5
+check 'with strength 0 it changes no bit' "$S -p two --save_latents zero.l --lora $K:0 te.safetensors:0 && cmp zero.l l && $S -p two --save_latents k.l --lora $K && ! cmp -s k.l l"
+check 'weights left in their files or not' "$S -p two --save_latents v.l --low_vram --lora $K && cmp v.l k.l"
+check 'the base beside it is encoded without it' "$S -o both -p two one --lora $K --compare_base >/dev/null; $S -o base -p two one >/dev/null; $S -o with -p two one --lora $K >/dev/null
+    for i in 0 1; do cmp base/000\$i.png both/000\$i-base.png && cmp with/000\$i.png both/000\$i.png && ! cmp -s base/000\$i.png with/000\$i.png; done"
+check 'of CLIP alone, too' "$S -o both2 -p two one --lora te.safetensors --compare_base >/dev/null; $S -o with2 -p two one --lora te.safetensors >/dev/null
+    for i in 0 1; do cmp base/000\$i.png both2/000\$i-base.png && cmp with2/000\$i.png both2/000\$i.png; done"
+check 'it is named, network by network' "dt-sample --pretrained_model_name_or_path $M --memory_plan -p x --lora $K:0.5 2>&1 | grep -o 'kohya.safetensors: .*'" \
+'kohya.safetensors: 1 layers, rank 2, alpha 4, strength 0.5
+kohya.safetensors: 12 layers of text_encoder, rank 4, alpha 1, strength 0.5
+kohya.safetensors: 8 layers of text_encoder_2, rank 2, alpha 3, strength 0.5'
+fails 4 'a layer that the text encoder has not' "$S -p x --lora te9.safetensors -o x.png" "te9.safetensors: 1 of 1 modules are no linear layers of text_encoder, first 'lora_te1_text_model_encoder_layers_9_self_attn_q_proj'"
+fails 4 'of an encoder that there is not' "$S -p x --lora te4.safetensors -o x.png" "te4.safetensors: 1 of 1 modules are no linear layers of transformer, first 'lora_te4_x'"
 fails 2 'compare with what' "$S -p x --compare_base -o x" '--compare_base needs --lora'
 fails 4 'no such LoRA' "$S -p x --lora none.safetensors:0.5 -o x.png" 'none.safetensors'
 fails 4 'LoRA of another model' "$S -p x --lora wide.safetensors -o x.png" 'wide.safetensors.*attn.to_q'

@@ -135,7 +135,7 @@ static bool tiled(const dt_flux_run *r, int64_t w, int64_t h)
 int dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err)
 {
     int rc = add(r, TEXT_CLIP, 1, 0, 0, 0, err);
-    return rc < 0 ? rc : add(r, TEXT_T5, 1, 0, 0, T, err);
+    return rc < 0 || !T ? rc : add(r, TEXT_T5, 1, 0, 0, T, err);
 }
 
 static void need_host(dt_flux_run *r, int64_t floats)
@@ -253,7 +253,7 @@ int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *
         dt_plan_write(p, dt_find(g, "eos"), &eos);
         rc = run_one(r, p, g, "ids", ids, pooled, "CLIP's output for a caption", err);
     }
-    if (rc == 0 && (rc = use(r, TEXT_T5, 1, 0, 0, T, &p, &g, err)) == 0)
+    if (rc == 0 && states && (rc = use(r, TEXT_T5, 1, 0, 0, T, &p, &g, err)) == 0)
         rc = run_one(r, p, g, "ids", ids + pipe->clip_len, states, "T5's output for a caption", err);
     free(ids);
     return rc;

@@ -21,7 +21,8 @@ dt_flux_run *dt_flux_run_new(const struct dt_flux_run_params *p);
 void         dt_flux_run_free(dt_flux_run **r);
 
 /* --- announcing --- */
-int     dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err);      /* T: dt_flux_text_len of a caption */
+/* T: dt_flux_text_len of a caption; 0: CLIP alone */
+int     dt_flux_run_plan_text(dt_flux_run *r, int64_t T, dt_err *err);
 int     dt_flux_run_plan_encode(dt_flux_run *r, int64_t n, int64_t w_px, int64_t h_px, dt_err *err);
 int     dt_flux_run_plan_sample(dt_flux_run *r, int64_t w_px, int64_t h_px, int64_t T, dt_err *err);
 int     dt_flux_run_plan_decode(dt_flux_run *r, int64_t w_px, int64_t h_px, dt_err *err);
@@ -32,7 +33,7 @@ int64_t dt_flux_run_host(const dt_flux_run *r);             /* host memory while
 int     dt_flux_run_alloc(dt_flux_run *r, void *arena, dt_err *err);
 
 /* --- running --- */
-/* states [T, joint_dim], pooled [pooled_dim], fp32 */
+/* states [T, joint_dim], NULL: CLIP alone; pooled [pooled_dim]; fp32 */
 int dt_flux_run_text(dt_flux_run *r, const char *caption, float *states, float *pooled, dt_err *err);
 /* rgb [n][h_px, w_px, 3] -> mean, logvar [n][C, h, w] fp32, logvar clamped to [-30, 20] */
 int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int64_t w_px, int64_t h_px, float *mean,

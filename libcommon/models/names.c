@@ -156,6 +156,17 @@ int dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PI
     return 1;
 }
 
+/* --- CLIP --- */
+
+#define ATTN "text_model.encoder.layers.#.self_attn."
+#define PROJ(ours, theirs) { ATTN ours, ATTN theirs }
+
+static const dt_name_rule clip_old_rules[] = {
+    PROJ("q_proj", "to_q"), PROJ("k_proj", "to_k"), PROJ("v_proj", "to_v"), PROJ("out_proj", "to_out"), { NULL, NULL },
+};
+
+bool dt_clip_old_name(const char *name, dt_other_name *out) { return dt_name_apply(clip_old_rules, name, 0, out); }
+
 /* --- AutoencoderKL --- */
 
 #define VAE_COMMON(side) \

@@ -32,6 +32,9 @@ int  dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_P
  * and widths are the file's, and FLUX.1's where it does not say.  Heads are not known: some that fit. */
 void dt_flux_guess(dt_flux_config *c, const dt_st *st);
 
+/* --- CLIP: modules as diffusers' first LoRA files have them --- */
+bool dt_clip_old_name(const char *name, dt_other_name *out);
+
 /* --- AutoencoderKL: the original naming (ae.safetensors; "first_stage_model." or "vae." of a checkpoint)
  * and diffusers' old names of the attention --- */
 bool dt_vae_is_single(const dt_st *st);

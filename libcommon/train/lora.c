@@ -6,6 +6,44 @@
 
 #include "tensor/strmap.h"
 
+/* --- the networks --- */
+
+static const char *const transformer_prefixes[] = {
+    "transformer.", "transformer_2.", "unet.", "base_model.model.", "diffusion_model.", "model.", "lora_unet__",
+    "lora_unet_", "lycoris_", "lora_transformer_", NULL,
+};
+static const char *const clip_prefixes[] = {
+    "text_encoder.", "lora_te1_", "lora_te_", "text_encoders.clip_l.", "clip_l.", "te1.", NULL,
+};
+/* sd-scripts counts to 3, OneTrainer to 2. */
+static const char *const t5_prefixes[] = {
+    "text_encoder_2.", "lora_te3_", "lora_te2_", "text_encoders.t5xxl.", "t5xxl.", "te3.", "te2.", NULL,
+};
+
+const dt_lora_part dt_lora_parts[] = {
+    { "transformer", "transformer.", "lora_unet_", dt_flux_single_name, NULL, NULL, transformer_prefixes },
+    { "text_encoder", "text_encoder.", "lora_te1_", NULL, dt_clip_old_name, "text_model.", clip_prefixes },
+    { "text_encoder_2", "text_encoders.t5xxl.transformer.", "lora_te3_", NULL, NULL, NULL, t5_prefixes },
+    { 0 },
+};
+
+const dt_lora_part *dt_lora_part_named(const char *name)
+{
+    for (const dt_lora_part *p = dt_lora_parts; p->name; p++)
+        if (!strcmp(p->name, name))
+            return p;
+    return dt_lora_parts;
+}
+
+const dt_lora_part *dt_lora_part_of(const char *tensor)
+{
+    for (const dt_lora_part *p = dt_lora_parts + 1; p->name; p++)
+        for (const char *const *s = p->prefixes; *s; s++)
+            if (!strncmp(tensor, *s, strlen(*s)))
+                return p;
+    return dt_lora_parts;
+}
+
 dt_lora *dt_lora_make(dt_params *base, dt_lora_naming naming)
 {
     dt_lora *l = dt_alloc(sizeof(*l));

@@ -17,6 +17,19 @@
  * networks that have no other names. */
 typedef bool (*dt_lora_naming)(const char *path, dt_other_name *out);
 
+/* A network that files may have adapters of. */
+typedef struct dt_lora_part {
+    const char *name;               /* of its set: "transformer"; before the layer in the layout peft */
+    const char *comfy, *kohya;      /* before it in these */
+    dt_lora_naming naming;          /* of kohya's layout; NULL: the network's own names */
+    dt_lora_naming old;             /* read besides; may be NULL */
+    const char *implied;            /* what layers' paths begin with and some files leave out; or NULL */
+    const char *const *prefixes;    /* read; a tensor with one of a text encoder is for that */
+} dt_lora_part;
+extern const dt_lora_part dt_lora_parts[];          /* the transformer, CLIP, T5; name NULL ends */
+const dt_lora_part *dt_lora_part_named(const char *name);       /* the transformer if there is none */
+const dt_lora_part *dt_lora_part_of(const char *tensor);        /* that a tensor of a file is for */
+
 typedef struct dt_adapter {
     char     *path;                 /* of the linear layer */
     dt_param *a, *b;                /* in the set of the dt_lora: [rank, in], [out, rank] */
@@ -83,14 +96,16 @@ int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);
 
 /* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors
  * that belong to no layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0:
- * their rank.  text: those of text encoders are left out, and counted there; NULL: they are errors as others are. */
-int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, int64_t *text,
-                 dt_err *err);
+ * their rank. */
+int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err);
+/* The same of several networks, whose sets have the names of dt_lora_parts: out[i] is what the file has for base[i],
+ * NULL if that is nothing.  What is for none of them is DT_EDATA.  base[i] may be NULL. */
+int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char *path, dt_err *err);
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);
 
-/* n >= 1 files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards
- * live on in *out. */
+/* n files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards
+ * live on in *out.  v[i] that are NULL before add nothing; *out is NULL if all are. */
 int dt_lora_mix(dt_lora **out, dt_lora **v, const double *strength, int64_t n, dt_err *err);
 
 /* "FILE:0.8"; what follows the last colon is part of the name unless it is a number.  Caller frees. */

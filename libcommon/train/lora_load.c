@@ -35,6 +35,7 @@ struct layer {                      /* result: fp32 [rank, in], [out, rank]; NUL
 
 struct loader {
     dt_params   *base;
+    const dt_lora_part *part;       /* of base */
     const dt_st *st;
     double       alpha;             /* of files that do not say */
     cJSON       *config;            /* peft's settings, or NULL */
@@ -78,6 +79,8 @@ static void build_table(struct loader *l, dt_lora_naming naming)
     dt_other_name o;
     for (int64_t i = 0; i < linears->n; i++) {
         module_of(l, linears->v[i])->part[0] = i + 1;
+        if (l->part->old && l->part->old(linears->v[i], &o))
+            module_of(l, o.name)->part[0] = i + 1;
         if (!naming || !naming(linears->v[i], &o))
             continue;
         struct module *m = module_of(l, o.name);
@@ -87,29 +90,33 @@ static void build_table(struct loader *l, dt_lora_naming naming)
     }
 }
 
+static const struct module *look_up(const struct loader *l, const char *before, const char *name)
+{
+    char *key = dt_sprintf("%s%s", before, name);
+    underscores(key);
+    int64_t k = dt_strmap_get(l->modules, key);
+    free(key);
+    return k < 0 ? NULL : &l->module[k];
+}
+
+/* What follows the first of the prefixes that s begins with; NULL if none. */
+static const char *behind(const char *s, const char *const *prefix)
+{
+    while (*prefix && strncmp(s, *prefix, strlen(*prefix)))
+        prefix++;
+    return *prefix ? s + strlen(*prefix) : NULL;
+}
+
 static const struct module *find_module(const struct loader *l, const char *stem)
 {
-    static const char *const prefixes[] = {
-        "transformer.", "transformer_2.", "unet.", "base_model.model.", "diffusion_model.", "model.", "lora_unet__",
-        "lora_unet_",
-        "lycoris_", "lora_transformer_", NULL,
-    };
-    char *copy = dt_strdup(stem), *s = copy;
+    static const char *const any[] = { "base_model.model.", "transformer.", NULL };
     const struct module *m = NULL;
-    for (bool again = true; again && !m;) {
-        char *key = dt_strdup(s);
-        underscores(key);
-        int64_t k = dt_strmap_get(l->modules, key);
-        free(key);
-        m = k < 0 ? NULL : &l->module[k];
-        again = false;
-        for (const char *const *p = prefixes; *p && !m && !again; p++)
-            if (!strncmp(s, *p, strlen(*p))) {
-                s += strlen(*p);
-                again = true;
-            }
+    for (const char *s = stem, *next; s && !m; s = next) {
+        if (!(m = look_up(l, "", s)) && l->part->implied)
+            m = look_up(l, l->part->implied, s);
+        if (!(next = behind(s, l->part->prefixes)))
+            next = behind(s, any);
     }
-    free(copy);
     return m;
 }
 
@@ -157,28 +164,14 @@ static bool take_key(struct loader *l, const dt_st_entry *e)
     return false;
 }
 
-/* Is it an adapter of a text encoder, as kohya's, diffusers' and ComfyUI's files name those? */
-static bool of_text(const char *name)
-{
-    static const char *const prefixes[] = { "lora_te", "text_encoder", "te1.", "te2.", "clip_l.", "t5xxl.", NULL };
-    const char *const *p = prefixes;
-    while (*p && strncmp(name, *p, strlen(*p)))
-        p++;
-    return *p;
-}
-
-/* text: see dt_lora_open(). */
-static int take_keys(struct loader *l, int64_t *text, dt_err *err)
+/* `own`: only what the names say is for this network. */
+static int take_keys(struct loader *l, bool own, dt_err *err)
 {
     int64_t n = 0;
     const char *first = NULL;
     for (int64_t i = 0; i < dt_st_count(l->st); i++) {
         const dt_st_entry *e = dt_st_at(l->st, i);
-        if (text && of_text(e->name)) {
-            ++*text;
-            continue;
-        }
-        if (take_key(l, e))
+        if ((own && dt_lora_part_of(e->name) != l->part) || take_key(l, e))
             continue;
         first = first ? first : e->name;
         n++;
@@ -195,9 +188,6 @@ static int take_keys(struct loader *l, int64_t *text, dt_err *err)
     if (n)
         return dt_err_set(err, DT_EDATA, "%s: %lld of %lld modules are no linear layers of %s, first '%s'",
                           dt_st_path(l->st), (long long)n, (long long)l->npair, l->base->name, first);
-    if (!l->npair)
-        return dt_err_set(err, DT_EDATA, "%s: holds no LoRA%s", dt_st_path(l->st),
-                          text && *text ? " of the transformer, only of text encoders" : "");
     return 0;
 }
 
@@ -437,8 +427,9 @@ static dt_lora *make_lora(struct loader *l, dt_lora_naming naming)
             o->alpha = y->scale * (double)y->rank;
         }
     }
-    char *line = dt_sprintf("%s: %lld layers, rank %lld, alpha %g", dt_st_path(l->st), (long long)o->n,
-                            (long long)o->rank, o->alpha);
+    bool text = l->part != dt_lora_parts;
+    char *line = dt_sprintf("%s: %lld layers%s%s, rank %lld, alpha %g", dt_st_path(l->st), (long long)o->n,
+                            text ? " of " : "", text ? l->base->name : "", (long long)o->rank, o->alpha);
     dt_strs_add(&o->report, line);
     free(line);
     return o;
@@ -462,30 +453,83 @@ static void release(struct loader *l)
     free(l->layer);
 }
 
-int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, int64_t *text,
-                 dt_err *err)
+/* *out is NULL if the file has nothing for base. */
+static int open_one(dt_lora **out, dt_params *base, const dt_st *st, dt_lora_naming naming, double alpha, bool own,
+                    dt_err *err)
+{
+    struct loader l = { .base = base, .part = dt_lora_part_named(base->name), .st = st, .alpha = alpha,
+                        .modules = dt_strmap_new(), .stems = dt_strmap_new() };
+    l.layer = dt_alloc((size_t)(base->linears.n + 1) * sizeof(*l.layer));
+    *out = NULL;
+    build_table(&l, naming);
+    int rc = read_config(&l, dt_st_path(st), err);
+    if (rc == 0)
+        rc = take_keys(&l, own, err);
+    for (int64_t i = 0; i < l.npair && rc == 0; i++)
+        rc = take_pair(&l, &l.pair[i], err);
+    if (rc == 0 && l.npair)
+        *out = make_lora(&l, naming);
+    if (*out && !(*out)->n) {
+        dt_lora_free(out);
+        rc = dt_err_set(err, DT_EDATA, "%s: all of its matrices are zero", dt_st_path(st));
+    }
+    release(&l);
+    return rc;
+}
+
+static int holds_none(const dt_st *st, dt_err *err)
+{
+    return dt_err_set(err, DT_EDATA, "%s: holds no LoRA", dt_st_path(st));
+}
+
+int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err)
 {
     dt_st *st = NULL;
     int rc = dt_st_open(&st, path, err);
-    if (text)
-        *text = 0;
-    if (rc < 0)
-        return rc;
-    struct loader l = { .base = base, .st = st, .alpha = alpha, .modules = dt_strmap_new(), .stems = dt_strmap_new() };
-    l.layer = dt_alloc((size_t)(base->linears.n + 1) * sizeof(*l.layer));
-    build_table(&l, naming);
-    if ((rc = read_config(&l, path, err)) < 0 || (rc = take_keys(&l, text, err)) < 0)
-        goto out;
-    for (int64_t i = 0; i < l.npair; i++)
-        if ((rc = take_pair(&l, &l.pair[i], err)) < 0)
-            goto out;
-    *out = make_lora(&l, naming);
-    if (!(*out)->n) {
-        dt_lora_free(out);
-        rc = dt_err_set(err, DT_EDATA, "%s: all of its matrices are zero", path);
+    if (rc == 0)
+        rc = open_one(out, base, st, naming, alpha, false, err);
+    if (rc == 0 && !*out)
+        rc = holds_none(st, err);
+    dt_st_close(&st);
+    return rc;
+}
+
+/* Tensors for a network that is not among those of base. */
+static int check_parts(const dt_st *st, dt_params *const *base, int n, dt_err *err)
+{
+    int64_t lost = 0;
+    const char *first = NULL, *name = NULL;
+    for (int64_t i = 0; i < dt_st_count(st); i++) {
+        const dt_lora_part *p = dt_lora_part_of(dt_st_at(st, i)->name);
+        int k = 0;
+        while (k < n && !(base[k] && dt_lora_part_named(base[k]->name) == p))
+            k++;
+        if (k < n)
+            continue;
+        first = lost++ ? first : dt_st_at(st, i)->name;
+        name = lost > 1 ? name : p->name;
     }
-out:
-    release(&l);
+    return lost ? dt_err_set(err, DT_EDATA, "%s: %lld of its tensors are for %s, which is not here, first '%s'",
+                             dt_st_path(st), (long long)lost, name, first) : 0;
+}
+
+int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char *path, dt_err *err)
+{
+    dt_st *st = NULL;
+    bool any = false;
+    memset(out, 0, (size_t)n * sizeof(*out));
+    int rc = dt_st_open(&st, path, err);
+    if (rc == 0)
+        rc = check_parts(st, base, n, err);
+    for (int i = 0; i < n && rc == 0; i++) {
+        if (base[i])
+            rc = open_one(&out[i], base[i], st, dt_lora_part_named(base[i]->name)->naming, 0, true, err);
+        any |= out[i] != NULL;
+    }
+    if (rc == 0 && !any)
+        rc = holds_none(st, err);
+    for (int i = 0; i < n && rc < 0; i++)
+        dt_lora_free(&out[i]);
     dt_st_close(&st);
     return rc;
 }

@@ -74,7 +74,7 @@ static int open_loras(struct merge *m, dt_err *err)
     int rc = dt_flux_declare(&m->params, &c, err);
     m->lora = dt_alloc((size_t)(p->n + 1) * sizeof(*m->lora));
     for (int64_t i = 0; i < p->n && rc == 0; i++) {
-        rc = dt_lora_open(&m->lora[i], m->params, p->lora[i], dt_flux_single_name, 0, NULL, err);
+        rc = dt_lora_open(&m->lora[i], m->params, p->lora[i], dt_flux_single_name, 0, err);
         dt_lora *l = m->lora[i];
         for (int64_t k = 0; rc == 0 && k < l->n; k++)
             rc = find_rows(m, &l->v[k], l->values[2 * k], l->values[2 * k + 1], p->strength[i], err);
@@ -353,7 +353,7 @@ int dt_lora_convert(const struct dt_convert_params *p, struct dt_convert_report 
         rc = dt_flux_declare(&base, &c, err);
     }
     if (rc == 0)
-        rc = dt_lora_open(&l, base, p->in, dt_flux_single_name, 0, NULL, err);
+        rc = dt_lora_open(&l, base, p->in, dt_flux_single_name, 0, err);
     for (int64_t i = 0; rc == 0 && i < l->params->n; i++)
         l->params->v[i]->trainable = false;         /* else they would get gradients and moments */
     if (rc == 0 && (rc = dt_device_open(&dev, "cpu", err)) == 0 &&

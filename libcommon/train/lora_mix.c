@@ -19,7 +19,7 @@ char *dt_lora_split(const char *word, double *strength)
 
 static int64_t place(const dt_lora *l, const char *path)
 {
-    const dt_adapter *a = dt_lora_find(l, path);
+    const dt_adapter *a = l ? dt_lora_find(l, path) : NULL;
     return a ? a - l->v : -1;
 }
 
@@ -50,21 +50,28 @@ static int mix_layer(dt_lora *out, const char *path, int64_t rank, dt_lora *cons
 
 int dt_lora_mix(dt_lora **out, dt_lora **v, const double *strength, int64_t n, dt_err *err)
 {
-    const dt_strs *linears = &v[0]->base->linears;
+    int64_t first = -1, there = 0;
     int rc = 0;
-    if (n == 1) {
-        for (int64_t i = 0; i < v[0]->n; i++)
-            v[0]->v[i].scale *= strength[0];
-        *out = v[0];
-        v[0] = NULL;
+    *out = NULL;
+    for (int64_t i = n - 1; i >= 0; i--)
+        if (v[i])
+            first = i, there++;
+    if (!there)
+        return 0;
+    if (there == 1) {
+        for (int64_t i = 0; i < v[first]->n; i++)
+            v[first]->v[i].scale *= strength[first];
+        *out = v[first];
+        v[first] = NULL;
         return 0;
     }
-    dt_lora *o = dt_lora_make(v[0]->base, v[0]->naming);
+    const dt_strs *linears = &v[first]->base->linears;
+    dt_lora *o = dt_lora_make(v[first]->base, v[first]->naming);
     o->values = dt_alloc((size_t)(2 * linears->n) * sizeof(*o->values));
     for (int64_t i = 0; i < linears->n && rc == 0; i++) {
         int64_t rank = 0;
         for (int64_t k = 0; k < n; k++) {
-            const dt_adapter *a = dt_lora_find(v[k], linears->v[i]);
+            const dt_adapter *a = v[k] ? dt_lora_find(v[k], linears->v[i]) : NULL;
             rank += a ? a->rank : 0;
         }
         if (rank)

@@ -19,7 +19,7 @@ struct job {
     dt_prompts     prompts;
     dt_device     *dev;
     dt_flux_pipe  *pipe;
-    dt_lora       *lora;
+    dt_lora       *lora[DT_FLUX_NPART];     /* until the sampler takes them */
     char          *lora_text;       /* for the PNGs: files, strengths, hashes */
     dt_hash        model;           /* of the transformer */
     dt_sampler    *s;
@@ -114,37 +114,51 @@ static int describe_lora(struct job *j, const char *path, double strength, dt_er
     return 0;
 }
 
-static void warn_of_text(const struct job *j, const char *path, int64_t n)
+/* Those of all files into one for each network. */
+static int mix_loras(struct job *j, dt_lora *(*v)[DT_FLUX_NPART], const double *strength, int64_t n, dt_err *err)
 {
-    char *line =
-        dt_sprintf("%s: %lld of its tensors adapt text encoders and are not applied; programs that apply them make other "
-                            "pictures", path, (long long)n);
-    j->ui->say(j->ui->ctx, true, line);
-    free(line);
+    dt_lora **of = dt_alloc((size_t)n * sizeof(*of));
+    int rc = 0;
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++) {
+        for (int64_t i = 0; i < n; i++)
+            of[i] = v[i][k];
+        rc = dt_lora_mix(&j->lora[k], of, strength, n, err);
+        for (int64_t i = 0; i < n; i++)
+            v[i][k] = of[i];
+    }
+    free(of);
+    return rc;
+}
+
+static int open_lora(struct job *j, dt_lora *v[DT_FLUX_NPART], const char *word, double *strength, dt_err *err)
+{
+    char *path = dt_lora_split(word, strength);
+    dt_params *base[DT_FLUX_NPART];
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        base[k] = k == DT_FLUX_VAE ? NULL : j->pipe->part[k];
+    int rc = dt_lora_open_parts(v, base, DT_FLUX_NPART, path, err);
+    if (rc == 0)
+        rc = describe_lora(j, path, *strength, err);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+        for (int64_t i = 0; v[k] && i < v[k]->report.n; i++)
+            say(j, "%s, strength %g", v[k]->report.v[i], *strength);
+    free(path);
+    return rc;
 }
 
 static int open_loras(struct job *j, dt_err *err)
 {
     int64_t n = j->o.lora.n;
-    dt_lora **v = dt_alloc((size_t)(n + 1) * sizeof(*v));
+    dt_lora *(*v)[DT_FLUX_NPART] = dt_alloc((size_t)(n + 1) * sizeof(*v));
     double *strength = dt_alloc((size_t)(n + 1) * sizeof(*strength));
     int rc = 0;
-    for (int64_t i = 0; i < n && rc == 0; i++) {
-        char *path = dt_lora_split(j->o.lora.v[i], &strength[i]);
-        int64_t text;
-        rc = dt_lora_open(&v[i], j->pipe->part[DT_FLUX_DIT], path, dt_flux_single_name, 0, &text, err);
-        if (rc == 0 && text)
-            warn_of_text(j, path, text);
-        if (rc == 0)
-            rc = describe_lora(j, path, strength[i], err);
-        for (int64_t k = 0; rc == 0 && k < v[i]->report.n; k++)
-            say(j, "%s, strength %g", v[i]->report.v[k], strength[i]);
-        free(path);
-    }
+    for (int64_t i = 0; i < n && rc == 0; i++)
+        rc = open_lora(j, v[i], j->o.lora.v[i], &strength[i], err);
     if (rc == 0 && n)
-        rc = dt_lora_mix(&j->lora, v, strength, n, err);
+        rc = mix_loras(j, v, strength, n, err);
     for (int64_t i = 0; i < n; i++)
-        dt_lora_free(&v[i]);
+        for (int k = 0; k < DT_FLUX_NPART; k++)
+            dt_lora_free(&v[i][k]);
     free(strength);
     free(v);
     return rc;
@@ -422,7 +436,8 @@ static int write_rest(struct job *j, dt_err *err)
 static void release(struct job *j)
 {
     dt_sampler_free(&j->s);
-    dt_lora_free(&j->lora);
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        dt_lora_free(&j->lora[k]);
     dt_flux_pipe_close(&j->pipe);
     dt_device_close(&j->dev);
     dt_grid_free(&j->grid);

@@ -2,8 +2,8 @@
  *
  *   new -> every prompt and size added -> dt_sampler_memory says what it will take -> dt_sampler_load -> dt_sampler_run
  *
- * The text encoders are loaded, run on all prompts, and gone before the transformer, the LoRA and the
- * autoencoder are loaded. */
+ * The text encoders are loaded with their part of the LoRA, run on all prompts, and gone before the transformer, its
+ * part and the autoencoder are loaded. */
 #ifndef DT_TRAIN_SAMPLER_H
 #define DT_TRAIN_SAMPLER_H
 #include "models/flux_run.h"
@@ -13,9 +13,10 @@
 typedef struct dt_sampler dt_sampler;       /* opaque; one thread at a time */
 
 struct dt_sampler_params {
-    dt_flux_pipe *pipe;             /* borrowed, as are the next two; nothing is loaded yet */
+    dt_flux_pipe *pipe;             /* borrowed, as is dev; nothing is loaded yet */
     dt_device    *dev;
-    dt_lora      *lora;             /* of dt_lora_open or dt_lora_mix, not filled; NULL = none */
+    dt_lora     **lora;             /* [DT_FLUX_NPART], NULL = none; taken, NULL afterwards; of dt_lora_open_parts or
+                                       dt_lora_mix, not filled */
     bool          base;             /* beside the LoRA: pictures without it, too */
     dt_dtype      act;
     int64_t       tile_px;          /* models/flux_run.h */

@@ -57,7 +57,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fuzz_check(dt_device_open(&dev, "cpu", &err) == 0);
     dt_params *base = network();
     fuzz_files(name, 2, data, size);
-    if (dt_lora_open(&l, base, fuzz_path(name[0]), dt_flux_single_name, 0, NULL, &err) < 0)
+    if (dt_lora_open(&l, base, fuzz_path(name[0]), dt_flux_single_name, 0, &err) < 0)
         fuzz_check(!l && *err.msg);
     else
         use(l);

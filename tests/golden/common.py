@@ -4,7 +4,7 @@ To make them again (a few seconds, no network; the versions used are in each fil
 
     python3 -m venv venv && venv/bin/pip install torch diffusers transformers peft safetensors sentencepiece
     cd tests/golden
-    for f in flux vae vae_single text schedule objective train train_vae pipeline lora_check; do ../../venv/bin/python $f.py; done
+    for f in flux vae vae_single text schedule objective train train_vae pipeline lora_check lora_text; do ../../venv/bin/python $f.py; done
 
 Everything is fp32 on one CPU thread from fixed seeds; another processor or version may differ in the last bits, far
 below the tolerances of tests/golden.c.  A file holds

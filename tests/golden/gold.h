@@ -70,5 +70,6 @@ void golden_objectives(dt_device *dev);     /* losses, noise mixing, the posteri
 void golden_training(dt_device *dev);       /* AdamW, ten steps of LoRA and of full training */
 void golden_training_vae(dt_device *dev);   /* ten steps of an autoencoder, EMA */
 void golden_folder(dt_device *dev);         /* a model folder, text states, samples */
+void golden_lora_text(dt_device *dev);      /* LoRA files for the text encoders too */
 
 #endif

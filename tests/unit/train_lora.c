@@ -177,7 +177,7 @@ static dt_lora *open_lora(dt_params *base, const char *path)
 {
     dt_lora *l = NULL;
     dt_err e = { 0 };
-    if (dt_lora_open(&l, base, path, dt_flux_single_name, 0, NULL, &e) < 0)
+    if (dt_lora_open(&l, base, path, dt_flux_single_name, 0, &e) < 0)
         fail_msg("%s", e.msg);
     assert_int_equal(dt_params_alloc(l->params, cpu, DT_F32, 0, NULL), 0);
     assert_int_equal(dt_lora_fill(l, NULL), 0);
@@ -387,7 +387,7 @@ static void alphas(void **state)
         dt_lora_free(&l);
     }
     write_keys(path, k, NULL);
-    assert_int_equal(dt_lora_open(&l, p, path, NULL, 2, NULL, NULL), 0);  /* the file does not say, the caller does */
+    assert_int_equal(dt_lora_open(&l, p, path, NULL, 2, NULL), 0);  /* the file does not say, the caller does */
     assert_true(l->v[0].scale == 0.5);
     dt_lora_free(&l);
 
@@ -433,7 +433,7 @@ static void bad_files(void **state)
         dt_lora *l = NULL;
         dt_err e = { 0 };
         write_keys(path, v[i].k, NULL);
-        assert_int_equal(dt_lora_open(&l, p, path, dt_flux_single_name, 0, NULL, &e), DT_EDATA);
+        assert_int_equal(dt_lora_open(&l, p, path, dt_flux_single_name, 0, &e), DT_EDATA);
         assert_null(l);
         if (!strstr(e.msg, v[i].why) || !strstr(e.msg, path))
             fail_msg("'%s' does not say '%s'", e.msg, v[i].why);

@@ -216,6 +216,53 @@ static void layouts(void **unused)
     free(kohya);
 }
 
+/* Files with a part for the text encoders: tests/golden/lora_text.py. */
+static void text_encoders(void **unused)
+{
+    (void)unused;
+    static const char *const layout[] = { "diffusers", "kohya" };
+    dt_st *st = NULL, *noise = NULL;
+    char *first = in("text_first.safetensors"), *last = in("text_last.safetensors");
+    float begin[2 * LATENTS], end[LATENTS];
+    assert_int_equal(dt_st_open(&st, "tests/golden/lora_text.safetensors", NULL), 0);
+    assert_int_equal(dt_st_open(&noise, "tests/golden/pipeline.safetensors", NULL), 0);
+    gold(noise, "in.latents", begin, 2 * LATENTS);
+    const dt_st_entry e = { .name = "latents", .dtype = DT_F32, .dims = DT_DIMS(1, 4, 12, 20), .data = begin };
+    assert_int_equal(dt_st_write(first, &e, 1, NULL, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        char *file = dt_sprintf("tests/golden/lora_text_%s.safetensors", layout[i]);
+        char *name = dt_sprintf("out.latents.%s", layout[i]);
+        dt_sample_opts o = options();
+        dt_st *saved = NULL;
+        dt_err err = { 0 };
+        o.init_latents = first, o.save_latents = last, o.steps = 2, o.max_sequence_length = 16;
+        dt_strs_add(&o.prompt, "a photo of a small red cat");
+        dt_strs_add(&o.lora, file);
+        if (run(&o, NULL, &err) < 0)
+            fail_msg("%s", err.msg);
+        assert_int_equal(dt_st_open(&saved, last, NULL), 0);
+        gold(st, name, end, LATENTS);
+        gold(saved, "latents", begin, LATENTS);
+        assert_true(distance(begin, end, LATENTS) < 1e-4);
+        dt_st_close(&saved);
+        dt_strs_release(&o.prompt);
+        dt_strs_release(&o.lora);
+        free(file);
+        free(name);
+    }
+    const char *kohya = "tests/golden/lora_text_kohya.safetensors";
+    const char *half = "tests/golden/lora_text_kohya.safetensors:0.5";
+    const char *clip = "tests/golden/lora_text_diffusers.safetensors";
+    const char *minus = "tests/golden/lora_text_diffusers.safetensors:-1";
+    assert_true(between(LORAS(half), LORAS(kohya), false) > 1e-2);
+    assert_true(between(LORAS(half, half), LORAS(kohya), false) < 1e-5);
+    assert_true(between(LORAS(clip, kohya, minus), LORAS(kohya), false) < 1e-5);
+    dt_st_close(&st);
+    dt_st_close(&noise);
+    free(first);
+    free(last);
+}
+
 static void strengths(void **unused)
 {
     (void)unused;
@@ -305,6 +352,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pipeline),
         cmocka_unit_test(layouts),
+        cmocka_unit_test(text_encoders),
         cmocka_unit_test(strengths),
         cmocka_unit_test(half_precision),
         cmocka_unit_test(compare_base),
