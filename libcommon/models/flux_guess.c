@@ -1,4 +1,5 @@
-/* flux_guess.c - the shape of a FLUX transformer from names and shapes of tensors.  See names.h. */
+/* flux_guess.c - the shape of a FLUX transformer and of its text encoders from names and shapes of tensors.  See
+ * names.h. */
 #include <stdio.h>
 #include <stdlib.h>
 #include "models/names.h"
@@ -51,12 +52,20 @@ static void count_blocks(int64_t *n, const char *name, const char *const names[2
     }
 }
 
+enum half { WEIGHT, DOWN, UP };
+
+static enum half half_of(const char *name)
+{
+    if (strstr(name, "lora_A") || strstr(name, "lora_down") || strstr(name, "lora_linear_layer_down"))
+        return DOWN;
+    return strstr(name, "lora_B") || strstr(name, "lora_up") || strstr(name, "lora_linear_layer_up") ? UP : WEIGHT;
+}
+
 static void look(dt_flux_config *c, const char *name, const dt_dims *d)
 {
     static const char *const pair[2] = { "transformer_blocks_", "double_blocks_" };
     static const char *const single[2] = { "single_transformer_blocks_", "single_blocks_" };
-    bool down = strstr(name, "lora_A") || strstr(name, "lora_down") || strstr(name, "lora_linear_layer_down");
-    bool lora = down || strstr(name, "lora_B") || strstr(name, "lora_up") || strstr(name, "lora_linear_layer_up");
+    enum half half = half_of(name);
     count_blocks(&c->single_layers, name, single);
     if (!find(name, single[0]))
         count_blocks(&c->layers, name, pair);
@@ -64,10 +73,19 @@ static void look(dt_flux_config *c, const char *name, const dt_dims *d)
         if (!find(name, sign[i].in))
             continue;
         int64_t v = d->d[sign[i].rows ? 0 : 1] / sign[i].times;
-        if ((!lora || down != sign[i].rows) && v > 0 && v <= MOST_WIDTH)
+        if ((half == WEIGHT || (half == DOWN) != sign[i].rows) && v > 0 && v <= MOST_WIDTH)
             *(int64_t *)((char *)c + sign[i].field) = v;
         return;
     }
+}
+
+/* Its name with underscores for dots; false if it is no matrix. */
+static bool plain_name(const dt_st_entry *e, char *name, size_t bytes)
+{
+    snprintf(name, bytes, "%s", e->name);
+    for (char *s = name; *s; s++)
+        *s = *s == '.' ? '_' : *s;
+    return e->dims.nd >= 2;
 }
 
 void dt_flux_guess(dt_flux_config *c, const dt_st *st)
@@ -77,10 +95,7 @@ void dt_flux_guess(dt_flux_config *c, const dt_st *st)
     for (int64_t i = 0; i < dt_st_count(st); i++) {
         const dt_st_entry *e = dt_st_at(st, i);
         char name[256];
-        snprintf(name, sizeof(name), "%s", e->name);
-        for (char *s = name; *s; s++)
-            *s = *s == '.' ? '_' : *s;
-        if (e->dims.nd >= 2)
+        if (plain_name(e, name, sizeof(name)))
             look(c, name, &e->dims);
     }
     c->out_channels = c->out_channels ? c->out_channels : c->in_channels;
@@ -89,4 +104,56 @@ void dt_flux_guess(dt_flux_config *c, const dt_st *st)
         c->heads *= 2;
     }
     c->axes[0] = c->head_dim;
+}
+
+/* --- text encoders --- */
+
+struct width { const char *in; size_t columns, rows; };     /* fields, of a layer's weight */
+#define AT(f) offsetof(dt_clip_config, f)
+static const struct width clip_widths[] = {
+    { "layers_#_self_attn_", AT(hidden), AT(hidden) },
+    { "layers_#_mlp_fc1", AT(hidden), AT(mlp) },
+    { "layers_#_mlp_fc2", AT(mlp), AT(hidden) },
+    { NULL, 0, 0 },
+};
+#undef AT
+#define AT(f) offsetof(dt_t5_config, f)
+static const struct width t5_widths[] = {       /* heads of one each */
+    { "SelfAttention_q", AT(d_model), AT(heads) },
+    { "SelfAttention_k", AT(d_model), AT(heads) },
+    { "SelfAttention_v", AT(d_model), AT(heads) },
+    { "SelfAttention_o", AT(heads), AT(d_model) },
+    { "DenseReluDense_wi_", AT(d_model), AT(d_ff) },
+    { "DenseReluDense_wo", AT(d_ff), AT(d_model) },
+    { NULL, 0, 0 },
+};
+#undef AT
+
+static void measure(void *config, int64_t *layers, const char *count, const struct width *w, const char *name,
+                    const dt_dims *d)
+{
+    const char *const counts[2] = { count, count };
+    enum half half = half_of(name);
+    while (w->in && !find(name, w->in))
+        w++;
+    int64_t v = d->d[half == UP ? 0 : 1];
+    if (!w->in || half == WEIGHT || v < 1 || v > MOST_WIDTH)
+        return;
+    *(int64_t *)((char *)config + (half == UP ? w->rows : w->columns)) = v;
+    count_blocks(layers, name, counts);
+}
+
+void dt_text_guess(dt_clip_config *clip, dt_t5_config *t5, const dt_st *st)
+{
+    *clip = (dt_clip_config){ .vocab = 49408, .hidden = 768, .mlp = 3072, .heads = 1, .positions = 77, .eps = 1e-5 };
+    *t5 = (dt_t5_config){ .vocab = 32128, .d_model = 4096, .d_kv = 1, .d_ff = 10240, .heads = 4096, .buckets = 32,
+                          .max_distance = 128, .eps = 1e-6, .gated = true };
+    for (int64_t i = 0; i < dt_st_count(st); i++) {
+        const dt_st_entry *e = dt_st_at(st, i);
+        char name[256];
+        if (!plain_name(e, name, sizeof(name)))
+            continue;
+        measure(clip, &clip->layers, "layers_", clip_widths, name, &e->dims);
+        measure(t5, &t5->layers, "block_", t5_widths, name, &e->dims);
+    }
 }

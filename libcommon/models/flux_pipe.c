@@ -78,19 +78,6 @@ static void declare_dit(dt_graph *g, const dt_flux_config *c)
     dt_flux(g, c, &in);
 }
 
-int dt_flux_declare(dt_params **out, const dt_flux_config *c, dt_err *err)
-{
-    dt_graph *g = dt_graph_new(DT_F32);
-    *out = dt_params_new(dt_flux_part_dir[DT_FLUX_DIT]);
-    dt_graph_use(g, *out);
-    declare_dit(g, c);
-    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s", dt_graph_error(g)) : 0;
-    dt_graph_free(&g);
-    if (rc < 0)
-        dt_params_free(out);
-    return rc;
-}
-
 static void declare_vae(dt_graph *g, const dt_flux_pipe *p)
 {
     int64_t side = dt_vae_factor(&p->vae);
@@ -98,12 +85,11 @@ static void declare_vae(dt_graph *g, const dt_flux_pipe *p)
     dt_vae_decode(g, &p->vae, dt_input(g, "z", DT_F32, DT_DIMS(1, 1, 1, p->vae.latent_channels)));
 }
 
-static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
+int dt_flux_declare(dt_params **out, const dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
 {
     dt_graph *g = dt_graph_new(DT_F32);
-    dt_params_free(&p->part[k]);
-    p->part[k] = dt_params_new(dt_flux_part_dir[k]);
-    dt_graph_use(g, p->part[k]);
+    *out = dt_params_new(dt_flux_part_dir[k]);
+    dt_graph_use(g, *out);
     if (k == DT_FLUX_DIT)
         declare_dit(g, &p->dit);
     else if (k == DT_FLUX_VAE)
@@ -112,10 +98,18 @@ static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
         dt_clip(g, &p->clip, dt_input(g, "ids", DT_I32, DT_DIMS(1, 1)), dt_input(g, "eos", DT_I32, DT_DIMS(1)));
     else
         dt_t5(g, &p->t5, dt_input(g, "ids", DT_I32, DT_DIMS(1, 1)), NULL);
-    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s/%s: %s", p->dir, dt_flux_part_dir[k], dt_graph_error(g))
-                               : 0;
+    int rc = dt_graph_error(g) ? dt_err_set(err, DT_EDATA, "%s%s%s: %s", p->dir ? p->dir : "", p->dir ? "/" : "",
+                                            dt_flux_part_dir[k], dt_graph_error(g)) : 0;
     dt_graph_free(&g);
+    if (rc < 0)
+        dt_params_free(out);
     return rc;
+}
+
+static int declare(dt_flux_pipe *p, enum dt_flux_part k, dt_err *err)
+{
+    dt_params_free(&p->part[k]);
+    return dt_flux_declare(&p->part[k], p, k, err);
 }
 
 int dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_length, dt_err *err)

@@ -33,8 +33,8 @@ typedef struct dt_flux_pipe {
                                                always DT_PAD_MAX */
 } dt_flux_pipe;
 
-/* A transformer's parameters without a folder. */
-int  dt_flux_declare(dt_params **out, const dt_flux_config *c, dt_err *err);
+/* The parameters of part k, from p's configurations alone: p need not be of a folder. */
+int  dt_flux_declare(dt_params **out, const dt_flux_pipe *p, enum dt_flux_part k, dt_err *err);
 
 /* `max_sequence_length` caps T5's tokens; 0 = 512. */
 int  dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence_length, dt_err *err);

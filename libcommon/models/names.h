@@ -4,6 +4,8 @@
 #ifndef DT_MODELS_NAMES_H
 #define DT_MODELS_NAMES_H
 #include "models/flux.h"
+#include "models/text_clip.h"
+#include "models/text_t5.h"
 #include "tensor/params.h"
 
 typedef struct dt_other_name {      /* of a module, in another naming of the same network */
@@ -31,6 +33,8 @@ int  dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_P
 /* A transformer that the matrices of a file of weights, or of a LoRA in any naming, fit: numbers of blocks
  * and widths are the file's, and FLUX.1's where it does not say.  Heads are not known: some that fit. */
 void dt_flux_guess(dt_flux_config *c, const dt_st *st);
+/* Likewise text encoders that the matrices of a LoRA fit. */
+void dt_text_guess(dt_clip_config *clip, dt_t5_config *t5, const dt_st *st);
 
 /* --- CLIP: modules as diffusers' first LoRA files have them --- */
 bool dt_clip_old_name(const char *name, dt_other_name *out);

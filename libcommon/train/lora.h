@@ -90,6 +90,10 @@ typedef struct dt_lora_info {       /* goes into the metadata; NULL and negative
 int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout, dt_dtype dtype, bool use_ema,
                  const dt_lora_info *info, dt_err *err);
 
+/* Those of several networks in one file; n of them, of which NULL have none, but one has. */
+int dt_lora_save_parts(const dt_lora *const *l, int n, const char *path, enum dt_lora_layout layout, dt_dtype dtype,
+                       bool use_ema, const dt_lora_info *info, dt_err *err);
+
 /* Fused layers of the layout whose parts have scales that are no power of two apart: their B cannot be
  * kept to the bit. */
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);

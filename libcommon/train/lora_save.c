@@ -20,6 +20,7 @@ enum { MAX_PARTS = 4 };
 const char *const dt_lora_layouts[] = { "comfy", "peft", "kohya", NULL };
 
 struct unit {                       /* one down/up pair of the file */
+    const dt_lora *l;
     const dt_adapter *part[MAX_PARTS];  /* NULL: a part of a fused matrix without adapter */
     int64_t rows[MAX_PARTS];        /* of each part's weight */
     int     parts;
@@ -30,7 +31,8 @@ struct unit {                       /* one down/up pair of the file */
 };
 
 struct saver {
-    const dt_lora *l;
+    const dt_lora *const *l;        /* [nl], NULL = none */
+    int      nl;
     dt_dtype dtype;
     bool     use_ema;
     struct unit *u;
@@ -42,17 +44,17 @@ struct saver {
 
 /* --- units --- */
 
-static struct unit *plain_unit(struct unit *u, const dt_lora *l, const dt_adapter *a)
+static struct unit *plain_unit(struct unit *u, const dt_lora *l, const dt_adapter *a, const char *before)
 {
-    *u = (struct unit){ .part = { a }, .rows = { a->b->dims.d[0] }, .parts = 1, .r = a->rank, .in = a->a->dims.d[1],
+    *u = (struct unit){ .l = l, .part = { a }, .rows = { a->b->dims.d[0] }, .parts = 1, .r = a->rank, .in = a->a->dims.d[1],
                         .out = a->b->dims.d[0], .scale = a->scale,
-                        .stem = dt_sprintf("%s.%s", l->base->name, a->path) };
+                        .stem = dt_sprintf("%s%s", before, a->path) };
     return u;
 }
 
-static char *kohya_stem(const char *name)
+static char *kohya_stem(const dt_lora *l, const char *name)
 {
-    char *s = dt_sprintf("lora_unet_%s", name);
+    char *s = dt_sprintf("%s%s", dt_lora_part_named(l->base->name)->kohya, name);
     for (char *c = s; *c; c++)
         if (*c == '.')
             *c = '_';
@@ -74,21 +76,21 @@ static void part_rows(const dt_lora *l, struct unit *u, const char *name)
 }
 
 /* Adds adapter a to the unit of its single-file name, which `index` finds. */
-static void kohya_unit(struct saver *s, dt_strmap *index, const dt_adapter *a)
+static void kohya_unit(struct saver *s, dt_strmap *index, const dt_lora *l, const dt_adapter *a)
 {
     dt_other_name o;
-    if (!s->l->naming || !s->l->naming(a->path, &o)) {
+    if (!l->naming || !l->naming(a->path, &o)) {
         o = (dt_other_name){ .parts = 1 };
         snprintf(o.name, sizeof(o.name), "%s", a->path);
     }
-    char *stem = kohya_stem(o.name);
+    char *stem = kohya_stem(l, o.name);
     int64_t k = dt_strmap_get(index, stem);
     if (k >= 0) {
         s->u[k].part[o.part] = a;
         free(stem);
         return;
     }
-    struct unit *u = plain_unit(&s->u[s->n], s->l, a);
+    struct unit *u = plain_unit(&s->u[s->n], l, a, "");
     free(u->stem);
     u->stem = stem;
     u->swap = o.swap;
@@ -96,13 +98,13 @@ static void kohya_unit(struct saver *s, dt_strmap *index, const dt_adapter *a)
     u->part[0] = NULL;
     u->part[o.part] = a;
     if (o.parts > 1)
-        part_rows(s->l, u, o.name);
+        part_rows(l, u, o.name);
     dt_strmap_add(index, u->stem, s->n++);
 }
 
-static int read_half(const struct saver *s, const dt_param *q, float *out, dt_err *err)
+static int read_half(const struct saver *s, const struct unit *u, const dt_param *q, float *out, dt_err *err)
 {
-    return dt_params_read(s->l->params, q, s->use_ema, out, err);
+    return dt_params_read(u->l->params, q, s->use_ema, out, err);
 }
 
 /* All parts there, of one scale and one A. */
@@ -114,10 +116,10 @@ static int find_shared(const struct saver *s, struct unit *u, dt_err *err)
             return 0;
     size_t n = (size_t)first->a->numel * 4;
     float *a = dt_alloc(2 * n), *b = a + first->a->numel;
-    int rc = read_half(s, first->a, a, err);
+    int rc = read_half(s, u, first->a, a, err);
     bool same = true;
     for (int i = 1; i < u->parts && rc == 0 && same; i++) {
-        rc = read_half(s, u->part[i]->a, b, err);
+        rc = read_half(s, u, u->part[i]->a, b, err);
         same = rc == 0 && !memcmp(a, b, n);
     }
     u->shared = same;
@@ -149,16 +151,23 @@ static int finish_unit(const struct saver *s, struct unit *u, bool values, dt_er
 /* `values`: those of the adapters are there to be looked at. */
 static int make_units(struct saver *s, enum dt_lora_layout layout, bool values, dt_err *err)
 {
-    const dt_lora *l = s->l;
     dt_strmap *index = dt_strmap_new();
+    int64_t all = 0;
     int rc = 0;
-    s->u = dt_alloc((size_t)l->n * sizeof(*s->u));
-    for (int64_t i = 0; i < l->n; i++) {
-        if (layout == DT_LORA_KOHYA)
-            kohya_unit(s, index, &l->v[i]);
-        else
-            plain_unit(&s->u[s->n++], l, &l->v[i]);
-    }
+    for (int k = 0; k < s->nl; k++)
+        all += s->l[k] ? s->l[k]->n : 0;
+    s->u = dt_alloc((size_t)all * sizeof(*s->u));
+    for (int k = 0; k < s->nl; k++)
+        for (int64_t i = 0; s->l[k] && i < s->l[k]->n; i++) {
+            const dt_lora *l = s->l[k];
+            if (layout == DT_LORA_KOHYA) {
+                kohya_unit(s, index, l, &l->v[i]);
+                continue;
+            }
+            char *peft = dt_sprintf("%s.", l->base->name);
+            plain_unit(&s->u[s->n++], l, &l->v[i], layout == DT_LORA_PEFT ? peft : dt_lora_part_named(l->base->name)->comfy);
+            free(peft);
+        }
     for (int64_t i = 0; i < s->n && rc == 0; i++)
         rc = finish_unit(s, &s->u[i], values, err);
     dt_strmap_free(&index);
@@ -167,7 +176,7 @@ static int make_units(struct saver *s, enum dt_lora_layout layout, bool values, 
 
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout)
 {
-    struct saver s = { .l = l };
+    struct saver s = { .l = &l, .nl = 1 };
     int64_t n = 0;
     int e;
     make_units(&s, layout, false, NULL);
@@ -202,8 +211,8 @@ static int fill_unit(struct saver *s, const struct unit *u, dt_err *err)
         const dt_adapter *a = u->part[i];
         if (!a)
             continue;
-        int rc = read_half(s, a->a, s->down + slot * i * u->in, err);
-        if (rc < 0 || (rc = read_half(s, a->b, s->half, err)) < 0)
+        int rc = read_half(s, u, a->a, s->down + slot * i * u->in, err);
+        if (rc < 0 || (rc = read_half(s, u, a->b, s->half, err)) < 0)
             return rc;
         float k = (float)(a->scale / u->scale);
         for (int64_t y = 0; y < u->rows[i]; y++)
@@ -260,10 +269,16 @@ static int alloc_unit(struct saver *s, dt_err *err)
 
 /* --- metadata --- */
 
-/* diffusers gives this to peft.LoraConfig, without the component's name. */
-static char *peft_config(const dt_lora *l)
+/* Its path without what some versions of its library leave out: peft takes the end of a path for it. */
+static const char *end_of(const dt_lora *l, const char *path)
 {
-    cJSON *o = cJSON_CreateObject();
+    const char *implied = dt_lora_part_named(l->base->name)->implied;
+    return implied && !strncmp(path, implied, strlen(implied)) ? path + strlen(implied) : path;
+}
+
+/* diffusers gives these to peft.LoraConfig, without the component's name. */
+static void add_peft(cJSON *o, const dt_lora *l)
+{
     const char *c = l->base->name;
     char key[128];
 #define KEY(k) (snprintf(key, sizeof(key), "%s." k, c), key)
@@ -275,13 +290,22 @@ static char *peft_config(const dt_lora *l)
     for (int64_t i = 0; i < l->n; i++) {
         const dt_adapter *a = &l->v[i];
         double alpha = a->scale * (double)a->rank;
-        cJSON_AddItemToArray(targets, cJSON_CreateString(a->path));
+        const char *path = end_of(l, a->path);
+        cJSON_AddItemToArray(targets, cJSON_CreateString(path));
         if (a->rank != l->rank)
-            cJSON_AddNumberToObject(ranks, a->path, (double)a->rank);
+            cJSON_AddNumberToObject(ranks, path, (double)a->rank);
         if (fabs(alpha - l->alpha) > 1e-9 * l->alpha)
-            cJSON_AddNumberToObject(alphas, a->path, alpha);
+            cJSON_AddNumberToObject(alphas, path, alpha);
     }
 #undef KEY
+}
+
+static char *peft_config(const struct saver *s)
+{
+    cJSON *o = cJSON_CreateObject();
+    for (int k = 0; k < s->nl; k++)
+        if (s->l[k])
+            add_peft(o, s->l[k]);
     char *text = cJSON_PrintUnformatted(o);
     cJSON_Delete(o);
     return text;
@@ -336,8 +360,13 @@ static char *join_targets(const dt_lora *l)
     return targets;
 }
 
-static void make_meta(struct meta *m, const dt_lora *l, enum dt_lora_layout layout, const dt_lora_info *info)
+/* Of several the first is what the file is said to be. */
+static void make_meta(struct meta *m, const struct saver *s, enum dt_lora_layout layout, const dt_lora_info *info)
 {
+    int k = 0;
+    while (!s->l[k])
+        k++;
+    const dt_lora *l = s->l[k];
     add_meta(m, "format", dt_strdup("pt"));
     add_meta(m, "dt_version", dt_strdup(DT_VERSION));
     add_meta(m, "dt_layout", dt_strdup(dt_lora_layouts[layout]));
@@ -352,7 +381,7 @@ static void make_meta(struct meta *m, const dt_lora *l, enum dt_lora_layout layo
     if (info && !info->from && info->steps >= 0)
         add_meta(m, "dt_steps", dt_sprintf("%lld", (long long)info->steps));
     if (layout == DT_LORA_PEFT)
-        add_meta(m, "lora_adapter_metadata", peft_config(l));
+        add_meta(m, "lora_adapter_metadata", peft_config(s));
     if (layout == DT_LORA_KOHYA) {
         add_meta(m, "ss_network_module", dt_strdup("networks.lora"));
         add_meta(m, "ss_network_dim", dt_sprintf("%lld", (long long)l->rank));
@@ -392,12 +421,18 @@ static dt_st_entry *make_entries(const struct saver *s, enum dt_lora_layout layo
 int dt_lora_save(const dt_lora *l, const char *path, enum dt_lora_layout layout, dt_dtype dtype, bool use_ema,
                  const dt_lora_info *info, dt_err *err)
 {
-    struct saver s = { .l = l, .dtype = dtype, .use_ema = use_ema };
+    return dt_lora_save_parts(&l, 1, path, layout, dtype, use_ema, info, err);
+}
+
+int dt_lora_save_parts(const dt_lora *const *l, int n, const char *path, enum dt_lora_layout layout, dt_dtype dtype,
+                       bool use_ema, const dt_lora_info *info, dt_err *err)
+{
+    struct saver s = { .l = l, .nl = n, .dtype = dtype, .use_ema = use_ema };
     struct meta m = { 0 };
     dt_strs names = { 0 };
     dt_st_entry *e = NULL;
     int rc;
-    make_meta(&m, l, layout, info);
+    make_meta(&m, &s, layout, info);
     if ((rc = make_units(&s, layout, true, err)) < 0 || (rc = alloc_unit(&s, err)) < 0)
         goto out;
     e = make_entries(&s, layout, &names);

@@ -62,11 +62,11 @@ static int64_t px(int64_t v) { return v < 10 ? v * D : v; }
 
 static dt_params *flux_1(void)
 {
-    dt_flux_config c = { .in_channels = 64, .out_channels = 64, .layers = PAIRS, .single_layers = SINGLES,
-                         .head_dim = 128,
-                         .heads = 24, .joint_dim = 4096, .pooled_dim = 768, .axes = { 16, 56, 56 }, .guidance = true };
+    dt_flux_pipe shape = { .dit = { .in_channels = 64, .out_channels = 64, .layers = PAIRS, .single_layers = SINGLES,
+                                    .head_dim = 128, .heads = 24, .joint_dim = 4096, .pooled_dim = 768,
+                                    .axes = { 16, 56, 56 }, .guidance = true } };
     dt_params *p;
-    assert_int_equal(dt_flux_declare(&p, &c, NULL), 0);
+    assert_int_equal(dt_flux_declare(&p, &shape, DT_FLUX_DIT, NULL), 0);
     return p;
 }
 
@@ -175,10 +175,10 @@ static void the_shape_is_guessed(void **state)
     (void)state;
     for (int layout = 0; layout < 3; layout++) {
         dt_st *st = written((enum dt_lora_layout)layout);
-        dt_flux_config c;
+        dt_flux_pipe shape = { 0 };
         dt_params *guess, *base = flux_1();
-        dt_flux_guess(&c, st);
-        assert_int_equal(dt_flux_declare(&guess, &c, NULL), 0);
+        dt_flux_guess(&shape.dit, st);
+        assert_int_equal(dt_flux_declare(&guess, &shape, DT_FLUX_DIT, NULL), 0);
         for (int64_t i = 0; i < base->linears.n; i++) {
             char name[300];
             snprintf(name, sizeof(name), "%s.weight", base->linears.v[i]);

@@ -10,6 +10,8 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "base/rng.h"
+#include "models/flux_pipe.h"
 #include "train/lora.h"
 
 enum { DIT, CLIP, T5, PARTS };
@@ -165,10 +167,93 @@ static void refused(void **state)
     }
 }
 
+/* --- written --- */
+
+/* Random adapters on every layer of CLIP-L's and T5-XXL's widths, and of nothing else. */
+static void make(dt_lora *l[DT_FLUX_NPART], dt_params *set[DT_FLUX_NPART], dt_device *dev)
+{
+    const dt_flux_pipe shape = { .clip = { .vocab = 8, .hidden = 768, .mlp = 3072, .layers = 2, .heads = 12, .positions = 77 },
+                                 .t5 = { .vocab = 8, .d_model = 4096, .d_kv = 64, .d_ff = 10240, .layers = 2, .heads = 64,
+                                         .buckets = 32, .max_distance = 128, .gated = true } };
+    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5; k++) {
+        assert_int_equal(dt_flux_declare(&set[k], &shape, (enum dt_flux_part)k, NULL), 0);
+        assert_int_equal(dt_lora_new(&l[k], set[k], &(dt_lora_config){ .rank = 1 + k % 2, .alpha = 3 }, NULL), 0);
+        assert_int_equal(dt_params_alloc(l[k]->params, dev, DT_F32, 0, NULL), 0);
+        for (int64_t i = 0; i < l[k]->params->n; i++) {
+            dt_param *p = l[k]->params->v[i];
+            dt_rng_fill_normal(p->w, p->numel, 5, DT_RNG_TEST, (uint32_t)k, (uint32_t)i);
+        }
+    }
+}
+
+static void same_layers(const dt_lora *a, const dt_lora *b)
+{
+    assert_int_equal(a->n, b->n);
+    for (int64_t i = 0; i < a->n; i++) {
+        const dt_adapter *x = &a->v[i], *y = &b->v[i];
+        assert_string_equal(x->path, y->path);
+        assert_true(x->rank == y->rank && x->scale == y->scale);
+        for (int h = 0; h < 2; h++) {
+            const dt_param *p = h ? x->b : x->a, *q = h ? y->b : y->a;
+            assert_int_equal(p->numel, q->numel);
+            assert_memory_equal(p->w, q->w, (size_t)p->numel * sizeof(float));
+        }
+    }
+}
+
+/* In each layout: the names that ComfyUI, diffusers and sd-scripts have, from which the widths are guessed. */
+static void layouts(void **state)
+{
+    (void)state;
+    static const char *const name[][2] = {
+        { "text_encoder.text_model.encoder.layers.1.self_attn.out_proj.lora_B.weight",
+          "text_encoders.t5xxl.transformer.encoder.block.1.layer.1.DenseReluDense.wi_0.lora_A.weight" },
+        { "text_encoder.text_model.encoder.layers.1.self_attn.out_proj.lora_B.weight",
+          "text_encoder_2.encoder.block.1.layer.1.DenseReluDense.wi_0.lora_A.weight" },
+        { "lora_te1_text_model_encoder_layers_1_self_attn_out_proj.lora_up.weight",
+          "lora_te3_encoder_block_1_layer_1_DenseReluDense_wi_0.lora_down.weight" },
+    };
+    dt_device *dev = NULL;
+    dt_lora *l[DT_FLUX_NPART] = { NULL };
+    dt_params *set[DT_FLUX_NPART] = { NULL };
+    assert_int_equal(dt_device_open(&dev, "cpu", NULL), 0);
+    make(l, set, dev);
+    for (int layout = 0; layout < 3; layout++) {
+        dt_flux_pipe shape = { 0 };
+        dt_st *st = NULL;
+        assert_int_equal(dt_lora_save_parts((const dt_lora *const *)l, DT_FLUX_NPART, file, (enum dt_lora_layout)layout, DT_F32,
+                                            false, NULL, NULL), 0);
+        assert_int_equal(dt_st_open(&st, file, NULL), 0);
+        assert_non_null(dt_st_find(st, name[layout][0]));
+        assert_non_null(dt_st_find(st, name[layout][1]));
+        dt_text_guess(&shape.clip, &shape.t5, st);
+        dt_st_close(&st);
+        for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5; k++) {
+            dt_params *guess = NULL;
+            assert_int_equal(dt_flux_declare(&guess, &shape, (enum dt_flux_part)k, NULL), 0);
+            assert_int_equal(guess->linears.n, set[k]->linears.n);
+            dt_params *both[] = { guess, k == DT_FLUX_CLIP ? set[DT_FLUX_T5] : set[DT_FLUX_CLIP] };
+            dt_lora *out[2];
+            assert_int_equal(dt_lora_open_parts(out, both, 2, file, NULL), 0);
+            assert_int_equal(dt_params_alloc(out[0]->params, dev, DT_F32, 0, NULL), 0);
+            assert_int_equal(dt_lora_fill(out[0], NULL), 0);
+            same_layers(l[k], out[0]);
+            dt_lora_free(&out[0]);
+            dt_lora_free(&out[1]);
+            dt_params_free(&guess);
+        }
+    }
+    for (int k = 0; k < DT_FLUX_NPART; k++) {
+        dt_lora_free(&l[k]);
+        dt_params_free(&set[k]);
+    }
+    dt_device_close(&dev);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names), cmocka_unit_test(metadata), cmocka_unit_test(refused),
+        cmocka_unit_test(names), cmocka_unit_test(metadata), cmocka_unit_test(refused), cmocka_unit_test(layouts),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("train/lora: text encoders", tests, setup, teardown);
