@@ -106,7 +106,7 @@ static int merge(const struct opts *o, const char *base, dt_err *err)
     struct dt_merge_report r = { 0 };
     int rc = dt_lora_merge(&p, &r, err);
     for (int64_t i = 0; rc == 0 && i < r.loras.n; i++)
-        dt_info("%s, strength %g", r.loras.v[i], strength[i]);
+        dt_info("%s", r.loras.v[i]);
     if (rc == 0)
         dt_info("%s: %lld of %lld tensors changed", o->output, (long long)r.changed, (long long)r.tensors);
     for (int64_t i = 0; rc == 0 && i < r.left_out.n; i++)

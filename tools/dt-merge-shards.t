@@ -31,6 +31,16 @@ for f in all some; do
 done
 check 'of its own file every byte' 'to 1 kohya some.comfy && to 2 comfy 1 && cmp 2 some.comfy'
 for l in peft kohya; do check "$l is what dt_lora_save writes" "cmp <(data all.$l) <(data $G/lora_all_$l.safetensors)"; done
+for f in diffusers kohya; do
+    for l in comfy peft kohya; do to $f.$l $l "$G/lora_text_$f.safetensors"; done
+    for a in comfy peft kohya; do
+        for b in comfy peft kohya; do
+            check "text encoders, $f: $a, $b, $a: the same bits" "to 1 $b $f.$a && to 2 $a 1 && cmp <(data 2) <(data $f.$a) && cmp <(data 1) <(data $f.$b)"
+        done
+    done
+done
+tensors() { header "$1" | grep -o '"[^"]*":{"dtype":"BF16","shape":\[[0-9]*,[0-9]*\]' | sort; }
+check "the matrices of sd-scripts' file have their names again" "tensors kohya.kohya | wc -l; cmp <(tensors kohya.kohya) <(tensors $G/lora_text_kohya.safetensors)" 42
 check 'metadata are kept' "header some.kohya | grep -o '\"dt_targets\":\"[^\"]*\"\|\"dt_steps\":\"2\"\|\"ss_network_dim\":\"3\"\|\"dt_layout\":\"kohya\"'" \
 '"dt_layout":"kohya"
 "dt_targets":"to_q,to_v,proj_mlp,ff.0,norm_out.linear"
@@ -74,6 +84,27 @@ check 'and taken out again' "dt-merge-shards merge -q -o 3.safetensors 1.safeten
 check 'strength 0 changes no bit' "dt-merge-shards merge -q -o 1.safetensors model --lora all.comfy:0 && cmp <(data 1.safetensors) <(data model/transformer/*.safetensors)"
 check 'metadata say so, those of the base are kept' "header m.safetensors | grep -o '\"dt_steps\":\"1\"\|\"dt_merged\":\"[^\"]*\"'" '"dt_steps":"1"
 "dt_merged":"all.comfy:0.7, some.kohya:-0.5"'
+# text encoders: lora_text_diffusers adapts CLIP (fp32) and the transformer, lora_text_kohya T5 (bf16) too
+D=$G/lora_text_diffusers.safetensors K=$G/lora_text_kohya.safetensors
+check 'into the text encoders of a model folder: samples as base and LoRA' \
+    "$S model --save_latents y --lora $D:0.7 && dt-merge-shards merge -q -o te1 model --lora $D:0.7 && $S te1 --save_latents lat && near lat y; { diff -rq model te1; :; }" \
+'1
+Files model/text_encoder/model.safetensors and te1/text_encoder/model.safetensors differ
+Files model/transformer/diffusion_pytorch_model.safetensors and te1/transformer/diffusion_pytorch_model.safetensors differ'
+check 'into T5 of a model folder, in bf16' \
+    "$S model --save_latents z --lora $K:0.7 && dt-merge-shards merge -o te2 model --lora $K:0.7 2>&1 | sed 's/.*kohya.safetensors: //' && $S te2 --save_latents lat && far lat z; far y z; header te2/text_encoder_2/model.safetensors | grep -c '\"dt_merged\":\"lora_text_kohya.safetensors:0.7\"'" \
+'1 layers, rank 2, alpha 4, strength 0.7
+12 layers of text_encoder, rank 4, alpha 1, strength 0.7
+8 layers of text_encoder_2, rank 2, alpha 3, strength 0.7
+dt-merge-shards: te2: 21 of 169 tensors changed
+3e-04
+1e-01
+1'
+check 'other weights of an encoder that is merged are left out, and named' \
+    "cp -r model more; echo >more/text_encoder/model.fp16.safetensors; dt-merge-shards merge -o te3 more --lora $D 2>&1 | grep warning; ls te3/text_encoder" \
+'dt-merge-shards: warning: more/text_encoder/model.fp16.safetensors is left out: it is not what was merged
+config.json
+model.safetensors'
 # the same weights in bf16, as shards in diffusers' names and as the single file
 check 'shards stay shards' "dt-merge-shards merge -q -o sh $M/transformer --lora all.comfy && ls sh && for f in config.json diffusion_pytorch_model.safetensors.index.json; do cmp sh/\$f $M/transformer/\$f; done" \
 'config.json
@@ -112,13 +143,13 @@ fails 2 'the base itself' 'dt-merge-shards merge -o m.safetensors m.safetensors 
 fails 2 'a file into a folder' 'dt-merge-shards merge -o x m.safetensors --lora all.comfy' 'so must the result be'
 fails 4 'a LoRA that is not there' 'dt-merge-shards lora -o x nowhere' 'nowhere'
 fails 4 'a LoRA that is none' "dt-merge-shards lora -o x $M/vae/diffusion_pytorch_model.safetensors" 'are no part of a LoRA'
-sed 's/lora_unet_double_blocks_0_txt_mlp_0/lora_te1_text_model_layers_0_mlp_fc/g' all.kohya >te
-check 'a LoRA of text encoders too is refused, not cut down' "cmp -s all.kohya te; echo \$?; dt-merge-shards lora -o x te 2>&1 | grep -o 'no linear layers of transformer.*'
-    dt-merge-shards merge -o x.safetensors $M/transformer --lora te 2>&1 | grep -o 'no linear layers of transformer.*'; ls x x.safetensors 2>&1 | grep -c 'No such'" \
-"1
-no linear layers of transformer, first 'lora_te1_text_model_layers_0_mlp_fc'
-no linear layers of transformer, first 'lora_te1_text_model_layers_0_mlp_fc'
-2"
+K=$G/lora_text_kohya.safetensors        # of the transformer, CLIP and T5
+for f in "-o x.safetensors $M" "-o x.safetensors $M/transformer" "-o x $M/transformer"; do
+    fails 4 "not cut down: $f" "dt-merge-shards merge $f --lora $K" '60 of its tensors are for text_encoder, which is not here'
+done
+sed 's/lora_te1_text_model_encoder_layers_0_mlp_fc1/lora_te1_text_model_encoder_layers_0_mlp_gcl/g' "$K" >te
+fails 4 'a layer that a text encoder has not' 'dt-merge-shards lora -o x te' '1 of 12 modules are no linear layers of text_encoder, first'
+fails 4 'nor in merging' "dt-merge-shards merge -o x $M --lora te" '1 of 12 modules are no linear layers of text_encoder, first'
 fails 4 'half a LoRA' 'head -c 5000 all.comfy >half; dt-merge-shards lora -o x half' 'half'
 fails 4 'a base that is not there' 'dt-merge-shards merge -o x.safetensors nowhere --lora all.comfy' 'nowhere'
 fails 4 'a base that is none' "dt-merge-shards merge -o x.safetensors $M/vae --lora all.comfy" 'layer|tensor'

@@ -136,10 +136,12 @@ static void measure(void *config, int64_t *layers, const char *count, const stru
     enum half half = half_of(name);
     while (w->in && !find(name, w->in))
         w++;
-    int64_t v = d->d[half == UP ? 0 : 1];
-    if (!w->in || half == WEIGHT || v < 1 || v > MOST_WIDTH)
+    if (!w->in || d->d[0] < 1 || d->d[1] < 1 || d->d[0] > MOST_WIDTH || d->d[1] > MOST_WIDTH)
         return;
-    *(int64_t *)((char *)config + (half == UP ? w->rows : w->columns)) = v;
+    if (half != DOWN)
+        *(int64_t *)((char *)config + w->rows) = d->d[0];
+    if (half != UP)
+        *(int64_t *)((char *)config + w->columns) = d->d[1];
     count_blocks(layers, name, counts);
 }
 

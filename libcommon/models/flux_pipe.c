@@ -239,7 +239,7 @@ static int rename_clip(const dt_st *st, const dt_param *q, dt_st_entry *out, voi
     return 1;
 }
 
-static const dt_rename_fn rename_part[DT_FLUX_NPART] = { dt_flux_rename, dt_vae_rename, rename_clip, rename_t5 };
+const dt_rename_fn dt_flux_part_rename[DT_FLUX_NPART] = { dt_flux_rename, dt_vae_rename, rename_clip, rename_t5 };
 
 int dt_flux_pipe_place(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, bool fetch, dt_err *err)
 {
@@ -247,7 +247,7 @@ int dt_flux_pipe_place(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_
     char *dir = p->weights[k] ? dt_strdup(p->weights[k]) : part_dir(p, k);
     int rc = dt_is_dir(dir) ? dt_st_open_folder(&st, dir, stems, err) : dt_st_open(&st, dir, err);
     if (rc == 0)
-        rc = dt_params_place(p->part[k], &st, rename_part[k], NULL, dev, dtype, fetch, err);
+        rc = dt_params_place(p->part[k], &st, dt_flux_part_rename[k], NULL, dev, dtype, fetch, err);
     free(dir);
     return rc;
 }
@@ -259,7 +259,7 @@ int dt_flux_pipe_load(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_d
     if (rc == 0)
         rc = dt_params_alloc(part, dev, dtype, flags, err);
     if (rc == 0)
-        rc = dt_params_load(part, part->file, rename_part[k], NULL, err);
+        rc = dt_params_load(part, part->file, dt_flux_part_rename[k], NULL, err);
     if (rc >= 0)
         rc = dt_params_check(part, err);            /* what was copied, too */
     if (rc == 0)

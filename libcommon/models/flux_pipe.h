@@ -41,6 +41,8 @@ int  dt_flux_pipe_open(dt_flux_pipe **out, const char *dir, int64_t max_sequence
 void dt_flux_pipe_close(dt_flux_pipe **p);
 int  dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err);
 
+/* How the tensors of a part are found in its files. */
+extern const dt_rename_fn dt_flux_part_rename[DT_FLUX_NPART];
 /* Opens the weights of part `k` and settles which of them stay there (dt_params_place): before anything is
  * planned with it, once it is known what trains. */
 int  dt_flux_pipe_place(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_dtype dtype, bool fetch, dt_err *err);

@@ -33,7 +33,7 @@ int  dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_P
 /* A transformer that the matrices of a file of weights, or of a LoRA in any naming, fit: numbers of blocks
  * and widths are the file's, and FLUX.1's where it does not say.  Heads are not known: some that fit. */
 void dt_flux_guess(dt_flux_config *c, const dt_st *st);
-/* Likewise text encoders that the matrices of a LoRA fit. */
+/* Likewise text encoders, but for their embeddings. */
 void dt_text_guess(dt_clip_config *clip, dt_t5_config *t5, const dt_st *st);
 
 /* --- CLIP: modules as diffusers' first LoRA files have them --- */

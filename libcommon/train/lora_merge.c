@@ -17,7 +17,7 @@
 enum { CHUNK_ROWS = 32 };
 
 struct patch {                      /* rows [row, row + rows) of an entry of the base get scale * b a */
-    const char  *tensor;
+    const void  *data;              /* of the entry */
     int64_t      row, rows, rank;
     const float *a, *b;             /* [rank, in], [rows, rank] */
     float        scale;
@@ -26,12 +26,13 @@ struct patch {                      /* rows [row, row + rows) of an entry of the
 struct merge {
     const struct dt_merge_params *p;
     struct dt_merge_report *r;
-    dt_st     *st;
-    dt_params *params;              /* declared like the base */
-    dt_lora  **lora;
+    dt_st     *net[DT_FLUX_NPART];  /* the transformer, and what else changes */
+    dt_params *params[DT_FLUX_NPART];   /* declared like those */
+    dt_lora *(*lora)[DT_FLUX_NPART];
     struct patch *patch;
     int64_t    n, cap;
-    dt_st_entry *e;                 /* of the file being written */
+    const dt_st *st;                /* of the file being written */
+    dt_st_entry *e;                 /* of it */
     const void *last;               /* that was fetched and is not needed any more */
     size_t     last_bytes;
     char      *out;                 /* of the largest entry that changes */
@@ -42,49 +43,70 @@ struct merge {
 
 /* --- which rows change --- */
 
-static int find_rows(struct merge *m, const dt_adapter *a, const float *down, const float *up, double strength,
-                     dt_err *err)
+static int find_rows(struct merge *m, enum dt_flux_part k, const dt_adapter *a, const float *down, const float *up,
+                     double strength, dt_err *err)
 {
     dt_st_entry piece[DT_MAX_PIECES];
     char *name = dt_sprintf("%s.weight", a->path);
-    const dt_param *w = dt_params_find(m->params, name);
-    int n = dt_flux_rename(m->st, w, piece, NULL, err);
+    const dt_param *w = dt_params_find(m->params[k], name);
+    int n = dt_flux_part_rename[k](m->net[k], w, piece, NULL, err);
     free(name);
     int64_t in = w->dims.d[1];
     for (int i = 0; i < n; i++) {
-        const dt_st_entry *e = dt_st_find(m->st, piece[i].name);
+        const dt_st_entry *e = dt_st_find(m->net[k], piece[i].name);
         if (e->dtype > DT_F64 || e->dims.nd != 2 || e->dims.d[1] != in)
             return dt_err_set(err, DT_EDATA, "%s: '%s' is no matrix of floats with %lld columns", e->file, e->name,
                               (long long)in);
         size_t row = (size_t)in * dt_dtype_size(e->dtype);
         dt_grow(&m->patch, &m->cap, m->n + 1, sizeof(*m->patch));
         m->patch[m->n++] = (struct patch){
-            .tensor = e->name, .row = (int64_t)((size_t)((const char *)piece[i].data - (const char *)e->data) / row),
+            .data = e->data, .row = (int64_t)((size_t)((const char *)piece[i].data - (const char *)e->data) / row),
             .rows = piece[i].dims.d[0], .rank = a->rank, .a = down, .b = up, .scale = (float)(strength * a->scale) };
         up += piece[i].dims.d[0] * a->rank;
     }
     return n < 0 ? n : 0;
 }
 
+static void add_note(struct merge *m, const char *path, double strength)
+{
+    char *note = dt_sprintf("%s%s%s:%g", m->note ? m->note : "", m->note ? ", " : "", dt_path_base(path), strength);
+    free(m->note);
+    m->note = note;
+}
+
+/* What the i-th LoRA does to each network. */
+static int open_lora(struct merge *m, int64_t i, dt_err *err)
+{
+    const char *path = m->p->lora[i];
+    double strength = m->p->strength[i];
+    int rc = dt_lora_open_parts(m->lora[i], m->params, DT_FLUX_NPART, path, err);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++) {
+        const dt_lora *l = m->lora[i][k];
+        for (int64_t a = 0; l && a < l->n && rc == 0; a++)
+            rc = find_rows(m, (enum dt_flux_part)k, &l->v[a], l->values[2 * a], l->values[2 * a + 1], strength, err);
+        char *line = l ? dt_sprintf("%s, strength %g", l->report.v[0], strength) : NULL;
+        if (line)
+            dt_strs_add(&m->r->loras, line);
+        free(line);
+    }
+    if (rc == 0)
+        add_note(m, path, strength);
+    return rc;
+}
+
 static int open_loras(struct merge *m, dt_err *err)
 {
-    const struct dt_merge_params *p = m->p;
-    dt_flux_pipe shape = { 0 };
-    dt_flux_guess(&shape.dit, m->st);
-    int rc = dt_flux_declare(&m->params, &shape, DT_FLUX_DIT, err);
-    m->lora = dt_alloc((size_t)(p->n + 1) * sizeof(*m->lora));
-    for (int64_t i = 0; i < p->n && rc == 0; i++) {
-        rc = dt_lora_open(&m->lora[i], m->params, p->lora[i], dt_flux_single_name, 0, err);
-        dt_lora *l = m->lora[i];
-        for (int64_t k = 0; rc == 0 && k < l->n; k++)
-            rc = find_rows(m, &l->v[k], l->values[2 * k], l->values[2 * k + 1], p->strength[i], err);
-        if (rc < 0)
-            return rc;
-        dt_strs_add(&m->r->loras, l->report.v[0]);
-        char *note = dt_sprintf("%s%s%s:%g", m->note ? m->note : "", i ? ", " : "", dt_path_base(p->lora[i]),
-                                p->strength[i]);
-        free(m->note);
-        m->note = note;
+    int64_t n = m->p->n;
+    int rc = 0;
+    m->lora = dt_alloc((size_t)(n + 1) * sizeof(*m->lora));
+    for (int64_t i = 0; i < n && rc == 0; i++)
+        rc = open_lora(m, i, err);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++) {
+        bool any = false;
+        for (int64_t i = 0; i < n; i++)
+            any |= m->lora[i][k] != NULL;
+        if (!any)
+            dt_st_close(&m->net[k]);        /* copied as it is */
     }
     return rc;
 }
@@ -92,7 +114,7 @@ static int open_loras(struct merge *m, dt_err *err)
 static bool changes(const struct merge *m, const dt_st_entry *e)
 {
     for (int64_t i = 0; i < m->n; i++)
-        if (!strcmp(m->patch[i].tensor, e->name))
+        if (m->patch[i].data == e->data && e->bytes)
             return true;
     return false;
 }
@@ -101,15 +123,16 @@ static int make_room(struct merge *m, dt_err *err)
 {
     size_t most = 1;
     m->widest = 1;
-    for (int64_t i = 0; i < dt_st_count(m->st); i++) {
-        const dt_st_entry *e = dt_st_at(m->st, i);
-        m->r->tensors++;
-        if (!changes(m, e))
-            continue;
-        m->r->changed++;
-        most = e->bytes > most ? e->bytes : most;
-        m->widest = e->dims.d[1] > m->widest ? e->dims.d[1] : m->widest;
-    }
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        for (int64_t i = 0; m->net[k] && i < dt_st_count(m->net[k]); i++) {
+            const dt_st_entry *e = dt_st_at(m->net[k], i);
+            m->r->tensors++;
+            if (!changes(m, e))
+                continue;
+            m->r->changed++;
+            most = e->bytes > most ? e->bytes : most;
+            m->widest = e->dims.d[1] > m->widest ? e->dims.d[1] : m->widest;
+        }
     m->out = dt_try_alloc(most);
     m->scratch = dt_try_alloc((size_t)(omp_get_max_threads() * CHUNK_ROWS * m->widest) * sizeof(float));
     return m->out && m->scratch ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tensor of %zu bytes", most);
@@ -136,7 +159,7 @@ static void merge_rows(const struct merge *m, const dt_st_entry *e, int64_t firs
     size_t at = (size_t)(first * in) * dt_dtype_size(e->dtype);
     dt_convert(x, DT_F32, (const char *)e->data + at, e->dtype, n * in);
     for (int64_t i = 0; i < m->n; i++)
-        if (!strcmp(m->patch[i].tensor, e->name))
+        if (m->patch[i].data == e->data)
             add_patch(&m->patch[i], x, first, n, in);
     dt_convert(m->out + at, e->dtype, x, DT_F32, n * in);
 }
@@ -166,20 +189,22 @@ static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
 
 /* --- files --- */
 
-/* The tensors that are in file `from` of the base, or all of them if it is NULL. */
-static int write_file(struct merge *m, const char *from, const char *to, dt_err *err)
+/* The tensors of a network that are in file `from`, or all of them if it is NULL. */
+static int write_file(struct merge *m, const dt_st *st, const char *from, const char *to, dt_err *err)
 {
     int64_t n = 0, nkv = 0;
     const char *key;
-    while (dt_st_meta_at(m->st, nkv, &key))
+    m->st = st;
+    m->last = NULL;
+    while (dt_st_meta_at(st, nkv, &key))
         nkv++;
     dt_st_kv *kv = dt_alloc((size_t)(nkv + 2) * sizeof(*kv));
     for (int64_t i = 0; i < nkv; i++)
-        kv[i].value = dt_st_meta_at(m->st, i, &kv[i].key);
+        kv[i].value = dt_st_meta_at(st, i, &kv[i].key);
     kv[nkv] = (dt_st_kv){ "dt_merged", m->note };
-    m->e = dt_alloc((size_t)(dt_st_count(m->st) + 1) * sizeof(*m->e));
-    for (int64_t i = 0; i < dt_st_count(m->st); i++) {
-        const dt_st_entry *e = dt_st_at(m->st, i);
+    m->e = dt_alloc((size_t)(dt_st_count(st) + 1) * sizeof(*m->e));
+    for (int64_t i = 0; i < dt_st_count(st); i++) {
+        const dt_st_entry *e = dt_st_at(st, i);
         if (!from || !strcmp(e->file, from))
             m->e[n++] = *e;
     }
@@ -190,16 +215,27 @@ static int write_file(struct merge *m, const char *from, const char *to, dt_err 
     return rc;
 }
 
-static bool is_part_of(const dt_st *st, const char *path)
+/* The network that has weights in this file; NULL: none that is merged. */
+static const dt_st *part_in(const struct merge *m, const char *path)
 {
-    for (int64_t i = 0; i < dt_st_count(st); i++)
-        if (!strcmp(dt_st_at(st, i)->file, path))
-            return true;
-    return false;
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        for (int64_t i = 0; m->net[k] && i < dt_st_count(m->net[k]); i++)
+            if (!strcmp(dt_st_at(m->net[k], i)->file, path))
+                return m->net[k];
+    return NULL;
+}
+
+/* A folder of a network none of whose weights change? */
+static bool is_other(const struct merge *m, const char *name)
+{
+    for (int k = 0; k < DT_FLUX_NPART; k++)
+        if (m->net[k] && !strcmp(name, dt_flux_part_dir[k]))
+            return false;
+    return true;
 }
 
 /* Every file of a folder: merged, or copied.  `weights`: of other networks, are copied too; otherwise only
- * those of the base. */
+ * those that are merged. */
 static int write_folder(struct merge *m, const char *from, const char *to, bool weights, int depth, dt_err *err)
 {
     struct dirent **entry;
@@ -211,9 +247,9 @@ static int write_folder(struct merge *m, const char *from, const char *to, bool 
         bool dir = dt_is_dir(a);
         if (rc == 0 && entry[i]->d_name[0] != '.') {
             if (dir)
-                rc = depth ? write_folder(m, a, b, strcmp(entry[i]->d_name, "transformer") != 0, depth - 1, err) : 0;
-            else if (is_part_of(m->st, a))
-                rc = write_file(m, a, b, err);
+                rc = depth ? write_folder(m, a, b, is_other(m, entry[i]->d_name), depth - 1, err) : 0;
+            else if (part_in(m, a))
+                rc = write_file(m, part_in(m, a), a, b, err);
             else if (weights || strcmp(dt_path_ext(a), ".safetensors"))
                 rc = dt_file_copy(a, b, err);
             else
@@ -273,20 +309,37 @@ static int write_whole(struct merge *m, const char *to, dt_err *err)
     return rc;
 }
 
-/* A model folder, the folder of a transformer, or a file. */
+static bool is_file_name(const char *s) { return !strcmp(dt_path_ext(s), ".safetensors"); }
+
+/* A model folder, the folder of a transformer, or a file.  The text encoders of a model folder too, if a folder is
+ * made of it. */
 static int open_base(struct merge *m, dt_err *err)
 {
     static const char *const stems[] = { "diffusion_pytorch_model", "model", NULL };
     const char *base = m->p->base;
-    if (!dt_is_dir(base))
-        return dt_st_open(&m->st, base, err);
-    char *part = dt_path_join(base, "transformer");
-    int rc = dt_st_open_folder(&m->st, dt_is_dir(part) ? part : base, stems, err);
-    free(part);
+    dt_flux_pipe shape = { 0 };
+    int rc = 0;
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++) {
+        char *dir = dt_path_join(base, dt_flux_part_dir[k]);
+        if (k == DT_FLUX_DIT)
+            rc = dt_is_dir(base) ? dt_st_open_folder(&m->net[k], dt_is_dir(dir) ? dir : base, stems, err)
+                                 : dt_st_open(&m->net[k], base, err);
+        else if (k != DT_FLUX_VAE && !is_file_name(m->p->out) && dt_is_dir(dir))
+            dt_st_open_folder(&m->net[k], dir, stems, NULL);    /* a LoRA that needs it will miss it */
+        free(dir);
+    }
+    if (rc == 0)
+        dt_flux_guess(&shape.dit, m->net[DT_FLUX_DIT]);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++) {
+        if (k == DT_FLUX_CLIP && m->net[k])
+            dt_text_guess(&shape.clip, &shape.t5, m->net[k]);
+        if (k == DT_FLUX_T5 && m->net[k])
+            dt_text_guess(&(dt_clip_config){ 0 }, &shape.t5, m->net[k]);
+        if (m->net[k])
+            rc = dt_flux_declare(&m->params[k], &shape, (enum dt_flux_part)k, err);
+    }
     return rc;
 }
-
-static bool is_file_name(const char *s) { return !strcmp(dt_path_ext(s), ".safetensors"); }
 
 int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt_err *err)
 {
@@ -296,19 +349,22 @@ int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt
     if (!is_file_name(p->out) && dt_exists(p->out))
         return dt_err_set(err, DT_EUSAGE, "'%s' is there already", p->out);
     int rc = open_base(&m, err);
-    if (rc == 0 && is_file_name(p->out) && is_part_of(m.st, p->out))
+    if (rc == 0 && is_file_name(p->out) && part_in(&m, p->out))
         rc = dt_err_set(err, DT_EUSAGE, "'%s' is the base: name another file", p->out);
     if (rc == 0)
         rc = open_loras(&m, err);
     if (rc == 0)
         rc = make_room(&m, err);
     if (rc == 0)
-        rc = is_file_name(p->out) ? write_file(&m, NULL, p->out, err) : write_whole(&m, p->out, err);
-    for (int64_t i = 0; m.lora && i < p->n; i++)
-        dt_lora_free(&m.lora[i]);
+        rc = is_file_name(p->out) ? write_file(&m, m.net[DT_FLUX_DIT], NULL, p->out, err)
+                                  : write_whole(&m, p->out, err);
+    for (int k = 0; k < DT_FLUX_NPART; k++) {
+        for (int64_t i = 0; m.lora && i < p->n; i++)
+            dt_lora_free(&m.lora[i][k]);
+        dt_params_free(&m.params[k]);
+        dt_st_close(&m.net[k]);
+    }
     free(m.lora);
-    dt_params_free(&m.params);
-    dt_st_close(&m.st);
     free(m.patch);
     free(m.out);
     free(m.scratch);

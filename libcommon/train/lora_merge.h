@@ -16,12 +16,13 @@ struct dt_merge_params {
 
 struct dt_merge_report {            /* release always */
     int64_t tensors, changed;
-    dt_strs loras;                  /* a line for each */
-    dt_strs left_out;               /* weights beside the transformer's that are not copied: they would be unmerged */
+    dt_strs loras;                  /* lines for each, one for each network that it adapts */
+    dt_strs left_out;               /* weights beside the merged ones that are not copied: they would be unmerged */
 };
 void dt_merge_report_release(struct dt_merge_report *r);
 
-/* Every LoRA must fit the base to the last tensor.  DT_ESIGNAL: stopped, nothing is written. */
+/* Every LoRA must fit the base to the last tensor: one with a part for text encoders needs a model folder, and makes
+ * one.  DT_ESIGNAL: stopped, nothing is written. */
 int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt_err *err);
 
 struct dt_convert_params {

@@ -46,8 +46,8 @@ struct saver {
 
 static struct unit *plain_unit(struct unit *u, const dt_lora *l, const dt_adapter *a, const char *before)
 {
-    *u = (struct unit){ .l = l, .part = { a }, .rows = { a->b->dims.d[0] }, .parts = 1, .r = a->rank, .in = a->a->dims.d[1],
-                        .out = a->b->dims.d[0], .scale = a->scale,
+    *u = (struct unit){ .l = l, .part = { a }, .rows = { a->b->dims.d[0] }, .parts = 1, .r = a->rank,
+                        .in = a->a->dims.d[1], .out = a->b->dims.d[0], .scale = a->scale,
                         .stem = dt_sprintf("%s%s", before, a->path) };
     return u;
 }
@@ -148,6 +148,19 @@ static int finish_unit(const struct saver *s, struct unit *u, bool values, dt_er
     return rc;
 }
 
+static void add_units(struct saver *s, dt_strmap *index, const dt_lora *l, enum dt_lora_layout layout)
+{
+    char *peft = dt_sprintf("%s.", l->base->name);
+    const char *before = layout == DT_LORA_PEFT ? peft : dt_lora_part_named(l->base->name)->comfy;
+    for (int64_t i = 0; i < l->n; i++) {
+        if (layout == DT_LORA_KOHYA)
+            kohya_unit(s, index, l, &l->v[i]);
+        else
+            plain_unit(&s->u[s->n++], l, &l->v[i], before);
+    }
+    free(peft);
+}
+
 /* `values`: those of the adapters are there to be looked at. */
 static int make_units(struct saver *s, enum dt_lora_layout layout, bool values, dt_err *err)
 {
@@ -158,16 +171,8 @@ static int make_units(struct saver *s, enum dt_lora_layout layout, bool values, 
         all += s->l[k] ? s->l[k]->n : 0;
     s->u = dt_alloc((size_t)all * sizeof(*s->u));
     for (int k = 0; k < s->nl; k++)
-        for (int64_t i = 0; s->l[k] && i < s->l[k]->n; i++) {
-            const dt_lora *l = s->l[k];
-            if (layout == DT_LORA_KOHYA) {
-                kohya_unit(s, index, l, &l->v[i]);
-                continue;
-            }
-            char *peft = dt_sprintf("%s.", l->base->name);
-            plain_unit(&s->u[s->n++], l, &l->v[i], layout == DT_LORA_PEFT ? peft : dt_lora_part_named(l->base->name)->comfy);
-            free(peft);
-        }
+        if (s->l[k])
+            add_units(s, index, s->l[k], layout);
     for (int64_t i = 0; i < s->n && rc == 0; i++)
         rc = finish_unit(s, &s->u[i], values, err);
     dt_strmap_free(&index);

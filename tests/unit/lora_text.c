@@ -172,9 +172,11 @@ static void refused(void **state)
 /* Random adapters on every layer of CLIP-L's and T5-XXL's widths, and of nothing else. */
 static void make(dt_lora *l[DT_FLUX_NPART], dt_params *set[DT_FLUX_NPART], dt_device *dev)
 {
-    const dt_flux_pipe shape = { .clip = { .vocab = 8, .hidden = 768, .mlp = 3072, .layers = 2, .heads = 12, .positions = 77 },
-                                 .t5 = { .vocab = 8, .d_model = 4096, .d_kv = 64, .d_ff = 10240, .layers = 2, .heads = 64,
-                                         .buckets = 32, .max_distance = 128, .gated = true } };
+    const dt_flux_pipe shape = {
+        .clip = { .vocab = 8, .hidden = 768, .mlp = 3072, .layers = 2, .heads = 12, .positions = 77 },
+        .t5 = { .vocab = 8, .d_model = 4096, .d_kv = 64, .d_ff = 10240, .layers = 2, .heads = 64, .buckets = 32,
+                .max_distance = 128, .gated = true },
+    };
     for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5; k++) {
         assert_int_equal(dt_flux_declare(&set[k], &shape, (enum dt_flux_part)k, NULL), 0);
         assert_int_equal(dt_lora_new(&l[k], set[k], &(dt_lora_config){ .rank = 1 + k % 2, .alpha = 3 }, NULL), 0);
@@ -221,8 +223,8 @@ static void layouts(void **state)
     for (int layout = 0; layout < 3; layout++) {
         dt_flux_pipe shape = { 0 };
         dt_st *st = NULL;
-        assert_int_equal(dt_lora_save_parts((const dt_lora *const *)l, DT_FLUX_NPART, file, (enum dt_lora_layout)layout, DT_F32,
-                                            false, NULL, NULL), 0);
+        assert_int_equal(dt_lora_save_parts((const dt_lora *const *)l, DT_FLUX_NPART, file,
+                                            (enum dt_lora_layout)layout, DT_F32, false, NULL, NULL), 0);
         assert_int_equal(dt_st_open(&st, file, NULL), 0);
         assert_non_null(dt_st_find(st, name[layout][0]));
         assert_non_null(dt_st_find(st, name[layout][1]));
