@@ -7,9 +7,11 @@
  *   col_sum      db = sum_M dy          dy [M, N]            ->  db [N],    may add to what is there
  *
  * The first two may end with an activation (dt_epilogue) of y.  x, w, y are of one type, fp32 or bf16; sums are fp32
- * (oneDNN's).  Gradients of parameters are fp32. */
+ * (oneDNN's or kernels/gemm.h's).  Gradients of parameters are fp32. */
 #include <stdlib.h>
-#include "kernels/onednn.h"
+#include <string.h>
+#include "base/mem.h"
+#include "kernels/gemm.h"
 #include "kernels/opdef.h"
 #include "train/lora.h"
 
@@ -79,15 +81,41 @@ static void wt_cost(const dt_node *n, dt_cost *c)
     cost_mnk(c, rows(x), w->dims.d[0], w->dims.d[1], x->dtype);
 }
 
+/* A product, and who does it. */
+struct product {
+    struct dt_dnn_matmul m;
+    dt_dnn *dnn;                    /* NULL: kernels/gemm.h */
+};
+
+static void release(void *state)
+{
+    struct product *s = state;
+    dt_dnn_free(&s->dnn);
+    free(s);
+}
+
 static int make(dt_prep *p, const struct dt_dnn_matmul *m)
 {
-    dt_dnn *d = NULL;
-    int rc = dt_dnn_matmul_new(&d, m, p->err);
-    if (rc < 0)
-        return rc;
-    p->state = d;
-    p->workspace = dt_dnn_workspace(d);
+    struct product s = { .m = *m };
+    if (dt_gemm_takes(m)) {
+        p->workspace = dt_gemm_workspace(m, p->dev->threads);
+    } else {
+        int rc = dt_dnn_matmul_new(&s.dnn, m, p->err);
+        if (rc < 0)
+            return rc;
+        p->workspace = dt_dnn_workspace(s.dnn);
+    }
+    p->state = memcpy(dt_alloc(sizeof(s)), &s, sizeof(s));
     return 0;
+}
+
+static void multiply(const dt_run *r, const void *a, const void *b, const void *bias, void *c)
+{
+    struct product *s = r->state;
+    if (s->dnn)
+        dt_dnn_run(s->dnn, a, b, bias, c, r->workspace);
+    else
+        dt_gemm_run(&s->m, r->dev->threads, a, b, bias, c, r->workspace);
 }
 
 static int wt_prepare(const dt_node *n, dt_prep *p)
@@ -102,13 +130,13 @@ static int wt_prepare(const dt_node *n, dt_prep *p)
 
 static void wt_run(const dt_node *n, const dt_run *r)
 {
-    dt_dnn_run(r->state, r->in[0], r->in[1], n->nin > 2 ? r->in[2] : NULL, r->out[0], r->workspace);
+    multiply(r, r->in[0], r->in[1], n->nin > 2 ? r->in[2] : NULL, r->out[0]);
 }
 
 const dt_op dt_op_matmul_wt = {
     .name = "matmul_wt", .shape = wt_shape, .grad = wt_grad, .cost = wt_cost,
     .epilogues = EPILOGUES,
-    .cpu = { wt_prepare, wt_run, dt_dnn_release },
+    .cpu = { wt_prepare, wt_run, release },
 };
 
 /* --- matmul_add --- */
@@ -169,13 +197,13 @@ static void add_run(const dt_node *n, const dt_run *r)
     const dt_tensor *c = n->in[0];
     if (r->out[0] != r->in[0])
         copy(r, r->out[0], r->in[0], dt_tensor_numel(c) * (int64_t)dt_dtype_size(c->dtype));
-    dt_dnn_run(r->state, r->in[1], r->in[2], NULL, r->out[0], r->workspace);
+    multiply(r, r->in[1], r->in[2], NULL, r->out[0]);
 }
 
 const dt_op dt_op_matmul_add = {
     .name = "matmul_add", .shape = add_shape, .grad = add_grad, .cost = add_cost, .inplace = 1,
     .epilogues = EPILOGUES,
-    .cpu = { add_prepare, add_run, dt_dnn_release },
+    .cpu = { add_prepare, add_run, release },
 };
 
 /* --- gradients --- */
@@ -198,12 +226,12 @@ static int dx_prepare(const dt_node *n, dt_prep *p)
 static void pair_run(const dt_node *n, const dt_run *r)
 {
     (void)n;
-    dt_dnn_run(r->state, r->in[0], r->in[1], NULL, r->out[0], r->workspace);
+    multiply(r, r->in[0], r->in[1], NULL, r->out[0]);
 }
 
 const dt_op dt_op_matmul_dx = {
     .name = "matmul_dx", .shape = dx_shape, .cost = wt_cost,
-    .cpu = { dx_prepare, pair_run, dt_dnn_release },
+    .cpu = { dx_prepare, pair_run, release },
 };
 
 static const char *dw_shape(dt_node *n)
@@ -231,7 +259,7 @@ static int dw_prepare(const dt_node *n, dt_prep *p)
 
 const dt_op dt_op_matmul_dw = {
     .name = "matmul_dw", .shape = dw_shape, .cost = dw_cost, .accumulates = true,
-    .cpu = { dw_prepare, pair_run, dt_dnn_release },
+    .cpu = { dw_prepare, pair_run, release },
 };
 
 /* --- col_sum: blocks of rows are summed in parallel, then their sums in order, so that the bits do not depend on

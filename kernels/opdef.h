@@ -64,6 +64,9 @@ dt_tensor *dt_sum_mid(dt_graph *g, dt_tensor *a, dt_tensor *b, int keep_front, i
 /* Gradient of a bias b [N]: dy [..., N] summed over the leading dims, in a fixed order; matmul.c */
 dt_tensor *dt_col_sum(dt_graph *g, dt_tensor *dy, const dt_tensor *b);
 
+/* y = f(y) for n elements, f as the op of that name computes it; pointwise.c */
+void dt_epilogue_row(enum dt_epilogue e, float *y, int64_t n);
+
 /* --- running --- */
 
 /* Threads worth starting for n elements. */

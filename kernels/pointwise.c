@@ -174,6 +174,14 @@ static void gelu_tanh_bwd_row(float *dx, const float *dy, const float *x, int64_
 }
 FUNCTION(gelu_tanh, DT_EPI_GELU_TANH)
 
+void dt_epilogue_row(enum dt_epilogue e, float *y, int64_t n)
+{
+    row1 *const of[] = { [DT_EPI_SILU] = silu_row, [DT_EPI_GELU_TANH] = gelu_tanh_row,
+                         [DT_EPI_GELU_ERF] = gelu_erf_row, [DT_EPI_QUICK_GELU] = quick_gelu_row };
+    if (e)
+        of[e](y, y, n, NULL);
+}
+
 static void relu_row(float *y, const float *x, int64_t n, const double *f)
 {
     (void)f;

@@ -1,0 +1,18 @@
+/* gemm.h - products of fp32 matrices with a frozen or trained weight, on a CPU with AVX-512.
+ *
+ * oneDNN packs both operands before it multiplies; at 128 to 512 tokens, packing a weight that comes from memory costs
+ * as much as a fifth of the product, and two threads share the work badly.  Here a panel of the weight is packed while
+ * the next is on its way from memory, and the activations are read where they lie.
+ * Method: Goto & van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34 (2008). */
+#ifndef DT_KERNELS_GEMM_H
+#define DT_KERNELS_GEMM_H
+#include "kernels/onednn.h"
+
+/* Whether dt_gemm_run can do this product, and is the faster way to. */
+bool    dt_gemm_takes(const struct dt_dnn_matmul *p);
+int64_t dt_gemm_workspace(const struct dt_dnn_matmul *p, int threads);     /* bytes */
+/* Operands as for dt_dnn_run.  The bits of c do not depend on the number of threads. */
+void    dt_gemm_run(const struct dt_dnn_matmul *p, int threads, const float *a, const float *b, const float *bias,
+                    float *c, void *ws);
+
+#endif
