@@ -64,7 +64,50 @@ check 'caching: the smallest budget is enough, and kept' "kept $C 8 --plan p64 -
 check 'by encoding fewer pictures at once, which changes nothing' "kept $C 8 --plan p64 -o b3 >/dev/null; grep -cE 'pictures are encoded [1-7] at a time' said
     cmp b3/shard-000001-0of1-0000.tar c-64-8/shard-000001-0of1-0000.tar" 1
 
-# --- scale: 3,000 captions take as much memory as 200 ---
+# --- scale: 100,000 entries of metadata take as much memory as 1,000, but for a few bytes each; 20,000 pictures of a folder as 200 ---
+# shellcheck disable=SC2046
+${CC:-cc} -O2 -o make "$OLDPWD/tests/pictures/make.c" $(pkg-config --cflags --libs libpng libjpeg) || exit 1
+# grows MIB FEW MANY: by less than that, as `dt-bucket` reads them
+grows() {
+    for i in "$2" "$3"; do
+        ./make peak "peak.$i" dt-bucket -q --trust_sizes --enable_bucket --num_train_epochs 2 --train_data_dir= --train_data_meta "$i" -o plan
+        echo "$?: $(tail -n 1 plan | grep -o '"items":[0-9]*' | awk -F : '{ n += $2 } END { print n }') items"
+    done
+    awk -v most="$1" '{ v[NR] = $1 } END { print (v[1] > 0 && v[2] < v[1] + most) ? "flat" : v[1] " MiB, " v[2] " MiB" }' "peak.$2" "peak.$3"
+}
+for n in 1000 100000; do
+    awk -v n=$n 'BEGIN { print "file_path,text,width,height" >"b" n ".csv"; printf "[" >"b" n ".json"
+        for (i = 0; i < n; i++) {
+            o = sprintf("{\"file_path\":\"%06d/picture.png\",\"text\":\"a caption of its own, as long as captions are: number %d\",\"width\":%d,\"height\":%d}",
+                        i, i, 512 + i % 7 * 64, 512 + i % 5 * 64)
+            print o >"b" n ".jsonl"
+            print (i ? "," : "") o >"b" n ".json"
+            printf "%06d/picture.png,\"a caption of its own, as long as captions are: number %d\",%d,%d\n", i, i, 512 + i % 7 * 64, 512 + i % 5 * 64 >"b" n ".csv" }
+        print "]" >"b" n ".json" }'
+done
+for form in jsonl json csv; do
+    check "many entries: $form" "grows 4 b1000.$form b100000.$form" '0: 1000 items
+0: 100000 items
+flat'
+done
+check 'many entries: through a pipe' "cat b100000.json | grows 4 b1000.json -" '0: 1000 items
+0: 100000 items
+flat'
+check 'a plan is the same in whatever form and way its metadata comes' \
+    "for f in b100000.jsonl b100000.json b100000.csv -; do cat b100000.csv | dt-bucket -q --trust_sizes --num_train_epochs 1 --train_data_dir= --train_data_meta \$f |
+        tail -n +2 | cksum; done | uniq -c | awk '{ print \$1, (\$3 > 10000000) }'" '4 1'
+bytes=$(wc -c <"$G/data_images/rgb.png")
+for n in 200 20000; do
+    mkdir folder$n
+    for ((i = 0; i < n / 200; i++)); do for ((k = 0; k < 200; k++)); do echo "$G/data_images/rgb.png"; done; done | xargs cat |
+        split -b "$bytes" -a 5 --additional-suffix=.png - folder$n/ || exit 1
+done
+check 'many pictures in a folder' "for n in 200 20000; do ./make peak peak.\$n dt-bucket -q --num_train_epochs 1 -o plan folder\$n; tail -n 1 plan | grep -o '\"items\":[0-9]*'; done
+    paste peak.200 peak.20000 | awk '{ print (\$1 > 0 && \$2 < \$1 + 2) ? \"flat\" : \$0 }'" '"items":200
+"items":20000
+flat'
+
+# --- 3,000 captions take as much memory as 200 ---
 peak() { "$@" 2>&1 >/dev/null </dev/null | sed -n 's/.*peak memory \([0-9.]*\) MiB.*/\1/p'; }
 for n in 200 3000; do
     for ((i = 0; i < n; i++)); do

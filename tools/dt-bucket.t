@@ -48,6 +48,18 @@ check 'unknown fields are kept' "grep -c '\"extra\":{\"artist\":\"Ann\"}' p" 1
 fails 3 'a picture cut short, found by --verify_images' \
     "mkdir v; cp good/1.png v; head -c 100 good/1.png >v/2.png; dt-bucket $P v >p && dt-bucket $P --verify_images v >p" 'skipped v/2.png: damaged PNG'
 
+# metadata of more than is read at once
+awk 'BEGIN { printf "[" >"long.json"; for (i = 1; i <= 4000; i++) { o = sprintf("{\"file_path\":\"%d.png\",\"text\":\"[ \\\"%d\\\", ]}%0150d\",\"width\":%d,\"height\":64,\"n\":{\"k\":[1,\"]\"]}}", i, i, i, 64 + i % 9)
+    print o >"long.jsonl"; print (i > 1 ? "," : "") o >"long.json" } print "]" >"long.json" }'
+L="-q --trust_sizes --train_data_dir= $P"
+check 'a long list, and long lines, one way and another' "dt-bucket $L long.json | tail -n +2 >a1; grep -c '\"text\":\"\[ .*,\"extra\":{\"n\":{\"k\":\[1,\"]\"]}}}' a1
+    dt-bucket $L long.jsonl | tail -n +2 | cmp - a1; cat long.json | dt-bucket $L - | tail -n +2 | cmp - a1; dt-bucket $L - <long.jsonl | tail -n +2 | cmp - a1" 4000
+fails 4 'what is wrong far behind: a list' "sed '3900s/\"n\":/\"n\"/' long.json >wrong.json; dt-bucket $L wrong.json" 'wrong.json: not valid JSON at line 3900, column 226'
+fails 4 'from a pipe' "cat wrong.json | dt-bucket $L -" 'standard input: not valid JSON at line 3900, column 226'
+fails 4 'a line' "sed '3900s/.\$//' long.jsonl >wrong.jsonl; dt-bucket $L wrong.jsonl" 'wrong.jsonl: line 3900 is not valid JSON'
+fails 4 'a list with more behind it' "(cat long.json; echo x) >wrong.json; dt-bucket $L wrong.json" 'wrong.json: not valid JSON at line 4002, column 1'
+fails 4 'a NUL, whatever else is wrong before it' "(cat wrong.jsonl; printf 'a\\0b') >nul.jsonl; dt-bucket $L nul.jsonl" 'nul.jsonl: byte [0-9]+ is NUL: this is not text'
+
 # what kohya's scripts and musubi-tuner read
 mkdir -p k/3_sks\ cat k/1_dog w/10_a; cp good/1.png 'k/3_sks cat'; cp good/2.png k/1_dog; echo 'a dog, b, c, d' >k/1_dog/2.caption
 cp good/3.png w; cp good/1.* w/10_a

@@ -6,6 +6,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "base/json.h"
+#include "base/window.h"
 #include "data/dataset.h"
 
 #define MAX_META_BYTES (1ll << 30)
@@ -103,25 +104,24 @@ static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_s
 
 static int read_jsonl(const dt_datasets *d, int i, dt_meta *m, dt_err *err)
 {
-    char *path = dt_dataset_locate(d->path, d->sub[i].jsonl), *text = NULL, *save = NULL;
-    size_t bytes = 0;
+    char *path = dt_dataset_locate(d->path, d->sub[i].jsonl), *p;
+    dt_window w;
+    size_t n;
     int64_t line = 0;
-    int rc = dt_file_read(&text, &bytes, path, MAX_META_BYTES, err);
-    for (char *p = rc == 0 ? text : NULL; p && rc == 0; p = save) {
-        char *nl = strchr(p, '\n');
-        save = nl ? nl + 1 : NULL;
-        size_t n = nl ? (size_t)(nl - p) : strlen(p);
+    int rc = dt_window_open(&w, path, MAX_META_BYTES, err);
+    while (rc == 0 && (rc = dt_window_line(&w, &p, &n, err)) > 0) {
+        rc = 0;
         line++;
         if (strspn(p, " \t\r") >= n)
             continue;
-        cJSON *o = cJSON_ParseWithLength(p, n);
+        cJSON *o = memchr(p, '\0', n) ? NULL : cJSON_ParseWithLength(p, n);
         if (cJSON_IsObject(o))
             add_line(path, line, o, &d->sub[i], i, m);
         else
             rc = dt_err_set(err, DT_EDATA, "%s: line %lld is not a JSON object", path, (long long)line);
         cJSON_Delete(o);
     }
-    free(text);
+    dt_window_close(&w);
     free(path);
     return rc;
 }
