@@ -93,6 +93,10 @@ check 'the base beside it is encoded without it' "$S -o both -p two one --lora $
     for i in 0 1; do cmp base/000\$i.png both/000\$i-base.png && cmp with/000\$i.png both/000\$i.png && ! cmp -s base/000\$i.png with/000\$i.png; done"
 check 'of CLIP alone, too' "$S -o both2 -p two one --lora te.safetensors --compare_base >/dev/null; $S -o with2 -p two one --lora te.safetensors >/dev/null
     for i in 0 1; do cmp base/000\$i.png both2/000\$i-base.png && cmp with2/000\$i.png both2/000\$i.png; done"
+safetensors big.safetensors "{\"$TE.lora_down.weight\":{\"dtype\":\"F32\",\"shape\":[32768,32],\"data_offsets\":[0,4194304]},\"$TE.lora_up.weight\":{\"dtype\":\"F32\",\"shape\":[32,32768],\"data_offsets\":[4194304,8388608]}}" '' 0
+head -c 8388608 /dev/zero >>big.safetensors
+check 'its 8 MiB are in the memory plan while prompts are encoded, not while pictures are made' \
+    "{ $S -p x --memory_plan; $S -p x --memory_plan --lora big.safetensors; } | awk '/^  weights/ { c[++k] = \$2; p[k] = \$4 } END { print c[2] - c[1], p[2] - p[1] }'" '8 0'
 check 'it is named, network by network' "dt-sample --pretrained_model_name_or_path $M --memory_plan -p x --lora $K:0.5 2>&1 | grep -o 'kohya.safetensors: .*'" \
 'kohya.safetensors: 1 layers, rank 2, alpha 4, strength 0.5
 kohya.safetensors: 12 layers of text_encoder, rank 4, alpha 1, strength 0.5
