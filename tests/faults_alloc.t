@@ -82,5 +82,6 @@ hunt full "dt-train full $R --plan plan --latents cache --max_sequence_length 16
 hunt vae "dt-train vae $R --plan plan --dataloader_num_workers 2"
 hunt stages "dt-train lora $R --rank 2 --train_data_dir data --image_sample_size 32 --train_batch_size 2"
 hunt tokenizer "dt-train tokenizer --train_data_meta data --clip_vocab_size 520 --t5_vocab_size 64 --output_dir out"
-hunt sample "dt-sample --pretrained_model_name_or_path $M --max_sequence_length 16 --steps 1 -q -o out -p one --grid out/sheet.png"
+hunt sample "dt-sample --pretrained_model_name_or_path $M --max_sequence_length 16 --steps 1 -q -o out -p one --grid out/sheet.png \
+    --compare_base --lora $M/../lora_text_kohya.safetensors"
 hunt convert "dt-merge-shards lora -q -o out --lora_format kohya $M/../lora_all_comfy.safetensors"
