@@ -253,7 +253,7 @@ static int dw_prepare(const dt_node *n, dt_prep *p)
     return make(p, &(struct dt_dnn_matmul){
         .m = dt_last_dim(dy), .n = dt_last_dim(x), .k = rows(x), .a = dy->dtype, .b = x->dtype,
         .c = n->out[0]->dtype, .a_trans = true, .alpha = n->attr.f[0],
-        .add = n->attr.i[DT_ATTR_ACC],
+        .add = n->attr.i[DT_ATTR_ACC], .threads = p->dev->threads,
     });
 }
 

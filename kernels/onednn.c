@@ -2,6 +2,7 @@
  * reorder of the result); what lies between them and their scratchpads are parts of one workspace.
  * Where oneDNN has no bf16 (x86 without AVX-512), operands are widened to fp32 there, and the result is narrowed. */
 #include <oneapi/dnnl/dnnl.h>
+#include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include "base/mem.h"
@@ -131,7 +132,7 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
 /* Whose bytes an argument shows: one of run's pointers or a part of the workspace. */
 enum from { FROM_A, FROM_B, FROM_BIAS, FROM_C, FROM_WS, NFROM };
 
-enum { MAX_STEPS = 2, MAX_ARGS = 6, BLOCK = 1 << 16 };
+enum { MAX_STEPS = 2, MAX_ARGS = 6, BLOCK = 1 << 16, MAX_PARTS = 64, PART_ROWS = 64, LANES = 16 };
 
 struct step {
     dnnl_primitive_t prim;
@@ -151,6 +152,8 @@ struct dt_dnn {
     int64_t       kept, scratch;        /* workspace: what lives through the steps, then scratchpads, used in turn */
     struct wide   wide[FROM_C + 1];
     bool          add;                  /* reads c */
+    int           nparts;               /* not 0: instead of steps, parts, each run by one thread */
+    struct part { dt_dnn *dnn; int64_t a, c, ws; } part[MAX_PARTS];     /* with where its operands begin */
 };
 
 static dnnl_engine_t the_engine;
@@ -261,6 +264,19 @@ static void convert(void *dst, dt_dtype dt, const void *src, dt_dtype st, int64_
 
 int64_t dt_dnn_workspace(const dt_dnn *d) { return d->kept + round64(d->scratch); }
 
+static void run_steps(dt_dnn *d, char *const *base)
+{
+    for (int i = 0; i < d->nstep; i++) {
+        struct step *s = &d->step[i];
+        for (int k = 0; k < s->n; k++) {
+            int64_t off = s->off[k] < 0 ? d->kept : s->off[k];
+            dnnl_memory_set_data_handle(s->arg[k].memory, base[s->from[k]] + off);
+        }
+        dnnl_primitive_execute(s->prim, d->stream, s->n, s->arg);
+    }
+    dnnl_stream_wait(d->stream);
+}
+
 void dt_dnn_run(dt_dnn *d, const void *a, const void *b, const void *bias, void *c, void *ws)
 {
     char *base[NFROM] = { (char *)a, (char *)b, (char *)bias, c, ws };
@@ -271,15 +287,13 @@ void dt_dnn_run(dt_dnn *d, const void *a, const void *b, const void *bias, void 
         if (w->n)
             base[i] = (char *)ws + w->off;
     }
-    for (int i = 0; i < d->nstep; i++) {
-        struct step *s = &d->step[i];
-        for (int k = 0; k < s->n; k++) {
-            int64_t off = s->off[k] < 0 ? d->kept : s->off[k];
-            dnnl_memory_set_data_handle(s->arg[k].memory, base[s->from[k]] + off);
-        }
-        dnnl_primitive_execute(s->prim, d->stream, s->n, s->arg);
+    run_steps(d, base);
+#pragma omp parallel for num_threads(d->nparts) schedule(static, 1) if (d->nparts)
+    for (int i = 0; i < d->nparts; i++) {
+        const struct part *p = &d->part[i];
+        char *of[NFROM] = { base[FROM_A] + p->a, base[FROM_B], NULL, base[FROM_C] + p->c, base[FROM_WS] + d->kept + p->ws };
+        run_steps(p->dnn, of);
     }
-    dnnl_stream_wait(d->stream);
     if (d->wide[FROM_C].n)
         convert(c, d->wide[FROM_C].t, base[FROM_C], DT_F32, d->wide[FROM_C].n);
 }
@@ -295,6 +309,8 @@ void dt_dnn_free(dt_dnn **pd)
         if (d->step[i].prim)
             dnnl_primitive_destroy(d->step[i].prim);
     }
+    for (int i = 0; i < d->nparts; i++)
+        dt_dnn_free(&d->part[i].dnn);
     if (d->stream)
         dnnl_stream_destroy(d->stream);
     free(d);
@@ -309,21 +325,24 @@ void dt_dnn_release(void *state)
 
 /* --- matmul --- */
 
-static md_own md_matrix(int64_t rows, int64_t cols, dt_dtype t, bool trans)
+/* ld: from a row to the next, or from a column if transposed. */
+static md_own md_matrix(int64_t rows, int64_t cols, dt_dtype t, bool trans, int64_t ld)
 {
     const dnnl_dims_t dims = { rows, cols };
-    const dnnl_dims_t strides = { trans ? 1 : cols, trans ? rows : 1 };
+    const dnnl_dims_t strides = { trans ? 1 : ld, trans ? ld : 1 };
     return md_strided(2, dims, type_of(t), strides);
 }
 
-static dnnl_status_t matmul_make(dt_dnn **out, const struct dt_dnn_matmul *p)
+/* `rows` of the m rows of c. */
+static dnnl_status_t matmul_make(dt_dnn **out, const struct dt_dnn_matmul *p, int64_t rows)
 {
     dt_dnn *d = *out = dnn_new();
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_attr_t attr = attr_new(p->alpha, p->add, p->epilogue);
-    md_own a = md_matrix(p->m, p->k, p->a, p->a_trans), b = md_matrix(p->k, p->n, p->b, p->b_trans);
-    md_own c = md_matrix(p->m, p->n, p->c, false);
-    md_own bias = p->bias ? md_matrix(1, p->n, p->b, false) : NULL;
+    md_own a = md_matrix(rows, p->k, p->a, p->a_trans, p->a_trans ? p->m : p->k);
+    md_own b = md_matrix(p->k, p->n, p->b, p->b_trans, p->b_trans ? p->k : p->n);
+    md_own c = md_matrix(rows, p->n, p->c, false, p->n);
+    md_own bias = p->bias ? md_matrix(1, p->n, p->b, false, p->n) : NULL;
     dnnl_status_t s = matmul_pd(&pd, engine(), a, b, bias, c, attr);
     if (s == dnnl_success) {
         struct step *st;
@@ -346,13 +365,47 @@ static dnnl_status_t matmul_make(dt_dnn **out, const struct dt_dnn_matmul *p)
     return s;
 }
 
+/* n parts of the rows of c.  oneDNN looks at the number of threads when it makes a primitive: here, one. */
+static dnnl_status_t parts_make(dt_dnn **out, const struct dt_dnn_matmul *p, int n)
+{
+    dt_dnn *d = *out = dnn_new();
+    dnnl_status_t s = dnnl_success;
+#pragma omp parallel num_threads(1)
+    {
+        omp_set_num_threads(1);         /* within this region */
+        for (int i = 0; i < n && s == dnnl_success; i++) {
+            int64_t r0 = p->m * i / n / LANES * LANES, r1 = i + 1 < n ? p->m * (i + 1) / n / LANES * LANES : p->m;
+            struct part *t = &d->part[i];
+            s = matmul_make(&t->dnn, p, r1 - r0);
+            if (s != dnnl_success)
+                continue;
+            d->nparts++;
+            t->a = r0 * (int64_t)dt_dtype_size(p->a);
+            t->c = r0 * p->n * (int64_t)dt_dtype_size(p->c);
+            t->ws = d->scratch;
+            d->scratch += round64(dt_dnn_workspace(t->dnn));
+        }
+    }
+    if (s != dnnl_success)
+        dt_dnn_free(out);
+    return s;
+}
+
+static dnnl_status_t product_make(dt_dnn **out, const struct dt_dnn_matmul *p)
+{
+    int64_t n = p->m / PART_ROWS < p->threads ? p->m / PART_ROWS : p->threads;
+    if (!p->a_trans || n <= 1)
+        return matmul_make(out, p, p->m);
+    return parts_make(out, p, n < MAX_PARTS ? (int)n : MAX_PARTS);
+}
+
 int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err)
 {
-    dnnl_status_t s = matmul_make(out, p);
+    dnnl_status_t s = product_make(out, p);
     if (s == dnnl_unimplemented) {
         struct dt_dnn_matmul q = *p;
         q.a = q.b = q.c = DT_F32;
-        s = matmul_make(out, &q);
+        s = product_make(out, &q);
         if (s == dnnl_success) {
             widen(*out, FROM_A, p->a, p->m * p->k);
             widen(*out, FROM_B, p->b, p->k * p->n);

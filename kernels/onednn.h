@@ -16,6 +16,7 @@ struct dt_dnn_matmul {
     bool     add;
     double   alpha;                 /* 1 if there is a bias */
     enum dt_epilogue epilogue;      /* f */
+    int      threads;               /* a transposed: that many take rows of c each, which oneDNN shares out badly; or 0 */
 };
 int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err);
 
