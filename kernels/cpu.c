@@ -88,17 +88,19 @@ static const dt_flat_ops flat = { .adamw = cpu_adamw, .sumsq = cpu_sumsq, .ema =
 
 /* --- device --- */
 
-static void *cpu_alloc(dt_device *d, int64_t bytes)
+static void *cpu_alloc_params(dt_device *d, int64_t bytes)
 {
     /* Linux promises memory that it does not have. */
     if (bytes < 0 || bytes > d->mem_bytes)
         return NULL;
     void *p = NULL;
-    bool large = bytes >= 4 * HUGE_PAGE;
-    if (posix_memalign(&p, large ? HUGE_PAGE : 256, bytes ? (size_t)bytes : 1))
-        return NULL;
-    /* Weights are streamed: with pages of 4 KiB a core waits for the TLB a third of the time.  May be refused. */
-    if (large)
+    return posix_memalign(&p, bytes >= 4 * HUGE_PAGE ? HUGE_PAGE : 256, bytes ? (size_t)bytes : 1) ? NULL : p;
+}
+
+static void *cpu_alloc(dt_device *d, int64_t bytes)
+{
+    void *p = cpu_alloc_params(d, bytes);
+    if (p && bytes >= 4 * HUGE_PAGE)                    /* may be refused */
         madvise(p, (size_t)(bytes / HUGE_PAGE * HUGE_PAGE), MADV_HUGEPAGE);
     return p;
 }
@@ -144,8 +146,8 @@ int dt_cpu_open(dt_device **out, dt_err *err)
     *d = (dt_device){
         .kind = DT_CPU, .name = "cpu", .threads = omp_get_max_threads(),
         .mem_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), .flat = &flat,
-        .alloc = cpu_alloc, .free = cpu_free, .zero = cpu_zero, .upload = cpu_copy, .download = cpu_copy,
-        .sync = cpu_sync, .kernel = cpu_kernel, .close = cpu_close,
+        .alloc = cpu_alloc, .alloc_params = cpu_alloc_params, .free = cpu_free, .zero = cpu_zero, .upload = cpu_copy,
+        .download = cpu_copy, .sync = cpu_sync, .kernel = cpu_kernel, .close = cpu_close,
     };
     *out = d;
     return 0;

@@ -207,7 +207,7 @@ static void set_functions(dt_device *d, bool capture)
     d->kind = DT_CUDA;
     d->threads = 1;
     d->flat = &dt_cuda_flat;
-    d->alloc = device_alloc;
+    d->alloc = d->alloc_params = device_alloc;
     d->free = device_free;
     d->zero = device_zero;
     d->upload = device_upload;

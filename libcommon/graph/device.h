@@ -7,7 +7,7 @@
 #include "base/err.h"
 #include "tensor/dtype.h"
 
-#define DT_DEVICE_ABI 3             /* of this header and graph.h; a plugin of another number is refused */
+#define DT_DEVICE_ABI 4             /* of this header and graph.h; a plugin of another number is refused */
 
 enum { DT_CPU, DT_CUDA, DT_NDEV };
 
@@ -39,7 +39,11 @@ struct dt_device {
     void       *stream;             /* cudaStream_t, NULL on the CPU */
     const dt_flat_ops *flat;
 
-    void *(*alloc)(dt_device *d, int64_t bytes);                        /* 256-byte aligned; NULL if it does not fit */
+    /* 256-byte aligned; NULL if it does not fit.  alloc is for arenas, which every op goes through again and again: huge
+     * pages on the CPU.  alloc_params is for parameters, filled once and then streamed: pages as the system gives them
+     * on its own.  Those of 4 KiB slow no step down, and in a virtual machine huge ones can come half as fast. */
+    void *(*alloc)(dt_device *d, int64_t bytes);
+    void *(*alloc_params)(dt_device *d, int64_t bytes);
     void  (*free)(dt_device *d, void *p);
     void  (*zero)(dt_device *d, void *p, int64_t bytes);
     void  (*upload)(dt_device *d, void *dst, const void *src, int64_t bytes);   /* host to device,

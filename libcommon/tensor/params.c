@@ -138,7 +138,7 @@ static int block(dt_params *p, void *out /* T ** */, int64_t n, size_t size, con
 {
     int64_t bytes = n * (int64_t)size;
     void *b = NULL;
-    if (n > 0 && !(b = p->dev->alloc(p->dev, bytes)))
+    if (n > 0 && !(b = p->dev->alloc_params(p->dev, bytes)))
         return dt_err_set(err, DT_ENOMEM, "%s: %.2f GiB of %s do not fit on %s", p->name, (double)bytes / (1 << 30),
                           role, p->dev->name);
     memcpy(out, &b, sizeof(b));

@@ -483,8 +483,9 @@ static void devices(void **state)
     assert_null(d);
     assert_true(cpu->kind == DT_CPU && cpu->threads > 0 && cpu->mem_bytes > 1 << 20);
     assert_null(cpu->alloc(cpu, cpu->mem_bytes + 1));
-    for (int64_t n = 0; n < 20 << 20; n = n * 7 + 1) {
-        char *b = cpu->alloc(cpu, n);
+    assert_null(cpu->alloc_params(cpu, cpu->mem_bytes + 1));
+    for (int64_t n = 0, k = 0; n < 20 << 20; n = k % 2 ? n * 7 + 1 : n, k++) {
+        char *b = k % 2 ? cpu->alloc_params(cpu, n) : cpu->alloc(cpu, n);
         assert_true(b && (uintptr_t)b % 256 == 0);
         cpu->zero(cpu, b, n);
         for (int64_t i = 0; i < n; i += 997)
