@@ -144,19 +144,22 @@ typedef double pair __attribute__((vector_size(64)));
 typedef int    mask32 __attribute__((vector_size(64)));
 typedef long long mask64 __attribute__((vector_size(64)));
 
-#define PAIRS(a, b, ...) (dt_vec)__builtin_shuffle((pair)(a), (pair)(b), (mask64){ __VA_ARGS__ })
+#ifdef __clang__
+#define SHUFFLE(mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(mask, a, b, ...) __builtin_shuffle(a, b, (mask){ __VA_ARGS__ })
+#endif
+#define PAIRS(a, b, ...) (dt_vec)SHUFFLE(mask64, (pair)(a), (pair)(b), __VA_ARGS__)
 
 /* d [16, 16] = s^T; exchanges ever larger blocks: 1, 2, 4, 8. */
 static inline __attribute__((always_inline)) void transpose16(const float *s, int64_t lds, float *d, int64_t ldd)
 {
-    const mask32 low = { 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29 };
-    const mask32 high = { 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31 };
     dt_vec r[16], t[16];
     for (int i = 0; i < 16; i++)
         r[i] = *(const dt_vec *)(s + i * lds);
     for (int i = 0; i < 16; i += 2) {
-        t[i] = __builtin_shuffle(r[i], r[i + 1], low);
-        t[i + 1] = __builtin_shuffle(r[i], r[i + 1], high);
+        t[i] = SHUFFLE(mask32, r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        t[i + 1] = SHUFFLE(mask32, r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
     }
     for (int i = 0; i < 16; i += 4) {
         r[i] = PAIRS(t[i], t[i + 2], 0, 8, 2, 10, 4, 12, 6, 14);
