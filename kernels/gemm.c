@@ -17,7 +17,7 @@ enum {
     CHUNK = 8,                                  /* of depth, between two looks at what to fetch */
     LINE = 16,                                  /* floats of a cache line */
     FETCH_TILES = 32,                           /* as many tiles before it is packed, a panel is fetched */
-    MIN_M = 32, MIN_N = 8, MIN_K = 8,           /* below, packing costs more than it gains */
+    MIN_M = 32, MIN_N = 8,                      /* below, packing costs more than it gains */
     WORTH = 1 << 20,                            /* multiplications that another thread is started for */
 };
 
@@ -291,8 +291,7 @@ static void run_task(const struct gemm *g, int64_t task, int64_t task_after, flo
 
 bool dt_gemm_takes(const struct dt_dnn_matmul *p)
 {
-    return p->a == DT_F32 && p->b == DT_F32 && p->c == DT_F32 && !p->a_trans && p->m >= MIN_M && p->n >= MIN_N &&
-           p->k >= MIN_K;
+    return p->a == DT_F32 && p->b == DT_F32 && p->c == DT_F32 && !p->a_trans && p->m >= MIN_M && p->n >= MIN_N;
 }
 
 int64_t dt_gemm_workspace(const struct dt_dnn_matmul *p, int threads)

@@ -8,7 +8,8 @@
 #define DT_KERNELS_GEMM_H
 #include "kernels/onednn.h"
 
-/* Whether dt_gemm_run can do this product, and is the faster way to. */
+/* Whether dt_gemm_run can do this product, and is the faster way to.  It does not depend on k: a LoRA's product ends
+ * with the activation of the layer that it is added to, and with weight 0 it is to change no bit. */
 bool    dt_gemm_takes(const struct dt_dnn_matmul *p);
 int64_t dt_gemm_workspace(const struct dt_dnn_matmul *p, int threads);     /* bytes */
 /* Operands as for dt_dnn_run.  The bits of c do not depend on the number of threads. */

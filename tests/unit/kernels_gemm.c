@@ -24,7 +24,7 @@ static double error(const struct dt_dnn_matmul *p, const float *a, const float *
     double worst = 0;
     for (int64_t i = 0; i < p->m; i++)
         for (int64_t j = 0; j < p->n; j++) {
-            double sum = (p->bias ? bias[j] : 0) + (p->add ? c0[i * p->n + j] : 0), size = fabs(sum);
+            double y = p->bias ? bias[j] : 0, z = p->add ? c0[i * p->n + j] : 0, sum = y + z, size = fabs(y) + fabs(z);
             for (int64_t k = 0; k < p->k; k++) {
                 double x = p->alpha * a[i * p->k + k] * b[p->b_trans ? j * p->k + k : k * p->n + j];
                 sum += x;
@@ -64,7 +64,7 @@ static void test_edges(void **state)
 {
     static const int64_t sizes[][3] = {         /* m, n, k */
         { 32, 8, 8 }, { 33, 49, 17 }, { 39, 31, 1025 }, { 300, 16, 64 }, { 77, 97, 130 }, { 257, 144, 48 },
-        { 40, 1000, 24 }, { 35, 63, 2100 },
+        { 40, 1000, 24 }, { 35, 63, 2100 }, { 50, 96, 1 }, { 64, 24, 4 },
     };
     (void)state;
     for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
