@@ -160,7 +160,7 @@ static void test_folder(void **state)
     (void)state;
     static const char *const file[] = {
         "b.png", "", "b.txt", "  a bee \r\n", "a.JPG", "", "notes.md", "x", "sub/c.webp", "", "sub/c.txt",
-        "\xef\xbb\xbf" "sea", ".hidden/d.png", "", "e.png", "", "e.txt", "\xff\xfe",
+        ("\xef\xbb\xbf" "sea"), ".hidden/d.png", "", "e.png", "", "e.txt", "\xff\xfe",
     };
     char *sub = dt_path_join(dir, "sub"), *hidden = dt_path_join(dir, ".hidden"), *loop = dt_path_join(dir, "sub/up");
     mkdir(sub, 0777);
