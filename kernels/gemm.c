@@ -264,11 +264,11 @@ static void multiply(const struct gemm *g, struct panel s, const float *packed, 
                         .bias = last && p->bias ? g->bias + s.n0 : NULL, .f = last ? p->epilogue : DT_EPI_NONE };
     int64_t each = dt_div_up(next->left, dt_min64(FETCH_TILES, dt_div_up(m1 - m0, ROWS)));
     for (int64_t m = m0, rows; m < m1; m += rows) {
-        int log2 = m1 - m >= 8 ? 3 : m1 - m >= 4 ? 2 : m1 - m >= 2 ? 1 : 0;
-        rows = 1 << log2;
+        int size_log2 = m1 - m >= 8 ? 3 : m1 - m >= 4 ? 2 : m1 - m >= 2 ? 1 : 0;
+        rows = 1 << size_log2;
         int64_t nfetch = m1 - m > FETCH_TILES * ROWS ? 0 : dt_min64(each, next->left);
         r.c = g->c + m * p->n + s.n0;
-        tiles[log2][dt_div_up(s.cols, DT_VEC) - 1](g->a + m * p->k + s.k0, p->k, packed, s.k, &r, next, nfetch);
+        tiles[size_log2][dt_div_up(s.cols, DT_VEC) - 1](g->a + m * p->k + s.k0, p->k, packed, s.k, &r, next, nfetch);
         next->left -= nfetch;
     }
 }

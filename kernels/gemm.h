@@ -12,7 +12,8 @@
  * with the activation of the layer that it is added to, and with weight 0 it is to change no bit. */
 bool    dt_gemm_takes(const struct dt_dnn_matmul *p);
 int64_t dt_gemm_workspace(const struct dt_dnn_matmul *p, int threads);     /* bytes */
-/* Operands as for dt_dnn_run.  The bits of c do not depend on the number of threads. */
+/* Operands as for dt_dnn_run; `threads` as for the workspace ws, which is 64-byte aligned.  The bits of c do not depend
+ * on it. */
 void    dt_gemm_run(const struct dt_dnn_matmul *p, int threads, const float *a, const float *b, const float *bias,
                     float *c, void *ws);
 

@@ -132,7 +132,10 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
 /* Whose bytes an argument shows: one of run's pointers or a part of the workspace. */
 enum from { FROM_A, FROM_B, FROM_BIAS, FROM_C, FROM_WS, NFROM };
 
-enum { MAX_STEPS = 2, MAX_ARGS = 6, BLOCK = 1 << 16, MAX_PARTS = 64, PART_ROWS = 64, LANES = 16 };
+enum {
+    MAX_STEPS = 2, MAX_ARGS = 6, BLOCK = 1 << 16,
+    PART_ROWS = 64, LANES = 16,         /* rows of c: the least for a part, and what one begins at a multiple of */
+};
 
 struct step {
     dnnl_primitive_t prim;
@@ -153,7 +156,7 @@ struct dt_dnn {
     struct wide   wide[FROM_C + 1];
     bool          add;                  /* reads c */
     int           nparts;               /* not 0: instead of steps, parts, each run by one thread */
-    struct part { dt_dnn *dnn; int64_t a, c, ws; } part[MAX_PARTS];     /* with where its operands begin */
+    struct part { dt_dnn *dnn; int64_t a, c, ws; } *part;       /* with the bytes before its operands */
 };
 
 static dnnl_engine_t the_engine;
@@ -277,6 +280,17 @@ static void run_steps(dt_dnn *d, char *const *base)
     dnnl_stream_wait(d->stream);
 }
 
+static void run_parts(dt_dnn *d, char *const *base)
+{
+#pragma omp parallel for num_threads(d->nparts) schedule(static, 1)
+    for (int i = 0; i < d->nparts; i++) {
+        const struct part *p = &d->part[i];
+        char *of[NFROM] = { base[FROM_A] + p->a, base[FROM_B], NULL, base[FROM_C] + p->c,
+                            base[FROM_WS] + d->kept + p->ws };
+        run_steps(p->dnn, of);
+    }
+}
+
 void dt_dnn_run(dt_dnn *d, const void *a, const void *b, const void *bias, void *c, void *ws)
 {
     char *base[NFROM] = { (char *)a, (char *)b, (char *)bias, c, ws };
@@ -287,13 +301,10 @@ void dt_dnn_run(dt_dnn *d, const void *a, const void *b, const void *bias, void 
         if (w->n)
             base[i] = (char *)ws + w->off;
     }
-    run_steps(d, base);
-#pragma omp parallel for num_threads(d->nparts) schedule(static, 1) if (d->nparts)
-    for (int i = 0; i < d->nparts; i++) {
-        const struct part *p = &d->part[i];
-        char *of[NFROM] = { base[FROM_A] + p->a, base[FROM_B], NULL, base[FROM_C] + p->c, base[FROM_WS] + d->kept + p->ws };
-        run_steps(p->dnn, of);
-    }
+    if (d->nparts)
+        run_parts(d, base);
+    else
+        run_steps(d, base);
     if (d->wide[FROM_C].n)
         convert(c, d->wide[FROM_C].t, base[FROM_C], DT_F32, d->wide[FROM_C].n);
 }
@@ -311,6 +322,7 @@ void dt_dnn_free(dt_dnn **pd)
     }
     for (int i = 0; i < d->nparts; i++)
         dt_dnn_free(&d->part[i].dnn);
+    free(d->part);
     if (d->stream)
         dnnl_stream_destroy(d->stream);
     free(d);
@@ -370,6 +382,7 @@ static dnnl_status_t parts_make(dt_dnn **out, const struct dt_dnn_matmul *p, int
 {
     dt_dnn *d = *out = dnn_new();
     dnnl_status_t s = dnnl_success;
+    d->part = dt_alloc((size_t)n * sizeof(*d->part));
 #pragma omp parallel num_threads(1)
     {
         omp_set_num_threads(1);         /* within this region */
@@ -396,7 +409,7 @@ static dnnl_status_t product_make(dt_dnn **out, const struct dt_dnn_matmul *p)
     int64_t n = p->m / PART_ROWS < p->threads ? p->m / PART_ROWS : p->threads;
     if (!p->a_trans || n <= 1)
         return matmul_make(out, p, p->m);
-    return parts_make(out, p, n < MAX_PARTS ? (int)n : MAX_PARTS);
+    return parts_make(out, p, (int)n);
 }
 
 int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err)

@@ -14,23 +14,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/window.h"
-
-static char *dir;
-
-static int set_up(void **state)
-{
-    (void)state;
-    dir = strdup("/tmp/dt-window-XXXXXX");
-    return !mkdtemp(dir);
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    int rc = dt_rmtree(dir, NULL);
-    free(dir);
-    return rc;
-}
+#include "tests/unit/scratch.h"
 
 /* Line i is this long; some are longer than a window at first is. */
 static size_t length(int i) { return i % 97 ? (size_t)(i * 31 % 200) : 300000; }

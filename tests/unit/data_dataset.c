@@ -11,23 +11,7 @@
 #include <cmocka.h>
 #include "base/file.h"
 #include "data/dataset.h"
-
-static char *dir;
-
-static int set_up(void **state)
-{
-    (void)state;
-    dir = strdup("/tmp/dt-dataset-XXXXXX");
-    return !mkdtemp(dir);
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    int rc = dt_rmtree(dir, NULL);
-    free(dir);
-    return rc;
-}
+#include "tests/unit/scratch.h"
 
 static char *put(const char *name, const char *text)
 {

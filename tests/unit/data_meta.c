@@ -10,23 +10,7 @@
 #include <cmocka.h>
 #include "base/file.h"
 #include "data/meta.h"
-
-static char *dir;           /* a fresh folder for each test */
-
-static int set_up(void **state)
-{
-    (void)state;
-    dir = strdup("/tmp/dt-meta-XXXXXX");
-    return !mkdtemp(dir);
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    int rc = dt_rmtree(dir, NULL);
-    free(dir);
-    return rc;
-}
+#include "tests/unit/scratch.h"
 
 static char *put(const char *name, const char *text)
 {
