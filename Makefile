@@ -195,7 +195,8 @@ install: all    ## copy programs, manual pages and completion to $(DESTDIR)$(PRE
 	install -d $(DESTDIR)$(PREFIX)/bin $(addprefix $(DESTDIR)$(PREFIX)/share/man/man,$(sort $(patsubst .%,%,$(suffix $(wildcard man/*.[157])))))
 	install $(TOOLS:%=$(B)/bin/%) $(if $(CUDA),$(B)/bin/libdt-cuda.so) $(DESTDIR)$(PREFIX)/bin
 	for t in $(TOOLS); do for s in bash=bash-completion/completions/$$t zsh=zsh/site-functions/_$$t fish=fish/vendor_completions.d/$$t.fish; do \
-	    $(B)/bin/$$t --completion $${s%%=*} | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/$${s#*=} || exit 1; done; done
+	    $(B)/bin/$$t --completion $${s%%=*} >$(B)/completion && \
+	    install -D -m 644 $(B)/completion $(DESTDIR)$(PREFIX)/share/$${s#*=} || exit 1; done; done
 	for p in $(wildcard man/*.[157]); do install -m 644 $$p $(DESTDIR)$(PREFIX)/share/man/man$${p##*.}; done
 clean:          ## remove what was built
 	rm -rf build build-*

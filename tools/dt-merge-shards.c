@@ -3,23 +3,10 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/commands.h"
 #include "base/file.h"
-#include "base/opt.h"
 #include "base/tool.h"
 #include "train/lora_merge.h"
-
-static const char *const commands[] = { "lora", "merge", NULL };
-
-static const char help[] =
-    "usage: dt-merge-shards COMMAND [OPTION]...\n"
-    "\n"
-    "Makes finished files out of what training leaves.\n"
-    "\n"
-    "Commands:\n"
-    "  lora   a LoRA file in another layout\n"
-    "  merge  LoRAs into the weights of their base\n"
-    "\n"
-    "dt-merge-shards COMMAND --help shows a command's options; --completion SHELL (bash, zsh, fish) prints a completion script.\n";
 
 struct opts {
     const char *output;
@@ -160,22 +147,11 @@ static int command(int k, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    static const dt_command commands[] = {
+        { "lora", "a LoRA file in another layout", &clis[0], command },
+        { "merge", "LoRAs into the weights of their base", &clis[1], command },
+        { 0 },
+    };
     dt_argv0 = "dt-merge-shards";
-    int k = 0;
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
-        fputs(help, argc < 2 ? stderr : stdout);
-        return dt_finish(argc < 2 ? 2 : 0);
-    }
-    if (!strcmp(argv[1], "--version")) {
-        puts("dt-merge-shards " DT_VERSION);
-        return dt_finish(0);
-    }
-    while (commands[k] && strcmp(argv[1], commands[k]))
-        k++;
-    if (!commands[k]) {
-        int near = dt_nearest(argv[1], commands, 2);
-        dt_die(2, "no command '%s'; %s%s", argv[1], near < 0 ? "see dt-merge-shards --help" : "did you mean ",
-               near < 0 ? "" : commands[near]);
-    }
-    return dt_finish(command(k, argc - 1, argv + 1));
+    return dt_commands_main("Make finished files out of what training leaves.", commands, argc, argv);
 }

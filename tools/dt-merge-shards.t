@@ -130,8 +130,8 @@ rmdir .busy.tmp
 check 'nothing but files named' 'ls -A | grep -c tmp; :' 0
 
 # --- bad input ---
-fails 2 'no command' 'dt-merge-shards' 'usage: dt-merge-shards'
-fails 2 'mistyped command' 'dt-merge-shards marge' 'did you mean merge'
+fails 2 'no command' 'dt-merge-shards' 'Usage: dt-merge-shards'
+fails 2 'mistyped command' 'dt-merge-shards marge' 'did you mean .merge'
 fails 2 'no LoRA' 'dt-merge-shards lora -o x' 'the LoRA is missing'
 fails 2 'no output' 'dt-merge-shards lora all.comfy' '--output is missing'
 fails 2 'two' 'dt-merge-shards lora -o x all.comfy all.peft' 'one at a time'

@@ -5,27 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/commands.h"
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/tool.h"
 #include "data/meta.h"
 #include "text/tok_train.h"
 #include "train/run.h"
-
-static const char *const commands[] = { "lora", "full", "vae", "tokenizer", NULL };
-
-static const char help[] =
-    "usage: dt-train COMMAND [OPTION]...\n"
-    "\n"
-    "Trains FLUX models on pictures with captions.\n"
-    "\n"
-    "Commands:\n"
-    "  lora       a low-rank adapter of the transformer\n"
-    "  full       all or some weights of the transformer and the text encoders\n"
-    "  vae        the autoencoder\n"
-    "  tokenizer  the vocabularies of CLIP and T5, from captions\n"
-    "\n"
-    "dt-train COMMAND --help shows a command's options; --completion SHELL (bash, zsh, fish) prints a completion script.\n";
 
 /* --- words --- */
 
@@ -71,8 +57,9 @@ static void bare_plan(int argc, char **argv)
             argv[i] = "--memory_plan";
 }
 
-static int train(enum dt_method method, int argc, char **argv)
+static int train(int k, int argc, char **argv)
 {
+    enum dt_method method = (enum dt_method)k;
     dt_err err = { 0 };
     dt_train_opts o;
     dt_train_opts_init(&o, method);
@@ -87,7 +74,7 @@ static int train(enum dt_method method, int argc, char **argv)
     if (rc == 0) {
         char *bin = bin_dir();
         dt_signals_install();
-    dt_malloc_install();
+        dt_malloc_install();
         dt_ui ui = { .say = say, .warn = warn, .table = table, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin,
                      .argc = argc + 1, .argv = argv - 1 };
         rc = dt_train_run(&o, &ui, &err);
@@ -157,10 +144,11 @@ static int learn(const struct tok_opts *o, dt_err *err)
 }
 
 static const dt_cli tok_cli = { "dt-train tokenizer", "--train_data_meta FILE --output_dir DIR [OPTION]...",
-                                "learns the vocabularies of CLIP and T5 from captions", NULL, tok_table };
+                                "Learn the vocabularies of CLIP and T5 from captions.", NULL, tok_table };
 
-static int tokenizer(int argc, char **argv)
+static int tokenizer(int k, int argc, char **argv)
 {
+    (void)k;
     struct tok_opts o = { .clip = 1024, .t5 = 1024, .clip_len = 77, .t5_len = 512 };
     dt_err err = { 0 };
     int rc = dt_cli_parse(&tok_cli, &o, argc, argv, NULL, &err);
@@ -173,40 +161,15 @@ static int tokenizer(int argc, char **argv)
     return rc < 0 ? dt_die_err(&err) : rc;
 }
 
-/* All commands in one script, as a shell wants it of one program. */
-static int completion(const char *shell)
-{
-    const dt_cli *all[] = { dt_train_cli(DT_METHOD_LORA), dt_train_cli(DT_METHOD_FULL), dt_train_cli(DT_METHOD_VAE),
-                            &tok_cli, NULL };
-    for (int i = 0; shell && dt_cli_shells[i]; i++)
-        if (!strcmp(shell, dt_cli_shells[i])) {
-            dt_cli_completion(all, shell, stdout);
-            return dt_finish(0);
-        }
-    dt_die(2, "--completion takes bash, zsh or fish");
-}
-
 int main(int argc, char **argv)
 {
+    const dt_command commands[] = {             /* those that train in the order of enum dt_method */
+        { "lora", "a low-rank adapter of the transformer", dt_train_cli(DT_METHOD_LORA), train },
+        { "full", "all or some weights of the transformer and the text encoders", dt_train_cli(DT_METHOD_FULL), train },
+        { "vae", "the autoencoder", dt_train_cli(DT_METHOD_VAE), train },
+        { "tokenizer", "the vocabularies of CLIP and T5, from captions", &tok_cli, tokenizer },
+        { 0 },
+    };
     dt_argv0 = "dt-train";
-    int k = 0;
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
-        fputs(help, argc < 2 ? stderr : stdout);
-        return dt_finish(argc < 2 ? 2 : 0);
-    }
-    if (!strcmp(argv[1], "--version")) {
-        puts("dt-train " DT_VERSION);
-        return dt_finish(0);
-    }
-    if (!strncmp(argv[1], "--completion", 12) && (!argv[1][12] || argv[1][12] == '='))
-        return completion(argv[1][12] ? argv[1] + 13 : argv[2]);
-    while (commands[k] && strcmp(argv[1], commands[k]))
-        k++;
-    if (!commands[k]) {
-        int near = dt_nearest(argv[1], commands, 4);
-        dt_die(2, "no command '%s'; %s%s", argv[1], near < 0 ? "see dt-train --help" : "did you mean ",
-               near < 0 ? "" : commands[near]);
-    }
-    int status = k == 3 ? tokenizer(argc - 1, argv + 1) : train((enum dt_method)k, argc - 1, argv + 1);
-    return dt_finish(status);
+    return dt_commands_main("Train FLUX models on pictures with captions.", commands, argc, argv);
 }

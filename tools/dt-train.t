@@ -17,7 +17,7 @@ P="--pretrained_model_name_or_path $M --quiet $N"      # with --plan and --laten
 
 # --- what a user meets in the first hour ---
 fails 2 'no command' 'dt-train' 'usage: dt-train'
-fails 2 'mistyped command' 'dt-train lorra' 'did you mean lora'
+fails 2 'mistyped command' 'dt-train lorra' 'did you mean .lora'
 fails 2 'unknown flag' "dt-train lora $L --learning_rat 1" 'did you mean .*learning_rate'
 fails 2 'flag given twice' "dt-train lora $L --rank 8" 'rank'
 fails 2 'number out of range' "dt-train lora $C --rank 0" 'rank'

@@ -139,7 +139,7 @@ int dt_nearest(const char *word, const char *const *cand, int n)
     size_t len = strlen(word);
     if (len > 256)                          /* nobody mistypes that much */
         return -1;
-    int limit = 2 + (int)len / 4, best = -1, best_d = limit + 1;
+    int limit = len < 4 ? ((int)len + 1) / 2 : 2 + ((int)len - 4) / 4, best = -1, best_d = limit + 1;
     int *row = NULL;
     for (int i = 0; i < n; i++) {
         size_t m = strlen(cand[i]);

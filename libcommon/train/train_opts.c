@@ -211,15 +211,15 @@ static const dt_opt vae_table[] = {
 
 static const dt_cli cli[] = {
     [DT_METHOD_LORA] = { "dt-train lora", "--pretrained_model_name_or_path DIR --train_data_dir DIR [OPTION]...",
-        "fine-tunes a low-rank adapter (LoRA) of a FLUX model on pictures with captions",
+        "Train a low-rank adapter (LoRA) of a FLUX model on pictures with captions.",
         "  dt-train lora --pretrained_model_name_or_path FLUX.1-dev --train_data_dir photos --enable_bucket \\\n"
         "      --rank 16 --network_alpha 16 --max_train_steps 1000 --output_dir out\n", lora_table },
     [DT_METHOD_FULL] = { "dt-train full", "--pretrained_model_name_or_path DIR --train_data_dir DIR [OPTION]...",
-        "trains all or some weights of a FLUX model, from a checkpoint or from fresh weights",
+        "Train all or some weights of a FLUX model, from a checkpoint or from fresh weights.",
         "  dt-train full --pretrained_model_name_or_path FLUX.1-dev --train_data_dir photos --trainable_modules attn \\\n"
         "      --mixed_precision bf16 --gradient_checkpointing --output_dir out\n", full_table },
     [DT_METHOD_VAE] = { "dt-train vae", "--pretrained_model_name_or_path DIR --train_data_dir DIR [OPTION]...",
-        "trains the autoencoder of a model folder on pictures",
+        "Train the autoencoder of a model folder on pictures.",
         "  dt-train vae --pretrained_model_name_or_path tiny --from_config --train_data_dir pictures --output_dir out\n", vae_table },
 };
 

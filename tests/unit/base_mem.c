@@ -131,6 +131,7 @@ static void nearest(void **state)
     assert_int_equal(dt_nearest("netwrk_alfa", c, 4), 3);
     assert_int_equal(dt_nearest("completely_else", c, 4), -1);
     assert_int_equal(dt_nearest("xy", c, 4), -1);
+    assert_int_equal(dt_nearest("help", c, 4), -1);         /* three of four letters are others */
     assert_int_equal(dt_nearest("", c, 4), -1);
     assert_int_equal(dt_nearest("a", c, 0), -1);
 }
