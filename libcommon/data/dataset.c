@@ -11,6 +11,7 @@
 
 #define MAX_CONFIG_BYTES (4 << 20)
 #define MAX_SIDE_PX 8192
+#define MUSUBI_SIZE ((dt_size){ 960, 544 })         /* its default */
 
 enum { GENERAL = 1, DATASET = 2, SUBSET = 4 };      /* where a key may stand */
 enum { KOHYA = 1, MUSUBI = 2, BOTH = 3 };           /* whose it is */
@@ -100,7 +101,7 @@ enum { N_KEYS = sizeof keys / sizeof *keys };
 
 /* The tables that a value may stand in, the most specific first, with the words for messages. */
 struct scope {
-    const dt_datasets *d;
+    dt_datasets *d;
     const cJSON *table[3];
     int   in[3], n;
     char  where[64];            /* of the first: "datasets[0].subsets[1]" */
@@ -253,9 +254,27 @@ static int fill(const struct scope *s, dt_dataset *set, dt_subset *sub, dt_err *
 
 /* --- a dataset --- */
 
+/* Rules for buckets that those programs pass over in silence. */
+static void note_idle_rules(struct scope *s, const dt_dataset *t)
+{
+    dt_datasets *d = s->d;
+    if (!t->bucket && t->no_upscale)
+        note(d, "bucket_no_upscale", "without enable_bucket every picture is cut to 'resolution'");
+    if (!t->bucket && t->step)
+        note(d, "bucket_reso_steps", "without enable_bucket there are no buckets");
+    const char *why = !t->bucket ? "without enable_bucket there are no buckets"
+                    : t->no_upscale ? "with bucket_no_upscale sizes come from the pictures" : NULL;
+    if (why && t->min_px)
+        note(d, "min_bucket_reso", why);
+    if (why && t->max_px)
+        note(d, "max_bucket_reso", why);
+}
+
 static int check_sizes(const struct scope *s, dt_dataset *t, int64_t multiple, dt_err *err)
 {
     const char *path = s->d->path;
+    if (!t->reso.w && s->d->musubi)
+        t->reso = MUSUBI_SIZE;
     if (!t->reso.w)
         return dt_err_set(err, DT_EDATA, "%s: %s: 'resolution' is missing", path, s->where);
     if (!t->bucket && (t->reso.w % multiple || t->reso.h % multiple))
@@ -303,6 +322,15 @@ static bool same_source(const dt_subset *a, const dt_subset *b)
     return a->set == b->set && !a->meta == !b->meta && x && y && !strcmp(x, y);
 }
 
+/* What says how captions are found, where they are in a file of metadata. */
+static void note_idle_captions(struct scope *s, const dt_subset *sub)
+{
+    static const char *const key[] = { "class_tokens", "caption_extension" };
+    for (int i = 0; i < 2 && (sub->meta || sub->jsonl); i++)
+        if (cJSON_GetObjectItemCaseSensitive(s->table[0], key[i]))
+            note(s->d, key[i], sub->meta ? "captions are those of metadata_file" : "captions are those of image_jsonl_file");
+}
+
 static int add_subset(dt_datasets *d, struct scope *s, int64_t *cap, dt_err *err)
 {
     dt_subset sub = { .set = d->n_set - 1, .repeats = 1, .sep = "," };
@@ -317,6 +345,7 @@ static int add_subset(dt_datasets *d, struct scope *s, int64_t *cap, dt_err *err
     if (sub.dir && sub.jsonl)
         return dt_err_set(err, DT_EDATA, "%s: %s: 'image_directory' and 'image_jsonl_file' exclude each other", d->path,
                           s->where);
+    note_idle_captions(s, &sub);
     if (!*sub.sep)
         return dt_err_set(err, DT_EDATA, "%s: %s: 'caption_separator' is empty", d->path, s->where);
     for (int i = 0; i < d->n_sub; i++)
@@ -380,8 +409,10 @@ static int read_sets(dt_datasets *d, int64_t multiple, dt_err *err)
         dt_grow(&d->set, &cap, d->n_set + 1, sizeof *d->set);
         dt_dataset *set = &d->set[d->n_set++];
         *set = (dt_dataset){ .batch = 1 };
-        if ((rc = check_table(d, t, DATASET, s.where, err)) < 0 || (rc = fill(&s, set, NULL, err)) < 0 ||
-            (rc = check_sizes(&s, set, multiple, err)) < 0)
+        if ((rc = check_table(d, t, DATASET, s.where, err)) < 0 || (rc = fill(&s, set, NULL, err)) < 0)
+            return rc;
+        note_idle_rules(&s, set);
+        if ((rc = check_sizes(&s, set, multiple, err)) < 0)
             return rc;
         make_buckets(d, set);
         rc = d->musubi ? add_subset(d, &s, &sub_cap, err)

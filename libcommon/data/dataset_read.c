@@ -81,11 +81,21 @@ static int read_metadata(const dt_datasets *d, int i, const char *dir, dt_meta *
 
 /* --- image_jsonl_file: {"image_path": "...", "caption": "..."} a line --- */
 
+/* Does it have "control_path" or "control_path_0", ... ? */
+static bool has_control(const cJSON *o)
+{
+    const cJSON *v;
+    cJSON_ArrayForEach(v, o)
+        if (!strncmp(v->string, "control_path", 12))
+            return true;
+    return false;
+}
+
 static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_subset *s, int i, dt_meta *m)
 {
     const char *path = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "image_path"));
     const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
-    const char *why = cJSON_GetObjectItemCaseSensitive(o, "control_path") ? "control pictures are not offered"
+    const char *why = has_control(o) ? "control pictures are not offered"
                     : cJSON_GetObjectItemCaseSensitive(o, "image_path_0") ? "layered pictures are not offered"
                     : !path || !*path ? "'image_path' must be a string" : !text ? "'caption' must be a string" : NULL;
     char *at = dt_sprintf("%s: line %lld", jsonl, (long long)line);

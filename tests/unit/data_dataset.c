@@ -166,6 +166,82 @@ static void what_asks_for_nothing_is_let_through(void **state)
     dt_datasets_close(&d);
 }
 
+/* Every key of docs/config_README-en.md and docs/dataset_config.md, with the value of their example where it asks for
+ * something. */
+enum { HONOURED, REFUSED, NOTED };
+struct documented {
+    const char *key, *value;
+    int what;
+};
+
+static void is_treated(const struct documented *k, const char *before, const char *after)
+{
+    dt_datasets *d = NULL;
+    dt_err err = { 0 };
+    char *text = dt_sprintf("%s%s = %s\n%s", before, k->key, k->value, after), *path = put("c.toml", text),
+         *quoted = dt_sprintf("'%s'", k->key);
+    int rc = dt_datasets_open(&d, path, 16, &err);
+    bool named = strstr(rc < 0 ? err.msg : d->notes.n ? d->notes.v[0] : "", quoted);
+    if ((rc < 0) != (k->what == REFUSED) || named != (k->what != HONOURED) || (rc == 0 && d->notes.n > 1))
+        fail_msg("%s: %s", text, rc < 0 ? err.msg : d->notes.n ? d->notes.v[0] : "passed over in silence");
+    dt_datasets_close(&d);
+    free(quoted);
+    free(path);
+    free(text);
+}
+
+static void every_documented_key_counts_or_is_named(void **state)
+{
+    (void)state;
+    static const struct documented of_set[] = {
+        { "batch_size", "4", HONOURED }, { "bucket_no_upscale", "true", HONOURED }, { "bucket_reso_steps", "64", HONOURED },
+        { "max_bucket_reso", "1024", HONOURED }, { "min_bucket_reso", "128", HONOURED },
+        { "skip_image_resolution", "[512, 768]", HONOURED }, { "color_aug", "true", REFUSED },
+        { "face_crop_aug_range", "[1.0, 3.0]", REFUSED }, { "flip_aug", "true", HONOURED }, { "keep_tokens", "2", HONOURED },
+        { "num_repeats", "10", HONOURED }, { "random_crop", "true", REFUSED }, { "shuffle_caption", "true", HONOURED },
+        { "caption_prefix", "'masterpiece, '", HONOURED }, { "caption_suffix", "', from side'", HONOURED },
+        { "caption_separator", "';'", HONOURED }, { "keep_tokens_separator", "'|||'", HONOURED },
+        { "secondary_separator", "';;;'", HONOURED }, { "enable_wildcard", "true", REFUSED },
+        { "resize_interpolation", "'lanczos'", REFUSED }, { "caption_extension", "'.txt'", HONOURED },
+        { "cache_info", "true", NOTED }, { "caption_dropout_every_n_epochs", "3", HONOURED },
+        { "caption_dropout_rate", "0.5", HONOURED }, { "caption_tag_dropout_rate", "0.1", HONOURED },
+    }, of_sub[] = {
+        { "class_tokens", "'sks girl'", HONOURED }, { "is_reg", "true", REFUSED }, { "metadata_file", "'m.json'", HONOURED },
+        { "image_dirs", "'b'", REFUSED },
+    }, of_metadata[] = {
+        { "class_tokens", "'sks girl'", NOTED }, { "caption_extension", "'.txt'", NOTED }, { "image_dir", "'a'", HONOURED },
+    }, of_square[] = {
+        { "bucket_no_upscale", "true", NOTED }, { "bucket_reso_steps", "64", NOTED }, { "min_bucket_reso", "128", NOTED },
+        { "max_bucket_reso", "1024", NOTED }, { "enable_bucket", "true", HONOURED },
+    }, of_musubi[] = {
+        { "resolution", "[960, 544]", HONOURED }, { "caption_extension", "'.txt'", HONOURED }, { "batch_size", "4", HONOURED },
+        { "num_repeats", "2", HONOURED }, { "enable_bucket", "true", HONOURED }, { "bucket_no_upscale", "true", NOTED },
+        { "cache_directory", "'c'", NOTED }, { "control_directory", "'c'", REFUSED }, { "multiple_target", "true", REFUSED },
+        { "no_resize_control", "true", REFUSED }, { "control_resolution", "[1024, 1024]", REFUSED },
+        { "flux_kontext_no_resize_control", "true", REFUSED }, { "qwen_image_edit_control_resolution", "[64, 64]", REFUSED },
+        { "target_frames", "[1, 25]", REFUSED }, { "frame_extraction", "'head'", REFUSED }, { "frame_stride", "10", REFUSED },
+        { "frame_sample", "4", REFUSED }, { "max_frames", "129", REFUSED }, { "source_fps", "30.0", REFUSED },
+        { "fp_latent_window_size", "9", REFUSED }, { "fp_1f_clean_indices", "[0]", REFUSED },
+        { "fp_1f_target_index", "9", REFUSED }, { "fp_1f_no_post", "true", REFUSED },
+        { "image_lance_dataset", "'x'", REFUSED },
+    };
+#define EACH(t, before, after) \
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) \
+        is_treated(&t[i], before, after)
+    EACH(of_set, "[general]\n", KOHYA FOLDER);
+    EACH(of_set, KOHYA, FOLDER);
+    EACH(of_sub, KOHYA FOLDER, "");
+    EACH(of_metadata, KOHYA "[[datasets.subsets]]\nmetadata_file = 'm.json'\n", "");
+    EACH(of_square, "[[datasets]]\nresolution = 512\n", FOLDER);
+    EACH(of_musubi, "[[datasets]]\nimage_directory = 'a'\n", "");
+    is_treated(&(struct documented){ "max_bucket_reso", "1536", NOTED }, KOHYA "bucket_no_upscale = true\n", FOLDER);
+    is_treated(&(struct documented){ "caption_extension", "'.txt'", NOTED }, "[[datasets]]\nimage_jsonl_file = 'l'\n", "");
+
+    dt_datasets *d = opened("[[datasets]]\nimage_directory = 'a'\n");
+    assert_int_equal(d->set[0].reso.w * 1000 + d->set[0].reso.h, 960544);       /* musubi-tuner's default */
+    dt_datasets_close(&d);
+}
+
 /* --- pictures and captions --- */
 
 static dt_meta read_all(const char *config)
@@ -201,7 +277,8 @@ static void captions_come_from_files_class_tokens_and_metadata(void **state)
     free(put("m.json",
              "{\"1\": {\"caption\": \"c\", \"tags\": \"t, u\"}, \"2.jpg\": {\"tags\": \"v\"}, \"none\": {}}"));
     free(put("l.jsonl",
-             "{\"image_path\": \"a/2.jpg\", \"caption\": \"two\\nlines\"}\n\n{\"image_path\": 3, \"caption\": \"\"}\n"));
+             "{\"image_path\": \"a/2.jpg\", \"caption\": \"two\\nlines\"}\n\n{\"image_path\": 3, \"caption\": \"\"}\n"
+             "{\"image_path\": \"a/2.jpg\", \"control_path_0\": \"a/1.png\", \"caption\": \"\"}\n"));
 
     dt_meta m =
         read_all(KOHYA FOLDER "class_tokens = 'sks cat'\ncaption_extension = '.txt'\ncaption_prefix = 'p,'\nnum_repeats = 4\n"
@@ -225,6 +302,7 @@ static void captions_come_from_files_class_tokens_and_metadata(void **state)
     assert_string_equal(item(&m, 2).text, "two\nlines");
     assert_non_null(strstr(item(&m, 2).path, "a/2.jpg"));
     assert_non_null(strstr(m.skipped.v[0], "l.jsonl: line 3: 'image_path' must be a string"));
+    assert_non_null(strstr(m.skipped.v[1], "l.jsonl: line 4: control pictures are not offered"));
     dt_meta_release(&m);
 }
 
@@ -268,6 +346,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_value_stands_in_the_nearest_table, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_cannot_be_honoured_is_named, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_asks_for_nothing_is_let_through, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(every_documented_key_counts_or_is_named, set_up, tear_down),
         cmocka_unit_test_setup_teardown(captions_come_from_files_class_tokens_and_metadata, set_up, tear_down),
         cmocka_unit_test_setup_teardown(tags_are_shuffled_behind_those_that_are_kept, set_up, tear_down),
     };
