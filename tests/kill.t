@@ -116,6 +116,12 @@ bucket_whole_old() { [ "$(cat out)" = old ] || bucket_whole; }
 hunt bucket 4 nothing bucket_is bucket_whole "dt-bucket -q $D --num_train_epochs 2 -o out data"
 hunt bucket-again 4 old bucket_is bucket_whole_old "dt-bucket -q $D --num_train_epochs 2 -o out data"
 
+# --- dt-merge-shards: the same of a folder ---
+merge_is() { sums out; find . -maxdepth 1 -name '.out*.tmp'; }
+merge_whole() { [ ! -e out ] || sums out | cmp -s - want || echo 'half-written'; }
+echo "[ -e out ] || exec dt-merge-shards merge -q -o out '$M' --lora '$M/../lora_all_comfy.safetensors'" >merge.sh
+hunt merge 4 nothing merge_is merge_whole 'sh merge.sh'
+
 # --- dt-cache-latents: shards and indexes that have their names are complete, so the next run reads them without a word ---
 dt-bucket -q $D -o plan data
 dt-bucket -q $D -o other held

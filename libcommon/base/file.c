@@ -344,6 +344,12 @@ int dt_file_read_regular(char **data, size_t *bytes, const char *path, size_t ma
     return rc;
 }
 
+int dt_file_read_member(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err)
+{
+    return dt_exists(path) ? dt_file_read_regular(data, bytes, path, max_bytes, err)
+                           : dt_file_read(data, bytes, path, max_bytes, err);
+}
+
 int dt_map_fd(dt_map *m, int fd, const char *path, dt_err *err)
 {
     struct stat st;
@@ -473,13 +479,16 @@ int dt_mkdirs(const char *dir, dt_err *err)
             continue;
         char c = *s;
         *s = '\0';
-        int e = *p && mkdir(p, 0777) < 0 ? errno : 0;
-        if (e && !dt_is_dir(p)) {
+        int e = !*p ? EEXIST : mkdir(p, 0777) < 0 ? errno : 0;
+        if (!e) {                   /* what is saved in it is lost with its name */
+            char *parent = dt_path_dir(p);
+            rc = dt_fsync_dir(parent, err);
+            free(parent);
+        } else if (*p && !dt_is_dir(p)) {
             errno = e;              /* not that of looking */
             rc = dt_err_sys(err, DT_EIO, "cannot make folder '%s'", p);
-            break;
         }
-        if (!c)
+        if (!c || rc < 0)
             break;
         *s = c;
     }

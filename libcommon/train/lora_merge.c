@@ -170,6 +170,9 @@ static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
     const dt_st_entry *e = &m->e[i];
     if (m->p->stop && *m->p->stop)
         return dt_err_set(err, DT_ESIGNAL, "stopped; nothing is written");
+    int rc = dt_st_check(m->st, err);
+    if (rc < 0)
+        return rc;
     if (m->last)
         dt_st_forget(m->st, m->last, m->last_bytes);
     m->last = e->data;
@@ -295,12 +298,19 @@ static int write_whole(struct merge *m, const char *to, dt_err *err)
     int rc = take_folder(tmp, &lock, err);
     if (rc == 0) {
         rc = write_folder(m, m->p->base, tmp, false, 1, err);
+        for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+            rc = m->net[k] ? dt_st_check(m->net[k], err) : 0;
         if (rc == 0 && rename(tmp, clean) < 0)
             rc = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
                      ? dt_err_set(err, DT_EUSAGE, "'%s' is there already", clean)
                      : dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", tmp, clean);
-        if (rc < 0)
+        if (rc < 0) {
             dt_rmtree(tmp, NULL);
+        } else {
+            char *parent = dt_path_dir(clean);
+            rc = dt_fsync_dir(parent, err);
+            free(parent);
+        }
     }
     if (lock >= 0)
         close(lock);

@@ -6,7 +6,8 @@
  * files under DIR, and all that make, rename or remove a name.  stdio calls the kernel without going through a function
  * that a preloaded library could replace, so the calls are watched where they enter the kernel.
  *   -l FILE  one line for each call: its name and the last part of the path, the digits of process numbers made 0
- *   -n N     kill at the N-th: before it, after it, or, of a write, when half of its bytes are written
+ *   -n N     kill at the N-th: before it, after it, or, of a write, when half of its bytes are written (some, of a copy
+ *            that the kernel makes)
  *   -r       kill the command alone; its children have to end by themselves, within a few seconds
  * Exit: 137 killed, and what it was doing on stderr; 99 when children outlive it; else that of the command. */
 #include <errno.h>
@@ -24,13 +25,14 @@
 #include <unistd.h>
 #include <linux/ptrace.h>
 
-enum { PATIENCE_S = 10, OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK |
+enum { PATIENCE_S = 10, SOME_BYTES = 7, OPTIONS = PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK |
                                   PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC };
 enum when { BEFORE, HALF, AFTER };
 enum what { FD, PATH, CREATE };  /* what is looked at: a descriptor, a path, a path if the flags create */
 
 static const struct call { uint64_t nr; const char *name; enum what what; int arg; } calls[] = {
     { SYS_write, "write", FD, 0 }, { SYS_pwrite64, "write", FD, 0 }, { SYS_writev, "write", FD, 0 },
+    { SYS_copy_file_range, "write", FD, 2 },
     { SYS_fsync, "fsync", FD, 0 }, { SYS_fdatasync, "fsync", FD, 0 }, { SYS_ftruncate, "truncate", FD, 0 },
     { SYS_rename, "rename", PATH, 1 }, { SYS_renameat, "rename", PATH, 3 }, { SYS_renameat2, "rename", PATH, 3 },
     { SYS_unlink, "unlink", PATH, 0 }, { SYS_unlinkat, "unlink", PATH, 1 }, { SYS_rmdir, "rmdir", PATH, 0 },
@@ -146,6 +148,8 @@ static void entered(pid_t pid, const struct ptrace_syscall_info *s)
         murder();
     if (k.when == HALF && (s->entry.nr == SYS_write || s->entry.nr == SYS_pwrite64) && s->entry.args[2] > 1)
         ptrace(PTRACE_POKEUSER, pid, offsetof(struct user_regs_struct, rdx), s->entry.args[2] / 2);
+    if (k.when == HALF && s->entry.nr == SYS_copy_file_range)
+        ptrace(PTRACE_POKEUSER, pid, offsetof(struct user_regs_struct, r8), SOME_BYTES);
     k.victim = pid;
 }
 
