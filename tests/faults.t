@@ -2,7 +2,7 @@
 # faults.t - what surrounds a program fails: the disk is full, a folder cannot be written, files shrink or are replaced, clocks
 # go backwards, names are odd, pipes break, descriptors are closed.  Memory: faults_alloc.t.  Pictures: pictures.t.
 . tests/lib.sh
-M=$PWD/tests/golden/tiny-flux E=$PWD/examples/pictures
+M=$PWD/tests/golden/tiny-flux E=$PWD/examples/pictures A=$PWD/tests/golden/lora_all_comfy.safetensors
 export OMP_NUM_THREADS=1
 ${CC:-cc} -O1 -Wall -D_GNU_SOURCE -shared -fPIC -o "$T/shim.so" tests/faults/shim.c -ldl || exit 1
 cd "$T" || exit 1
@@ -60,24 +60,32 @@ full 'full disk: dt-train full' "dt-train full $R --latents cache --max_sequence
 full 'full disk: dt-train vae' "dt-train vae $R"
 full 'full disk: dt-train tokenizer' "dt-train tokenizer --train_data_meta data --clip_vocab_size 514 --t5_vocab_size 64 --output_dir out"
 full 'full disk: dt-sample' "dt-sample --pretrained_model_name_or_path $M --max_sequence_length 16 --steps 1 -q -o out -p one --grid out/sheet.png"
+full 'full disk: dt-merge-shards lora' "dt-merge-shards lora -q -o out --lora_format kohya $A"
+full 'full disk: dt-merge-shards merge' "dt-merge-shards merge -q -o out $M --lora $A"
 
 # A real one, where a user may have name spaces of their own.
 cat >tmpfs.sh <<'EOF'
 mount -t tmpfs -o size=24k none full && mount -t tmpfs -o ro none ro || exit 99
 "$@"; st=$?
-find full -type f ! -name '.*' -size +0 | grep -vE 'logs/|run.json|metrics.ndjson|config.json|checkpoint-[0-9]*.tmp|plan.ndjson' >left
+find full -type f ! -name '.*' -size +0 | grep -vE 'logs/|run.json|metrics.ndjson|config.json|checkpoint-[0-9]*.tmp|plan.ndjson' >>left
 exit $st
 EOF
 mkdir full ro
 if unshare -rm sh tmpfs.sh true 2>/dev/null; then
     fails 7 'a small tmpfs: dt-cache-latents' "unshare -rm sh tmpfs.sh $C -o full plan" 'No space left on device'
     fails 7 'a small tmpfs: dt-train' "unshare -rm sh tmpfs.sh ${L/ out / full }" 'No space left on device'
+    fails 7 'a small tmpfs: dt-bucket' "unshare -rm sh tmpfs.sh dt-bucket ${P/steps 2/steps 9999} -o full/plan data" 'No space left on device'
+    fails 7 'a small tmpfs: dt-sample' "unshare -rm sh tmpfs.sh dt-sample --pretrained_model_name_or_path $M --max_sequence_length 16 --steps 1 -q -p x \
+        --width 128 --height 128 -o full/x.png" 'No space left on device|the disk is full'
+    fails 7 'a small tmpfs: dt-merge-shards' "unshare -rm sh tmpfs.sh dt-merge-shards merge -q -o full/m $M --lora $A" 'No space left on device'
     check 'and nothing half-written' 'cat left'
     fails 7 'a read-only folder: dt-bucket' "unshare -rm sh tmpfs.sh dt-bucket $P -o ro/plan data" "ro/plan'?: Read-only file system"
     fails 7 'a read-only folder: dt-cache-latents' "unshare -rm sh tmpfs.sh $C -o ro/cache plan" "ro/cache'?: Read-only file system"
     fails 7 'a read-only folder: dt-train' "unshare -rm sh tmpfs.sh ${L/ out / ro/out }" "ro/out'?: Read-only file system"
     fails 7 'a read-only folder: dt-sample' "unshare -rm sh tmpfs.sh dt-sample --pretrained_model_name_or_path $M --steps 1 -q -p x -o ro/x.png" \
         "ro/x.png'?: Read-only file system"
+    fails 7 'a read-only folder: dt-merge-shards' "unshare -rm sh tmpfs.sh dt-merge-shards merge -q -o ro/m $M --lora $A" "ro/.m.tmp'?: Read-only file system"
+    fails 7 'a read-only folder: a LoRA' "unshare -rm sh tmpfs.sh dt-merge-shards lora -q -o ro/l $A" "ro/l'?: Read-only file system"
 else
     skip 'a small tmpfs, a read-only folder' 'no user name spaces here'
 fi
@@ -113,6 +121,12 @@ if [ -z "${SAN-}" ]; then
             --mixed_precision bf16 --max_sequence_length 16 -q --progress n.ndjson -p x -o written.png" \
         "^dt-sample: .*${w##*/}' was written to while it was in use$"
     check 'with no picture' 'ls written.png 2>/dev/null; :'
+    for how in "truncate -s 4096 $w" "printf x | dd of=$w bs=1 seek=20000 conv=notrunc"; do
+        fails 4 "weights while a LoRA is merged into them: ${how%% *}" \
+            "rm -rf m merged; cp -r $M m; FAULT_WATCH=.config.json.tmp FAULT_THEN='$how' faulty dt-merge-shards merge -q -o merged m --lora $A" \
+            "dt-merge-shards: .*${w##*/}.*(cannot be read any more: it was cut short|was written to while it was in use)"
+        check 'into nothing' 'ls merged 2>/dev/null; :'
+    done
     cp -r cache c1; s=$(ls c1/shard*.tar)
     fails 4 'a shard of the cache too' "rm -rf out; FAULT_WATCH=${s##*/} FAULT_THEN='truncate -s 4096 $s' faulty ${L/cache/c1}" \
         "dt-train: .*${s##*/}: (cannot be read any more|cut off at byte)"
@@ -134,6 +148,13 @@ if [ -z "${SAN-}" ]; then
         check "clocks that go backwards from their reading $k on" \
             "rm -rf out n.ndjson; FAULT_CLOCK=$k faulty timeout -k 1 20 $L --report_to tensorboard --progress n.ndjson; grep -c '\"step\":2,' n.ndjson
              grep -E '\":-|inf|nan' n.ndjson; cmp out/lora.safetensors ref.safetensors" 1
+    done
+    for k in 2 20; do
+        check "of the other tools, from reading $k on" \
+            "rm -rf back; FAULT_CLOCK=$k faulty timeout -k 1 20 dt-bucket $P -o back data && cmp back plan && rm back
+             FAULT_CLOCK=$k faulty timeout -k 1 20 ${C/-q /} --progress c.ndjson -o back plan 2>/dev/null && cmp <(cat back/shard*) <(cat cache/shard*)
+             FAULT_CLOCK=$k faulty timeout -k 1 20 dt-sample --pretrained_model_name_or_path $M --max_sequence_length 16 --steps 1 --progress s.ndjson -p x -o back.$k.png >said 2>&1 || cat said
+             cmp back.2.png back.$k.png; grep -E '\":-|inf|nan' c.ndjson s.ndjson; :"
     done
     check 'events are in order over a resume after the clock was set back' \
         "rm -rf out; ${L/max_train_steps 2/max_train_steps 1} --report_to tensorboard; FAULT_CLOCK=1 faulty $L --report_to tensorboard --resume_from_checkpoint latest
@@ -162,6 +183,20 @@ check 'the same through metadata' \
     "printf '[{\"file_path\":\"with \\\\\"quotes\\\\\".png\"},{\"file_path\":\"with\\\\na newline.png\"},{\"file_path\":\"gr\\\\u00fcn.png\"}]' >odd/m.json; dt-bucket $O odd/m.json | grep -c '^{\"item\"'" 3
 check 'and CSV' "printf 'file_path\n\"with \"\"quotes\"\".png\"\n\"with\na newline.png\"\n' >odd/m.csv; dt-bucket $O odd/m.csv | grep -c '^{\"item\"'" 2
 
+# In a tar: each name is its own, links and members with holes are listed.
+(cd odd || exit; rm -f bad* m.json m.csv; for f in gnu pax; do tar --format=$f --sort=name -cf ../$f.tar .; done)
+check 'names in tars' "for f in gnu pax; do dt-bucket $O \$f.tar | LC_ALL=C grep '^{\"item\"' | LC_ALL=C sed 's/\"path\":\"[a-z]*.tar//;s/,\"tar\".*//' >\$f.items; wc -l <\$f.items; done; LC_ALL=C cmp gnu.items pax.items" "$n
+$n"
+mkdir t; cp "$E/rocket.png" t/a.png; ln t/a.png t/b.png; ln -s a.png t/c.png; echo '{"caption": none' >t/a.json; cp "$E/crown.png" t/d.png; echo '{"caption": "d"}' >t/d.json
+{ printf BM; head -c 5000 /dev/zero; } >t/e.bmp; truncate -s 1M t/e.bmp
+(cd t || exit; tar -S -cf ../t.tar a.png a.json b.png c.png d.png d.json e.bmp)
+check 'links and holes in tars, captions that are no JSON' "dt-bucket $O --max_skipped_fraction 0.9 t.tar 2>&1 >p | grep -v ' [0-9] skipped:'; grep -c '^{\"item\"' p" \
+'dt-bucket: warning: skipped t.tar/a.json: a caption that is not valid JSON
+dt-bucket: warning: skipped t.tar/b.png: a link to another member
+dt-bucket: warning: skipped t.tar/c.png: a link to another member
+dt-bucket: warning: skipped t.tar/e.bmp: a sparse member
+2'
+
 # --- links and FIFOs ---
 mkdir -p loop/a; cp "$E/rocket.png" loop; ln -s .. loop/a/up; ln -s a loop/b; ln -s c loop/c; ln -s self.json self.json
 check 'folders that contain themselves are read once' "timeout 10 dt-bucket $O loop | grep -c '^{\"item\"'" 1
@@ -172,6 +207,25 @@ mkfifo pipe
 check 'a plan through a FIFO' "cat plan >pipe & timeout -k 1 20 $C -o c7 pipe; cmp plan c7/plan.ndjson"
 check 'metadata through a FIFO' "printf '{\"file_path\":\"rocket.png\"}\n' >pipe & timeout 20 dt-bucket $O --train_data_dir data pipe | grep -c '^{\"item\"'" 1
 fails 4 'a FIFO as a model file does not hang' "cp -r $M m4; rm m4/vae/*.safetensors; mkfifo m4/vae/diffusion_pytorch_model.safetensors; timeout -k 1 20 ${C/$M/m4} -o c8 plan" 'not a regular file'
+cp -r "$M" m6
+for f in transformer/config.json tokenizer/vocab.json tokenizer/merges.txt tokenizer_2/spiece.model text_encoder_2/config.json; do
+    mv "m6/$f" away; mkfifo "m6/$f"
+    fails 4 "nor does $f" "timeout -s KILL 20 dt-sample --pretrained_model_name_or_path m6 --max_sequence_length 16 --steps 1 -q -p x -o no.png" "$f: not a regular file"
+    rm "m6/$f"; mv away "m6/$f"
+done
+mkfifo l.safetensors; ln -s l2.safetensors l2.safetensors
+fails 4 'nor as a LoRA' "timeout -s KILL 20 dt-merge-shards lora -o no l.safetensors" "'l.safetensors' is not a regular file"
+fails 4 'nor as one of a picture' "timeout -s KILL 20 dt-sample --pretrained_model_name_or_path $M --steps 1 -q -p x -o no.png --lora l.safetensors" "'l.safetensors' is not a regular file"
+fails 4 'a LoRA that is a link to itself' "dt-merge-shards lora -o no l2.safetensors" "l2.safetensors.*Too many levels of symbolic links"
+cp -r data d9; mkfifo d9/fifo.txt; ln -s dangling.txt d9/dangling.txt; mkdir d9/folder.txt
+for k in fifo dangling folder; do cp "$E/rocket.png" d9/$k.png; done
+check 'captions that are none: listed, and their pictures are not taken without' "timeout -s KILL 20 dt-bucket $O --max_skipped_fraction 0.9 d9 2>&1 >p | sort; grep -c '^{\"item\"' p" \
+'dt-bucket: warning: 1 skipped: cannot open: Too many levels of symbolic links (d9/dangling.txt)
+dt-bucket: warning: 2 skipped: not a regular file (d9/fifo.txt, d9/folder.txt)
+dt-bucket: warning: skipped d9/dangling.txt: cannot open: Too many levels of symbolic links
+dt-bucket: warning: skipped d9/fifo.txt: not a regular file
+dt-bucket: warning: skipped d9/folder.txt: not a regular file
+2'
 fails 2 'a FIFO as the plan of a training run is refused' "timeout -k 1 20 ${L/--plan plan/--plan pipe}" "'pipe' is not a file"
 
 # --- pipes and descriptors ---

@@ -28,6 +28,8 @@ int   dt_file_read(char **data, size_t *bytes, const char *path, size_t max_byte
 /* The same of what is left of a descriptor; `path` stands in messages. */
 int   dt_fd_read(char **data, size_t *bytes, int fd, size_t max_bytes, const char *path, dt_err *err);
 int   dt_file_read_regular(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err);
+/* dt_file_read of a file that a folder has to have: a FIFO in its place is DT_EDATA and holds nobody up. */
+int   dt_file_read_member(char **data, size_t *bytes, const char *path, size_t max_bytes, dt_err *err);
 /* Descriptor of a regular file and its size, or a DT_E code: a FIFO or a device is DT_EDATA and holds nobody up. */
 int   dt_open_regular(int64_t *bytes, const char *path, dt_err *err);
 

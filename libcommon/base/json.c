@@ -58,7 +58,7 @@ int dt_json_read(cJSON **out, const char *path, size_t max_bytes, dt_err *err)
 {
     char *text = NULL;
     size_t bytes = 0;
-    int rc = dt_file_read(&text, &bytes, path, max_bytes, err);
+    int rc = dt_file_read_member(&text, &bytes, path, max_bytes, err);
     if (rc < 0)
         return rc;
     rc = dt_json_parse(out, text, bytes, path, err);

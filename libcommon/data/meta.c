@@ -1,6 +1,7 @@
 /* meta.c - what is kept of a data set's pictures; folders of them. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -167,13 +168,13 @@ void dt_meta_add(dt_meta *m, const dt_meta_item *it, const char *what)
     free(line);
 }
 
-/* The caption file of a picture, or NULL. */
+/* The caption file of a picture, or NULL.  A link that leads nowhere is one, which cannot be read. */
 static char *caption_file(const char *path, const char *ext)
 {
     const char *const any[] = { ".txt", ".caption" };
     for (int i = 0; i < (ext ? 1 : 2); i++) {
         char *name = dt_sprintf("%.*s%s", (int)(strlen(path) - strlen(dt_path_ext(path))), path, ext ? ext : any[i]);
-        if (dt_exists(name))
+        if (faccessat(AT_FDCWD, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
             return name;
         free(name);
     }
@@ -195,7 +196,7 @@ static void add_picture(dt_meta *m, const char *path, const struct dt_meta_how *
     size_t n = 0;
     dt_err err = { 0 };
 
-    bool bad = txt && dt_file_read(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0;
+    bool bad = txt && dt_file_read_regular(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0;
     if (err.code == DT_ENOMEM)                  /* which is no fault of the caption's */
         dt_must(NULL);
     if (bad) {

@@ -4,7 +4,8 @@
  *
  * The key is the name up to the first dot behind the last slash, what follows is the field: a picture's extension; txt,
  * caption, or json with "caption" or "text".  Members of other fields are left alone, and counted.  Where a picture's
- * bytes begin is kept, so that it is later read from there without going through the tar. */
+ * bytes begin is kept, so that it is later read from there without going through the tar; links and sparse members, whose
+ * bytes are elsewhere, are skipped. */
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
@@ -87,29 +88,43 @@ static char *trimmed_copy(const char *p)
     return dt_sprintf("%.*s", (int)n, p);
 }
 
-static char *json_caption(const char *text)
+/* *caption stays NULL when there is none in it. */
+static int json_caption(char **caption, const char *text, size_t bytes, const char *what, dt_err *err)
 {
-    cJSON *o = cJSON_Parse(text);
+    cJSON *o = NULL;
+    int rc = dt_json_parse(&o, text, bytes, what, err);
     const char *c = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
     c = c ? c : cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "text"));
-    char *copy = c ? trimmed_copy(c) : NULL;
+    *caption = c ? trimmed_copy(c) : NULL;
     cJSON_Delete(o);
-    return copy;
+    return rc;
+}
+
+/* For the list of what was skipped. */
+static void not_used(struct tar *t, const char *name, const char *why)
+{
+    char *line = dt_sprintf("%s/%s: %s", t->path, name, why);
+    dt_strs_add(&t->m->skipped, line);
+    free(line);
 }
 
 static int take_caption(struct tar *t, struct archive *a, int64_t bytes, const char *name, int from, dt_err *err)
 {
-    char *raw = NULL;
+    char *raw = NULL, *text = NULL;
+    dt_err bad = { 0 };
     if (from < t->s.from)
         return 0;
     if (bytes > MAX_CAPTION_BYTES) {
-        char *line = dt_sprintf("%s/%s: a caption of %lld bytes, not used", t->path, name, (long long)bytes);
-        dt_strs_add(&t->m->skipped, line);
-        free(line);
+        not_used(t, name, "a caption beyond the limit of 1 MiB");
         return 0;
     }
     int rc = read_member(a, bytes, name, &raw, err);
-    char *text = rc < 0 ? NULL : from == JSON_CAPTION ? json_caption(raw) : trimmed_copy(raw);
+    if (rc == 0 && from == JSON_CAPTION && json_caption(&text, raw, (size_t)bytes, name, &bad) < 0) {
+        rc = bad.code == DT_ENOMEM ? dt_err_set(err, DT_ENOMEM, "%s", bad.msg) : 0;
+        not_used(t, name, "a caption that is not valid JSON");
+    } else if (rc == 0 && from != JSON_CAPTION) {
+        text = trimmed_copy(raw);
+    }
     free(raw);
     if (text) {
         free(t->s.text);
@@ -125,13 +140,19 @@ static int take_member(struct tar *t, struct archive *a, struct archive_entry *e
     static const char *const caption[] = { "txt", "caption", NULL };
     const char *name = archive_entry_pathname(e), *base = name ? dt_path_base(name) : "", *dot = strchr(base, '.');
     int64_t bytes = archive_entry_size(e);
-    if (!name || archive_entry_filetype(e) != AE_IFREG || archive_entry_hardlink(e) || !dot || dot == base || bytes < 0)
+    bool link = archive_entry_hardlink(e) || archive_entry_filetype(e) == AE_IFLNK;
+    if (!name || (archive_entry_filetype(e) != AE_IFREG && !link) || !dot || dot == base || bytes < 0)
         return 0;
     size_t n = (size_t)(dot - name);
     if (t->s.key && (strlen(t->s.key) != n || memcmp(t->s.key, name, n)))
         flush(t);
     if (!t->s.key)
         t->s.key = dt_sprintf("%.*s", (int)n, name);
+    if ((link || archive_entry_sparse_count(e)) && (is_field(dot + 1, picture) || is_field(dot + 1, caption))) {
+        not_used(t, name, link ? "a link to another member" : "a sparse member");
+        t->m->entries += is_field(dot + 1, picture);
+        return 0;
+    }
     if (is_field(dot + 1, picture) && !t->s.picture) {
         t->s.picture = dt_strdup(name);
         t->s.off = archive_filter_bytes(a, 0);

@@ -150,7 +150,7 @@ static int open_bpe(dt_tokenizer *t, struct source *src, dt_err *err)
     for (int i = DT_TOK_EOS; i <= DT_TOK_PAD; i++)
         if (i != DT_TOK_SEP)
             dt_tok_config_default(&src->config, i, "<|endoftext|>");
-    if ((src->pair && (rc = dt_file_read(&merges, &bytes, src->merges_txt, VOCAB_MAX_BYTES, err)) < 0)
+    if ((src->pair && (rc = dt_file_read_member(&merges, &bytes, src->merges_txt, VOCAB_MAX_BYTES, err)) < 0)
         || (rc = dt_norm_add(&t->norm, DT_NORM_NFC, what, err)) < 0
         || (clip && (rc = dt_norm_add(&t->norm, DT_NORM_SPACES, what, err)) < 0)
         || (clip && (rc = dt_norm_add(&t->norm, DT_NORM_LOWER, what, err)) < 0))
@@ -178,7 +178,7 @@ static int open_spiece(dt_tokenizer *t, struct source *src, dt_err *err)
     size_t bytes;
     int64_t sentinels = src->config.extra_ids >= 0 ? src->config.extra_ids : 100;
     int rc;
-    if ((rc = dt_file_read(&data, &bytes, src->spiece, VOCAB_MAX_BYTES, err)) < 0
+    if ((rc = dt_file_read_member(&data, &bytes, src->spiece, VOCAB_MAX_BYTES, err)) < 0
         || (rc = dt_spiece_parse(&m, data, bytes, src->spiece, err)) < 0
         || (rc = dt_unigram_open_spiece(&t->unigram, &m, sentinels, &t->vocab, src->spiece, err)) < 0)
         goto out;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <sys/stat.h>
 #include <cjson/cJSON.h>
+#include "base/file.h"
 #include "base/mem.h"
 #include "train/metrics.h"
 
@@ -172,20 +173,34 @@ static int parse_line(const char *line, const char *name, double *step, double *
     return found;
 }
 
+static int open_lines(FILE **f, const char *path, dt_err *err)
+{
+    int64_t bytes;
+    int fd = dt_open_regular(&bytes, path, err);
+    if (fd < 0)
+        return fd;
+    if ((*f = fdopen(fd, "r")))
+        return 0;
+    int rc = dt_err_sys(err, DT_EDATA, "%s: cannot open", path);
+    close(fd);
+    return rc;
+}
+
 int dt_metrics_find(int64_t *offset, const char *path, int64_t step, dt_err *err)
 {
     char *line = NULL;
     size_t cap = 0;
     ssize_t len;
     double at = 0, same;
-    FILE *f = fopen(path, "re");
     *offset = 0;
-    if (!f)
-        return errno == ENOENT ? 0 : dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    FILE *f;
+    int rc = dt_exists(path) ? open_lines(&f, path, err) : 1;
+    if (rc)
+        return rc < 0 ? rc : 0;
     while ((len = getline(&line, &cap, f)) > 0 && line[len - 1] == '\n' && parse_line(line, "step", &at, &same) == 1 &&
            at < (double)step)
         *offset += len;
-    int rc = ferror(f) ? dt_err_sys(err, DT_EDATA, "cannot read '%s'", path) : 0;
+    rc = ferror(f) ? dt_err_sys(err, DT_EDATA, "cannot read '%s'", path) : 0;
     fclose(f);
     free(line);
     return rc;
@@ -198,10 +213,10 @@ int dt_metrics_read(double **step, double **value, int64_t *n, const char *path,
     char *line = NULL;
     size_t cap = 0;
     ssize_t len;
-    int rc = 0;
-    FILE *f = fopen(path, "re");
-    if (!f)
-        return dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
+    int rc;
+    FILE *f;
+    if ((rc = open_lines(&f, path, err)) < 0)
+        return rc;
     /* a last line that is being written is left alone */
     while (rc == 0 && (len = getline(&line, &cap, f)) > 0 && line[len - 1] == '\n') {
         number++;
