@@ -176,7 +176,7 @@ valgrind:       ## run the short paths of all tools under valgrind's memcheck (w
 	@B=build-valgrind tests/valgrind
 coverage:       ## run all tests and report how many lines of libcommon and tools they run
 	@find build-cov -name '*.gcda' -delete 2>/dev/null; $(MAKE) --no-print-directory $(JOBS) COV=1 B=build-cov check || \
-	    echo 'coverage: what counts takes memory, too: tests that measure it or run out of it may fail here'
+	    echo 'coverage: what counts takes memory and time: tests that measure them or run out of memory may fail here'
 	@tests/coverage build-cov
 bench: $(B)/bench $(B)/checkop      ## time every op and every network, as shares of what this machine can do at most
 	@$(B)/checkop -b

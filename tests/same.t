@@ -39,6 +39,12 @@ for w in 0 8; do
     check "full, $w loader threads" "$F --plan lora0/plan.ndjson --latents lora0/cache --dataloader_num_workers $w --output_dir full$w && same full0 full$w"
     check "vae, $w loader threads" "$V --plan lora0/plan.ndjson --dataloader_num_workers $w --output_dir vae$w && same vae0 vae$w"
 done
+check 'full, piped' "dt-bucket -q $D data | dt-cache-latents --threads 1 --model $M --max_sequence_length 16 -q -o - | $F --latents - --output_dir fullp && same full0 fullp"
+check 'full, a memory budget that all fits into' \
+    "$F --plan lora0/plan.ndjson --latents lora0/cache --memory_budget 16G --output_dir fullb && same full0 fullb"
+check 'vae, a memory budget' "$V --plan lora0/plan.ndjson --memory_budget 16G --output_dir vaeb && same vae0 vaeb"
+check 'a plan, 0, 1 and 8 threads that decode' \
+    "for w in 0 1 8; do dt-bucket -q $D --verify_images --dataloader_num_workers \$w data | cksum; done | uniq -c | awk '{ print \$1, (\$3 > 500) }'" '3 1'
 # --- weights where they lie in the file, and copied ---
 # aligned as their numbers are not, they are copied
 cp -r "$M" odd
