@@ -30,6 +30,8 @@ check 'one that was stopped goes on, and ends with the same files' \
 check 'more steps' "rm -rf b; cp -r a b; said ${L/steps 4/steps 6} $D --output_dir b | grep -c 'from b/checkpoint-4'" 1
 fails 2 'fewer than there are' "${L/steps 4/steps 3} $D -q --output_dir a" 'a/checkpoint-4 is at step 4, this run ends at step 3'
 check 'from an earlier one, by its name' "said $L $D --output_dir b --resume_from_checkpoint a/checkpoint-2 | grep -c 'from a/checkpoint-2 at step 2'" 1
+check 'the name is one of the output folder' "said $L $D --output_dir a --resume_from_checkpoint checkpoint-4 | grep -c 'is finished'" 1
+fails 4 'a checkpoint that is not there' "$L $D --output_dir a --resume_from_checkpoint checkpoint-5" "'a/checkpoint-5/manifest.json'.*did you mean 'a/checkpoint-[24]/"
 for gone in lora.safetensors loss.png; do
     check "$gone is gone: it is made again" "rm b/$gone; cp b/run.json x; ${L/steps 4/steps 6} $D -q --output_dir b; ls b/$gone" "b/$gone"
 done

@@ -96,7 +96,8 @@ check 'explain: encoder' "$B1 --model M2 --max_sequence_length 16 -o c --explain
 cp "$(ls "$E"/*.png | tail -n 1)" "$one"
 dt-bucket -q --image_sample_size 32 --train_batch_size 4 --num_train_epochs 2 -o p2 pics
 check 'explain: bytes' "$C -o c --explain $one p2 | grep -c 'to be made again: bytes of the file ([0-9a-f]\\{8\\}, now [0-9a-f]\\{8\\})\$'" 1
-fails 4 'explain: not in the plan' "$C -o c --explain nowhere.png p" "'nowhere.png' is not in the plan"
+fails 4 'explain: no such file' "$C -o c --explain nowhere.png p" "cannot open 'nowhere.png'"
+fails 4 'explain: not in the plan' "$C -o c --explain p p" "'p' is not in the plan"
 
 check 'the same bytes are encoded once' "$C -o mixed-c m 2>&1 | grep -c ' 1 the same as another'" 1
 head -c 100 mixed/same.png >t; mv t mixed/same.png
@@ -125,6 +126,7 @@ fails 2 'a shard out of range' "$C -o d --shard 3/3 p" 'must be I/N with 0 <= I 
 fails 2 'a part of a stream' "$C -o - --shard 0/3 p" '--shard needs a cache folder'
 fails 2 'a padding that is none' "$C -o d --text_padding longest p" 'text_padding'
 fails 2 'explain a stream' "$C -o - --explain $one p" '--explain needs a cache folder'
+fails 4 'explain a name mistyped' "$C -o c --explain ${one%.*}x.png p" "cannot open .* .did you mean '$one'"
 fails 2 'an unknown flag' "$C -o d --vae_mini_bach 3 p" "did you mean '--vae_mini_batch'"
 fails 7 'a folder that cannot be made' "$C -o /dev/null/c p" 'cannot make folder'
 if [ -w /dev/full ]; then fails 7 'a stream to a full disk' "$C -o - p >/dev/full" 'No space left'; else skip 'a stream to a full disk' 'no /dev/full'; fi

@@ -75,6 +75,11 @@ fails 4 'model folder that is not there' "dt-sample --pretrained_model_name_or_p
 fails 2 'no prompt' "$S -o x.png" 'nothing to sample'
 fails 2 'nowhere to write' "$S -p x" 'nowhere to write'
 fails 2 'two pictures, one file' "$S -p x -n 2 -o x.png" '2 pictures do not go into one file'
+for o in '-o no/x.png' '--grid no/x.png' '--save_latents no/x'; do
+    fails 7 "no such folder, said before any work: ${o%% *}" "$S -p x $o" "cannot write 'no/x.*': there is no folder 'no'"
+    check 'in one line' "$S -p x $o 2>&1 | wc -l" 1
+done
+fails 2 'a kind that is not written' "$S -p x -o x.jpg" "'x.jpg': pictures are written as .png"
 fails 2 'unknown flag' "$S -p x --guidance_scal 3 -o x.png" 'did you mean .--guidance_scale'
 fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be multiples of 4'
 fails 2 'tiles that do not fit' "$S -p x --vae_tile 30 -o x.png" 'tiles of 30 px: must be a multiple of 8'

@@ -16,7 +16,7 @@ L="$C $N"
 P="--pretrained_model_name_or_path $M --quiet $N"      # with --plan and --latents: what they decided is not said again
 
 # --- what a user meets in the first hour ---
-fails 2 'no command' 'dt-train' 'usage: dt-train'
+fails 2 'no command' 'dt-train' 'Usage: dt-train'
 fails 2 'mistyped command' 'dt-train lorra' 'did you mean .lora'
 fails 2 'unknown flag' "dt-train lora $L --learning_rat 1" 'did you mean .*learning_rate'
 fails 2 'flag given twice' "dt-train lora $L --rank 8" 'rank'
@@ -185,9 +185,11 @@ check 'full training of chosen modules' \
 diffusion_pytorch_model.safetensors'
 fails 2 'trainable_modules that match nothing' "dt-train full $C --trainable_modules nonsense --output_dir f2" 'matches no parameter'
 fails 2 'and what was meant' "dt-train full $C --trainable_modules atn --output_dir f2" "did you mean 'attn'"
-fails 4 'a model folder mistyped' "cp -r $M flux1; dt-train lora --pretrained_model_name_or_path flux_1 --train_data_dir data --output_dir o1" \
+fails 4 'a model folder mistyped' "cp -r $M flux1; dt-train lora --pretrained_model_name_or_path flux_1 --train_data_dir data --output_dir mis" \
     "cannot open 'flux_1'.*did you mean 'flux1'"
+check 'before anything is made' 'ls -d mis 2>&-; :'
 fails 4 'a data folder mistyped' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir dta --output_dir o1" "did you mean 'data'"
+check 'in one line' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir dta --output_dir o1 2>&1 | wc -l" 1
 check 'full training from a config, text encoders too, ema, bf16' \
     "cp -r $M blank && rm blank/transformer/*.safetensors* blank/text_encoder*/model*
      dt-train full ${C/$M/blank} --from_config --train_text_encoder --use_ema --mixed_precision bf16 --max_train_steps 2 --report_to none --output_dir f3 && ls f3 | tr '\n' ' '" \

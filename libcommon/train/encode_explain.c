@@ -1,7 +1,9 @@
 /* encode_explain.c - why an entry of the cache would be reused or made again.  See encode.h. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "base/file.h"
 #include "train/encode_int.h"
 
 /* Record of an index that is nearest to a request: the same request, or the same picture transformed
@@ -159,6 +161,10 @@ int dt_encode_explain(const struct dt_encode_params *p, const char *file, FILE *
         free(it);
     }
     free(last);
+    if (rc == 0 && !n && !dt_exists(file)) {
+        errno = ENOENT;
+        rc = dt_err_open(err, file);
+    }
     if (rc == 0 && !n)
         rc = dt_err_set(err, DT_EDATA, "'%s' is not in the plan%s", file,
                         p->shards > 1 ? ", or not in this shard" : "");

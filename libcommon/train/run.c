@@ -432,11 +432,25 @@ static int lock_output(dt_job *j, dt_err *err)
     return busy ? dt_err_set(err, DT_EFAIL, "another dt-train is at work in '%s'", j->o->output_dir) : 0;
 }
 
+/* A name that is mistyped is found before the data are read. */
+static int look_for_model(const dt_train_opts *o, dt_err *err)
+{
+    const char *const path[] = { o->model, o->transformer_path, o->vae_path };
+    for (int i = 0; i < 3; i++)
+        if (path[i] && !dt_exists(path[i])) {
+            errno = ENOENT;
+            return dt_err_open(err, path[i]);
+        }
+    return 0;
+}
+
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
 {
     dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32,
                  .checkpoint = o->gradient_checkpointing, .lock = -1 };
     int rc = dt_device_open(&j.dev, o->device, err);
+    if (rc == 0)
+        rc = look_for_model(o, err);
     if (rc == 0)
         rc = dt_mkdirs(o->output_dir, err);
     if (rc == 0)

@@ -19,7 +19,7 @@ enum { WAIT_MS = 2 };           /* how often a child is looked at */
 
 /* --- the plan --- */
 
-static void report_plan(dt_job *j, const struct dt_plan_report *r)
+static void report_plan(dt_job *j, const struct dt_plan_report *r, bool made)
 {
     dt_strs lines = { 0 };
     for (int64_t i = 0; i < r->notes.n; i++)
@@ -31,6 +31,8 @@ static void report_plan(dt_job *j, const struct dt_plan_report *r)
         dt_job_warn(j, "%s", lines.v[i]);
     dt_strs_release(&lines);
     j->skipped |= r->skipped.n > 0;
+    if (!made)
+        return;
     dt_job_say(j,
                "%" PRId64 " pictures, %" PRId64 " batches in %" PRId64 " epochs; %" PRId64 " without caption, %" PRId64 " skipped",
                r->used, r->batches, r->epochs, r->no_caption, r->skipped.n);
@@ -52,7 +54,7 @@ int dt_job_make_plan(dt_job *j, const struct dt_data_settings *s, const char *pa
         rc = dt_plan_make(dt_out_file(out), s, &report, err);
     if (rc >= 0)
         rc = dt_out_commit(&out, err);
-    report_plan(j, &report);
+    report_plan(j, &report, rc >= 0);
     dt_plan_report_release(&report);
     dt_out_abort(&out);
     return rc;

@@ -154,13 +154,20 @@ static int same_weights(dt_job *j, dt_err *err)
     return rc;
 }
 
+/* A path, or a name under the output folder.  Caller frees. */
+static char *checkpoint_of(const dt_train_opts *o)
+{
+    bool name = !strchr(o->resume, '/') && !dt_exists(o->resume);
+    return name ? dt_path_join(o->output_dir, o->resume) : dt_strdup(o->resume);
+}
+
 int dt_job_resume_find(dt_job *j, dt_err *err)
 {
     struct dt_resume *r = &j->resume;
     cJSON *settings = NULL;
     if (asked(j, "none"))
         return 0;
-    r->from = !j->o->resume || asked(j, "latest") ? dt_checkpoint_latest(j->o->output_dir) : dt_strdup(j->o->resume);
+    r->from = !j->o->resume || asked(j, "latest") ? dt_checkpoint_latest(j->o->output_dir) : checkpoint_of(j->o);
     if (!r->from) {
         if (j->o->resume)
             dt_job_say(j, "no checkpoint under %s yet: starting from step 0", j->o->output_dir);

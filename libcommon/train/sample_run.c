@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include "base/file.h"
 #include "base/json.h"
 #include "base/progress.h"
@@ -50,6 +51,38 @@ static bool wants_base(const struct job *j) { return j->o.compare_base; }
 
 /* --- what is asked for --- */
 
+/* What could not be written in the end is refused before the work begins. */
+static int check_output(const char *path, dt_err *err)
+{
+    if (!path || !strcmp(path, "-"))
+        return 0;
+    char *dir = dt_path_dir(path);
+    int rc = dt_is_dir(dir) ? 0 : dt_err_set(err, DT_EIO, "cannot write '%s': there is no folder '%s'", path, dir);
+    free(dir);
+    return rc;
+}
+
+/* A folder named cat.jpg is not what anybody wants. */
+static int check_kind(const char *path, dt_err *err)
+{
+    static const char *const other[] = { ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff" };
+    for (size_t i = 0; path && !dt_is_dir(path) && i < sizeof(other) / sizeof(*other); i++)
+        if (!strcasecmp(dt_path_ext(path), other[i]))
+            return dt_err_set(err, DT_EUSAGE, "'%s': pictures are written as .png", path);
+    return 0;
+}
+
+static int check_outputs(const struct job *j, dt_err *err)
+{
+    const dt_sample_opts *o = &j->o;
+    int rc = check_kind(o->output, err);
+    if (rc == 0 && j->one_file)
+        rc = check_output(o->output, err);
+    if (rc == 0)
+        rc = check_output(o->grid, err);
+    return rc == 0 ? check_output(o->save_latents, err) : rc;
+}
+
 static int read_asked(struct job *j, const dt_strs *files, dt_err *err)
 {
     const dt_sample_opts *o = &j->o;
@@ -70,7 +103,7 @@ static int read_asked(struct job *j, const dt_strs *files, dt_err *err)
     if (rc == 0 && j->one_file && npictures(j) * (1 + wants_base(j)) > 1)
         rc = dt_err_set(err, DT_EUSAGE, "%lld pictures do not go into one file: -o must name a folder",
                         (long long)(npictures(j) * (1 + wants_base(j))));
-    return rc;
+    return rc == 0 && !o->memory_plan ? check_outputs(j, err) : rc;
 }
 
 static dt_dtype act_of(const struct job *j) { return j->o.bf16 ? DT_BF16 : DT_F32; }
