@@ -211,7 +211,7 @@ struct gemm {
     const float *a, *b, *bias;
     float  *c;
     int64_t depth;                  /* rows of a packed panel, the last may have less */
-    int64_t split, tasks;           /* parts of the rows of c, tasks of all */
+    int64_t whole, split, tasks;    /* panels that are a task each, parts of each of the last, tasks of all */
     int     threads;
 };
 
@@ -221,8 +221,9 @@ static struct gemm plan(const struct dt_dnn_matmul *p, int threads)
     int64_t panels = dt_div_up(p->n, COLS), blocks = dt_div_up(p->k, DEPTH);
     g.depth = dt_tile_round(dt_div_up(p->k, blocks), LINE);
     g.threads = (int)dt_min64(threads, 1 + p->m * p->n * p->k / WORTH);
-    g.split = dt_min64(dt_div_up(p->m, MIN_M), dt_div_up(g.threads > 1 ? 2 * g.threads : 1, panels));
-    g.tasks = panels * g.split;
+    g.whole = g.threads > 1 ? dt_max64(0, panels - g.threads) : panels;
+    g.split = dt_min64(dt_div_up(p->m, MIN_M), dt_div_up(2 * g.threads, dt_max64(1, panels - g.whole)));
+    g.tasks = g.whole + (panels - g.whole) * g.split;
     return g;
 }
 
@@ -231,7 +232,7 @@ struct panel { int64_t n0, cols, k0, k; };
 
 static struct panel panel_of(const struct gemm *g, int64_t task, int64_t k0)
 {
-    int64_t n0 = task / g->split * COLS;
+    int64_t n0 = (task < g->whole ? task : g->whole + (task - g->whole) / g->split) * COLS;
     return (struct panel){ n0, dt_min64(COLS, g->p->n - n0), k0, dt_min64(g->depth, g->p->k - k0) };
 }
 
@@ -275,7 +276,8 @@ static void multiply(const struct gemm *g, struct panel s, const float *packed, 
 
 static void run_task(const struct gemm *g, int64_t task, int64_t task_after, float *packed)
 {
-    int64_t part = task % g->split, m = g->p->m, per = dt_tile_round(dt_div_up(m, g->split), ROWS);
+    int64_t split = task < g->whole ? 1 : g->split, part = (task - g->whole) % split;
+    int64_t m = g->p->m, per = dt_tile_round(dt_div_up(m, split), ROWS);
     int64_t m0 = dt_min64(m, part * per), m1 = dt_min64(m, m0 + per);
     for (int64_t k0 = 0; k0 < g->p->k && m0 < m1; k0 += g->depth) {
         struct panel s = panel_of(g, task, k0);

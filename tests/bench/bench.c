@@ -22,13 +22,19 @@ struct row {                        /* of one op, or of one op and shape */
     const char *op;
     char   what[160];
     int    calls;
-    double seconds, flops, bytes;
+    double seconds, least, flops, bytes;        /* of all calls; seconds: medians */
 };
 
 struct table {
     struct row *row;
     int64_t n, cap;
     bool    shapes;
+};
+
+/* What a plan's nodes took, [run][node].  Of each the median counts, and the least: peaks are the best of many tries, too. */
+struct times {
+    struct { const dt_node *node; double seconds; } *at;
+    int64_t n, cap;
 };
 
 static double median(double *x, int n)
@@ -44,9 +50,16 @@ static double median(double *x, int n)
 
 /* --- profile --- */
 
-static void add(void *ctx, const dt_node *n, double seconds)
+static void keep(void *ctx, const dt_node *n, double seconds)
 {
-    struct table *t = ctx;
+    struct times *t = ctx;
+    dt_grow(&t->at, &t->cap, t->n + 1, sizeof(*t->at));
+    t->at[t->n].node = n;
+    t->at[t->n++].seconds = seconds;
+}
+
+static void add(struct table *t, const dt_node *n, double seconds, double least)
+{
     char what[160] = "";
     int64_t i = 0;
     if (t->shapes)
@@ -61,8 +74,26 @@ static void add(void *ctx, const dt_node *n, double seconds)
     dt_cost c = dt_node_cost(n);
     t->row[i].calls++;
     t->row[i].seconds += seconds;
+    t->row[i].least += least;
     t->row[i].flops += c.flops;
     t->row[i].bytes += c.bytes;
+}
+
+static void profile(struct table *t, dt_plan *plan, int runs)
+{
+    struct times all = { 0 };
+    double *s = dt_alloc((size_t)runs * sizeof(*s));
+    for (int r = 0; r < runs; r++)
+        dt_plan_profile(plan, keep, &all);
+    int64_t nodes = all.n / runs;
+    for (int64_t i = 0; i < nodes; i++) {
+        for (int r = 0; r < runs; r++)
+            s[r] = all.at[r * nodes + i].seconds;
+        double middle = median(s, runs);        /* sorts them */
+        add(t, all.at[i].node, middle, s[0]);
+    }
+    free(s);
+    free(all.at);
 }
 
 static int by_seconds(const void *a, const void *b)
@@ -73,7 +104,24 @@ static int by_seconds(const void *a, const void *b)
 
 static bool starts(const char *s, const char *with) { return !strncmp(s, with, strlen(with)); }
 
-static void print_profile(struct table *t, int runs, const struct peak *p)
+/* Products that arithmetic takes longer than memory does. */
+static void print_products(const struct table *t, const struct peak *p)
+{
+    double flops = 0, seconds = 0, least = 0;
+    for (int64_t i = 0; i < t->n; i++) {
+        const struct row *r = &t->row[i];
+        if (!starts(r->op, "matmul") || r->flops / p->flops < r->bytes / p->bytes)
+            continue;
+        flops += r->flops;
+        seconds += r->seconds;
+        least += r->least;
+    }
+    if (flops > 0)
+        printf("  matrix products that arithmetic limits: %.1f%% of the peak, at best %.1f%%\n",
+               100 * flops / seconds / p->flops, 100 * flops / least / p->flops);
+}
+
+static void print_profile(struct table *t, const struct peak *p)
 {
     double total = 0, products = 0, attention = 0;
     qsort(t->row, (size_t)t->n, sizeof(*t->row), by_seconds);
@@ -83,13 +131,16 @@ static void print_profile(struct table *t, int runs, const struct peak *p)
         products += starts(r->op, "matmul") || starts(r->op, "conv2d") ? r->seconds : 0;
         attention += starts(r->op, "attention") ? r->seconds : 0;
     }
-    printf("  %5s %9s %6s %8s %6s %8s %6s  %s\n", "calls", "ms", "share", "GFLOP/s", "peak", "GB/s", "peak", "op");
+    printf("  %5s %9s %6s %8s %6s %7s %8s %6s %7s  %s\n", "calls", "ms", "share", "GFLOP/s", "peak", "at best", "GB/s", "peak",
+           "at best", "op");
     for (int64_t i = 0; i < t->n; i++) {
         const struct row *r = &t->row[i];
-        printf("  %5d %9.3f %5.1f%% %8.1f %5.0f%% %8.1f %5.0f%%  %s\n", r->calls / runs, r->seconds / runs * 1e3,
-               100 * r->seconds / total, r->flops / r->seconds * 1e-9, 100 * r->flops / r->seconds / p->flops,
-               r->bytes / r->seconds * 1e-9, 100 * r->bytes / r->seconds / p->bytes, r->what[0] ? r->what : r->op);
+        double f = 100 * r->flops / p->flops, b = 100 * r->bytes / p->bytes;
+        printf("  %5d %9.3f %5.1f%% %8.1f %5.0f%% %6.0f%% %8.1f %5.0f%% %6.0f%%  %s\n", r->calls, r->seconds * 1e3,
+               100 * r->seconds / total, r->flops / r->seconds * 1e-9, f / r->seconds, f / r->least,
+               r->bytes / r->seconds * 1e-9, b / r->seconds, b / r->least, r->what[0] ? r->what : r->op);
     }
+    print_products(t, p);
     printf("  matrix products and convolutions %.1f%%, attention %.1f%%, all else %.1f%%\n\n", 100 * products / total,
            100 * attention / total, 100 * (total - products - attention) / total);
 }
@@ -123,9 +174,8 @@ static int table(const struct opts *o, const char *name, const struct peak *p, d
                "made in %.2f s\n", name, dt_dtype_name(o->dtype), m * 1e3, s[0] * 1e3, s[o->runs - 1] * 1e3, o->runs,
                st->flops / m * 1e-9, 100 * st->flops / m / p->flops, (double)st->arena / 1048576.0,
                (double)work_weights(w) / 1048576.0, ready);
-        for (int i = 0; i < 3; i++)
-            dt_plan_profile(work_plan(w), add, &t);
-        print_profile(&t, 3, p);
+        profile(&t, work_plan(w), o->runs);
+        print_profile(&t, p);
     }
     free(t.row);
     free(s);
