@@ -226,6 +226,7 @@ dt-bucket: warning: skipped d9/dangling.txt: cannot open: Too many levels of sym
 dt-bucket: warning: skipped d9/fifo.txt: not a regular file
 dt-bucket: warning: skipped d9/folder.txt: not a regular file
 2'
+fails 7 'some skipped, and the disk is full: that counts' "dt-bucket $O --max_skipped_fraction 0.9 d9 >/dev/full" 'No space left on device'
 fails 2 'a FIFO as the plan of a training run is refused' "timeout -k 1 20 ${L/--plan plan/--plan pipe}" "'pipe' is not a file"
 
 # --- pipes and descriptors ---

@@ -90,6 +90,18 @@ check 'a picture that could not be used is left out, which is said' \
 cp -a saved pics/4.png
 check 'until it is whole again' 'encoded k p; train k p' '0 0'
 
+# --- in a tar ---
+(cd pics && tar --sort=name -cf ../t.tar 1.* 2.*)
+plan pt t.tar; rm -rf t.c
+at=$(sed -n 's/.*"offset":\([0-9]*\),.*/\1/p' pt | head -n 1)
+check 'pictures of a tar' 'encoded t.c pt; encoded t.c pt; train t.c pt' '2 2
+0 0'
+touch -r t.tar t; printf '\377' | dd of=t.tar bs=1 seek=$((at + 1000)) conv=notrunc 2>/dev/null; touch -r t t.tar
+check 'a byte of one changed, with its time put back' "train t.c pt | grep -c \"t.tar/1.png. is not what it was.*$AGAIN\"" 1
+(cd pics && tar --sort=name -cf ../t.tar 2.* 3.*)
+plan pt t.tar
+check 'another picture in its place' 'encoded t.c pt; train t.c pt' '1 0'
+
 # --- what the plan says of them ---
 edit() { sed "$1" p >p2; cmp -s p p2 && not_ok "the plan has no '$1'"; }
 first='0,/"item":0,"resize"/'

@@ -12,7 +12,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SAME_MS = 500 };                         /* signals closer than this are one request */
+enum {
+    SAME_MS = 500,                              /* signals closer than this are one request */
+    SOME_SKIPPED = 3,                           /* exit status of what is done but for some items */
+};
 
 const char *dt_argv0 = "dt";
 bool dt_quiet;
@@ -88,7 +91,7 @@ int dt_finish(int status)
         fprintf(stderr, "%s: cannot write standard output: %s\n", dt_argv0, strerror(errno));
     else
         fprintf(stderr, "%s: cannot write standard output\n", dt_argv0);
-    return status ? status : -DT_EIO;
+    return status && status != SOME_SKIPPED ? status : -DT_EIO;
 }
 
 void dt_malloc_install(void)
