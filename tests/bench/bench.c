@@ -31,7 +31,8 @@ struct table {
     bool    shapes;
 };
 
-/* What a plan's nodes took, [run][node].  Of each the median counts, and the least: peaks are the best of many tries, too. */
+/* What a plan's nodes took, [run][node].  Of each the median counts, and the least: peaks are the best of many tries,
+ * too. */
 struct times {
     struct { const dt_node *node; double seconds; } *at;
     int64_t n, cap;
@@ -131,8 +132,8 @@ static void print_profile(struct table *t, const struct peak *p)
         products += starts(r->op, "matmul") || starts(r->op, "conv2d") ? r->seconds : 0;
         attention += starts(r->op, "attention") ? r->seconds : 0;
     }
-    printf("  %5s %9s %6s %8s %6s %7s %8s %6s %7s  %s\n", "calls", "ms", "share", "GFLOP/s", "peak", "at best", "GB/s", "peak",
-           "at best", "op");
+    printf("  %5s %9s %6s %8s %6s %7s %8s %6s %7s  %s\n", "calls", "ms", "share", "GFLOP/s", "peak", "at best", "GB/s",
+           "peak", "at best", "op");
     for (int64_t i = 0; i < t->n; i++) {
         const struct row *r = &t->row[i];
         double f = 100 * r->flops / p->flops, b = 100 * r->bytes / p->bytes;
