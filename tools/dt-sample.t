@@ -79,6 +79,9 @@ for o in '-o no/x.png' '--grid no/x.png' '--save_latents no/x'; do
     fails 7 "no such folder, said before any work: ${o%% *}" "$S -p x $o" "cannot write 'no/x.*': there is no folder 'no'"
     check 'in one line' "$S -p x $o 2>&1 | wc -l" 1
 done
+check 'but for the folder of the pictures' "$S -p x -o made/ --grid made/sheet.png --save_latents made/l >/dev/null && ls made" '0000.png
+l
+sheet.png'
 fails 2 'a kind that is not written' "$S -p x -o x.jpg" "'x.jpg': pictures are written as .png"
 fails 2 'unknown flag' "$S -p x --guidance_scal 3 -o x.png" 'did you mean .--guidance_scale'
 fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be multiples of 4'

@@ -51,13 +51,24 @@ static bool wants_base(const struct job *j) { return j->o.compare_base; }
 
 /* --- what is asked for --- */
 
+/* The folder of the pictures, which is made if it is not there. */
+static bool is_made(const struct job *j, const char *dir)
+{
+    const char *out = j->one_file ? NULL : j->o.output;
+    size_t n = out ? strlen(out) : 0;
+    while (n > 1 && out[n - 1] == '/')
+        n--;
+    return out && strlen(dir) == n && !memcmp(dir, out, n);
+}
+
 /* What could not be written in the end is refused before the work begins. */
-static int check_output(const char *path, dt_err *err)
+static int check_output(const struct job *j, const char *path, dt_err *err)
 {
     if (!path || !strcmp(path, "-"))
         return 0;
     char *dir = dt_path_dir(path);
-    int rc = dt_is_dir(dir) ? 0 : dt_err_set(err, DT_EIO, "cannot write '%s': there is no folder '%s'", path, dir);
+    int rc = dt_is_dir(dir) || is_made(j, dir) ? 0
+           : dt_err_set(err, DT_EIO, "cannot write '%s': there is no folder '%s'", path, dir);
     free(dir);
     return rc;
 }
@@ -77,10 +88,10 @@ static int check_outputs(const struct job *j, dt_err *err)
     const dt_sample_opts *o = &j->o;
     int rc = check_kind(o->output, err);
     if (rc == 0 && j->one_file)
-        rc = check_output(o->output, err);
+        rc = check_output(j, o->output, err);
     if (rc == 0)
-        rc = check_output(o->grid, err);
-    return rc == 0 ? check_output(o->save_latents, err) : rc;
+        rc = check_output(j, o->grid, err);
+    return rc == 0 ? check_output(j, o->save_latents, err) : rc;
 }
 
 static int read_asked(struct job *j, const dt_strs *files, dt_err *err)
