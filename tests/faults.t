@@ -127,6 +127,9 @@ if [ -z "${SAN-}" ]; then
             "dt-merge-shards: .*${w##*/}.*(cannot be read any more: it was cut short|was written to while it was in use)"
         check 'into nothing' 'ls merged 2>/dev/null; :'
     done
+    fails 143 'asked to stop while it merges' \
+        "rm -rf m merged; cp -r $M m; FAULT_WATCH=.config.json.tmp FAULT_THEN='kill -TERM \$PPID' faulty dt-merge-shards merge -q -o merged m --lora $A" 'stopped; nothing is written'
+    check 'nothing is' 'ls -d merged .merged.tmp 2>/dev/null; :'
     cp -r cache c1; s=$(ls c1/shard*.tar)
     fails 4 'a shard of the cache too' "rm -rf out; FAULT_WATCH=${s##*/} FAULT_THEN='truncate -s 4096 $s' faulty ${L/cache/c1}" \
         "dt-train: .*${s##*/}: (cannot be read any more|cut off at byte)"

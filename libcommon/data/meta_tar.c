@@ -89,10 +89,10 @@ static char *trimmed_copy(const char *p)
 }
 
 /* *caption stays NULL when there is none in it. */
-static int json_caption(char **caption, const char *text, size_t bytes, const char *what, dt_err *err)
+static int json_caption(char **caption, const char *text, size_t bytes, const char *what)
 {
     cJSON *o = NULL;
-    int rc = dt_json_parse(&o, text, bytes, what, err);
+    int rc = dt_json_parse(&o, text, bytes, what, NULL);
     const char *c = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
     c = c ? c : cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "text"));
     *caption = c ? trimmed_copy(c) : NULL;
@@ -111,7 +111,6 @@ static void not_used(struct tar *t, const char *name, const char *why)
 static int take_caption(struct tar *t, struct archive *a, int64_t bytes, const char *name, int from, dt_err *err)
 {
     char *raw = NULL, *text = NULL;
-    dt_err bad = { 0 };
     if (from < t->s.from)
         return 0;
     if (bytes > MAX_CAPTION_BYTES) {
@@ -119,12 +118,10 @@ static int take_caption(struct tar *t, struct archive *a, int64_t bytes, const c
         return 0;
     }
     int rc = read_member(a, bytes, name, &raw, err);
-    if (rc == 0 && from == JSON_CAPTION && json_caption(&text, raw, (size_t)bytes, name, &bad) < 0) {
-        rc = bad.code == DT_ENOMEM ? dt_err_set(err, DT_ENOMEM, "%s", bad.msg) : 0;
+    if (rc == 0 && from == JSON_CAPTION && json_caption(&text, raw, (size_t)bytes, name) < 0)
         not_used(t, name, "a caption that is not valid JSON");
-    } else if (rc == 0 && from != JSON_CAPTION) {
+    else if (rc == 0 && from != JSON_CAPTION)
         text = trimmed_copy(raw);
-    }
     free(raw);
     if (text) {
         free(t->s.text);
