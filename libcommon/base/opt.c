@@ -112,6 +112,8 @@ static int unknown(const dt_cli *cli, const char *arg, const char *s, size_t n, 
     for (char *p = key; *p; p++)
         *p = plain(*p);
     int best = dt_nearest(key, names, k);
+    if (best < 0 && !strncmp(key, "no_", 3))    /* only flags have that */
+        best = dt_nearest(key + 3, names, k);
     int rc = best < 0 ? dt_err_set(err, DT_EUSAGE, "unknown option '%s'; see --help", arg)
                       : dt_err_set(err, DT_EUSAGE, "unknown option '%s' (did you mean '--%s'?)", arg, names[best]);
     free(key);
