@@ -8,7 +8,7 @@ enum { MAX_COMMANDS = 16 };
 static int count(const dt_command *c)
 {
     int n = 0;
-    while (c[n].name && n < MAX_COMMANDS)
+    while (n < MAX_COMMANDS && c[n].name)
         n++;
     return n;
 }
