@@ -126,21 +126,6 @@ static int parse_shard(const char *text, int64_t *shard, int64_t *shards, dt_err
     return 0;
 }
 
-static void say(void *ctx, bool warning, const char *line)
-{
-    (void)ctx;
-    if (warning)
-        dt_warn("%s", line);
-    else
-        dt_info("%s", line);
-}
-
-static void print_table(void *ctx, const char *text)
-{
-    (void)ctx;
-    fputs(text, stdout);
-}
-
 static void summary(const struct dt_encode_report *r)
 {
     const struct dt_encode_count *i = &r->images, *t = &r->texts;
@@ -199,11 +184,11 @@ static void fill_params(struct dt_encode_params *p, const struct opts *o)
     p->memory_budget = o->memory_budget;
     p->memory_plan = o->memory_plan;
     p->low_vram = o->low_vram;
-    p->table = print_table;
+    p->table = dt_tool_out;
     p->progress = o->progress;
     p->quiet = o->quiet;
     p->stop = &dt_stop;
-    p->say = say;
+    p->say = dt_tool_say;
 }
 
 int main(int argc, char **argv)

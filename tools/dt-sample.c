@@ -84,22 +84,6 @@ static const dt_cli cli = {
     .table = table,
 };
 
-static void say(void *ctx, bool warning, const char *line)
-{
-    (void)ctx;
-    if (warning)
-        dt_warn("%s", line);
-    else
-        dt_info("%s", line);
-}
-
-static void out(void *ctx, const char *text)
-{
-    (void)ctx;
-    fputs(text, stdout);
-    fflush(stdout);
-}
-
 static int check(int argc, char **argv, dt_err *err)
 {
     if (dt_cli_given(&cli, argc, argv, "steps") && dt_cli_given(&cli, argc, argv, "num_inference_steps"))
@@ -110,7 +94,7 @@ static int check(int argc, char **argv, dt_err *err)
 int main(int argc, char **argv)
 {
     struct opts o = { .s = DT_SAMPLE_DEFAULTS };
-    const dt_sample_ui ui = { .say = say, .out = out, .stop = &dt_stop };
+    const dt_sample_ui ui = { .say = dt_tool_say, .out = dt_tool_out, .stop = &dt_stop };
     dt_strs files = { 0 };
     dt_err err = { 0 };
 

@@ -27,12 +27,6 @@ static void warn(void *ctx, const char *line)
     dt_warn("%s", line);
 }
 
-static void table(void *ctx, const char *text)
-{
-    (void)ctx;
-    fputs(text, stdout);
-}
-
 /* The folder that this program is in: its siblings are the other stages. */
 static char *bin_dir(void)
 {
@@ -75,7 +69,7 @@ static int train(int k, int argc, char **argv)
         char *bin = bin_dir();
         dt_signals_install();
         dt_malloc_install();
-        dt_ui ui = { .say = say, .warn = warn, .table = table, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin,
+        dt_ui ui = { .say = say, .warn = warn, .table = dt_tool_out, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin,
                      .argc = argc + 1, .argv = argv - 1 };
         rc = dt_train_run(&o, &ui, &err);
         rc = rc == 1 ? 3 : rc;

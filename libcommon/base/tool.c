@@ -62,6 +62,22 @@ void dt_warn(const char *fmt, ...)
     va_end(ap);
 }
 
+void dt_tool_say(void *ctx, bool warning, const char *line)
+{
+    (void)ctx;
+    if (warning)
+        dt_warn("%s", line);
+    else
+        dt_info("%s", line);
+}
+
+void dt_tool_out(void *ctx, const char *text)
+{
+    (void)ctx;
+    fputs(text, stdout);
+    fflush(stdout);
+}
+
 void dt_die(int status, const char *fmt, ...)
 {
     va_list ap;

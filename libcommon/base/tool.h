@@ -12,6 +12,9 @@ extern bool dt_quiet;               /* --quiet: dt_info says nothing */
 void dt_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void dt_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void dt_die(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
+/* What the library calls back with, for words and for text on standard output. */
+void dt_tool_say(void *ctx, bool warning, const char *line);
+void dt_tool_out(void *ctx, const char *text);
 /* Prints err and returns its exit status (1 if it has none). */
 int  dt_die_err(const dt_err *err);
 /* Exit status of main: flushes stdout; a full disk turns 0 into 7. */
