@@ -292,8 +292,8 @@ static int save_picture(const struct job *j, const dt_prompt *p, int64_t n, int6
                         dt_err *err)
 {
     const dt_sample_opts *o = &j->o;
-    char *path = j->one_file ? dt_strdup(o->output)
-                             : dt_sprintf("%s/%04lld%s.png", o->output, (long long)n, base ? "-base" : "");
+    char *name = dt_sprintf("%04lld%s.png", (long long)n, base ? "-base" : "");
+    char *path = j->one_file ? dt_strdup(o->output) : dt_path_join(o->output, name);
     char *seed = dt_sprintf("%lld", (long long)p->seed), *image = dt_sprintf("%lld", (long long)(p->image + k));
     char *steps = dt_sprintf("%lld", (long long)o->steps), *guidance = dt_sprintf("%g", o->guidance);
     dt_png_text text[8] = { { "prompt", p->text }, { "seed", seed }, { "image", image }, { "steps", steps },
@@ -308,6 +308,7 @@ static int save_picture(const struct job *j, const dt_prompt *p, int64_t n, int6
     int rc = dt_png_write(path, im, text, t, err);
     if (rc == 0 && strcmp(path, "-"))
         put_record(j, p, path, k, base, im);
+    free(name);
     free(path);
     free(seed);
     free(image);
