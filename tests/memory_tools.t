@@ -30,6 +30,13 @@ for how in '' --low_vram '--mixed_precision bf16'; do
         check "sampling, $1x$2 $how" "near $S --width $1 --height $2 -o one.png $how" 'within 5 %'
     done
 done
+dt-bucket --train_data_dir "$E/pictures" --max_train_samples 2 --num_train_epochs 1 --image_sample_size 64 -q -o plora 2>/dev/null &&
+    dt-train lora --pretrained_model_name_or_path "$M" --plan plora --rank 128 --max_train_steps 1 --output_dir lora -q 2>/dev/null || exit 1
+for size in '64 64' '256 256' '512 320'; do
+    set -- $size
+    check "sampling, a LoRA as large as the network, $1x$2" "near $S --lora lora/lora.safetensors --width $1 --height $2 -o one.png" 'within 5 %'
+done
+check 'sampling with and without it' "near $S --lora lora/lora.safetensors --compare_base --width 128 --height 128 -o both" 'within 5 %'
 check 'sampling in tiles' "near $S --width 512 --height 512 --vae_tile 128 -o one.png" 'within 5 %'
 check 'many pictures, a sheet, latents' "near $S -p dog -n 4 --width 128 --height 128 --grid sheet.png --save_latents l.safetensors -o many" 'within 5 %'
 check 'sampling: the smallest budget is enough, and kept' "kept $S --width 256 --height 256 -o one.png; less $S --width 256 --height 256 -o one.png" "$twice"

@@ -107,6 +107,8 @@ int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_namin
 int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char *path, dt_err *err);
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);
+/* Bytes of host memory that dt_lora_fill will give back; l may be NULL. */
+int64_t dt_lora_held(const dt_lora *l);
 
 /* n files that are open and not filled, each times its strength, as one; v[i] that are NULL afterwards
  * live on in *out.  v[i] that are NULL before add nothing; *out is NULL if all are. */

@@ -4,6 +4,7 @@
  * underscores: both are put into one table with all dots as underscores.  A pair on a fused matrix is taken apart
  * (lora_save.c has the layout): by blocks if up is block-diagonal, else every part gets all of down
  * and its rows of up. */
+#include <malloc.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -536,14 +537,30 @@ int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char 
 
 int dt_lora_fill(dt_lora *l, dt_err *err)
 {
+    enum { TRIM = 1 << 20 };                    /* bytes that may be free without being given back */
+    int64_t freed = 0;
     for (int64_t i = 0; i < 2 * l->n && l->values; i++) {
-        int rc = dt_params_write(l->params, i % 2 ? l->v[i / 2].b : l->v[i / 2].a, l->values[i], err);
+        dt_param *to = i % 2 ? l->v[i / 2].b : l->v[i / 2].a;
+        int rc = dt_params_write(l->params, to, l->values[i], err);
         if (rc < 0)
             return rc;
         free(l->values[i]);
         l->values[i] = NULL;
+        freed += to->numel * (int64_t)sizeof(float);
+        if (freed >= TRIM) {                    /* small ones lie among what stays */
+            malloc_trim(0);
+            freed = 0;
+        }
     }
     free(l->values);
     l->values = NULL;
     return 0;
+}
+
+int64_t dt_lora_held(const dt_lora *l)
+{
+    int64_t floats = 0;
+    for (int64_t i = 0; l && l->values && i < l->n; i++)
+        floats += l->v[i].a->numel + l->v[i].b->numel;
+    return floats * (int64_t)sizeof(float);
 }

@@ -400,7 +400,7 @@ static void count(struct job *j, int64_t px, int64_t len, int64_t tiles, int64_t
     j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
     if (j->grid)
         dt_mem_add(&j->memory, "sheet",
-                   j->memory.at[0].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
+                   j->memory.at[1].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
     dt_mem_add_start(&j->memory);
 }
 

@@ -148,11 +148,14 @@ static int64_t text_bytes(const dt_sampler *s)
     return floats * (int64_t)sizeof(float);
 }
 
+/* What a file's LoRA holds until it is filled is part of the process. */
 static void add_weights(const dt_sampler *s, dt_mem_moment *m, enum dt_flux_part k)
 {
     dt_mem_add_params(m, weights(s, s->p.pipe->part[k]));
-    if (s->lora[k])
+    if (s->lora[k]) {
         dt_mem_add_params(m, weights(s, s->lora[k]->params));
+        m->kind[DT_MEM_PROCESS] -= dt_lora_held(s->lora[k]);
+    }
 }
 
 void dt_sampler_memory(const dt_sampler *s, dt_mem_plan *p, int64_t process)
@@ -165,7 +168,7 @@ void dt_sampler_memory(const dt_sampler *s, dt_mem_plan *p, int64_t process)
         if (s->text[i].run && dt_flux_run_bytes(s->text[i].run) > m->kind[DT_MEM_ACTIVATIONS])
             m->kind[DT_MEM_ACTIVATIONS] = dt_flux_run_bytes(s->text[i].run);
     m->kind[DT_MEM_PICTURES] = states;
-    m = dt_mem_add(p, "pictures", process);
+    m = dt_mem_add(p, "pictures", process - dt_lora_held(s->lora[DT_FLUX_CLIP]) - dt_lora_held(s->lora[DT_FLUX_T5]));
     add_weights(s, m, DT_FLUX_DIT);
     add_weights(s, m, DT_FLUX_VAE);
     m->kind[DT_MEM_ACTIVATIONS] = arena_bytes(s);
