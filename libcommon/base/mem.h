@@ -26,7 +26,7 @@ void dt_strs_split(dt_strs *s, const char *str, char sep);  /* adds the non-empt
 void dt_strs_release(dt_strs *s);
 
 /* Index of the candidate nearest to `word` by edit distance, or -1 if none is near enough to be
- * worth suggesting (distance > 2 + len/4). */
+ * worth suggesting (changes: half of a word of up to 3 letters, 1 + len / 4 of a longer one). */
 int dt_nearest(const char *word, const char *const *cand, int n);
 
 #endif
