@@ -221,6 +221,7 @@ static struct gemm plan(const struct dt_dnn_matmul *p, int threads)
     int64_t panels = dt_div_up(p->n, COLS), blocks = dt_div_up(p->k, DEPTH);
     g.depth = dt_tile_round(dt_div_up(p->k, blocks), LINE);
     g.threads = (int)dt_min64(threads, 1 + p->m * p->n * p->k / WORTH);
+    /* the last panels, one for each thread, in parts: threads end together then, and parts are packed once more each */
     g.whole = g.threads > 1 ? dt_max64(0, panels - g.threads) : panels;
     g.split = dt_min64(dt_div_up(p->m, MIN_M), dt_div_up(2 * g.threads, dt_max64(1, panels - g.whole)));
     g.tasks = g.whole + (panels - g.whole) * g.split;

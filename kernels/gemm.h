@@ -1,8 +1,7 @@
 /* gemm.h - products of fp32 matrices with a frozen or trained weight, on a CPU with AVX-512.
  *
- * oneDNN packs the weight before it multiplies, and waits for memory meanwhile: 5 to 8 % of the time at 128 to 384
- * tokens.  Here a panel of the weight is packed while the next is on its way, and the activations are read where they
- * lie.
+ * oneDNN packs the weight before it multiplies, and waits for memory meanwhile.  Here a panel of the weight is packed
+ * while the next is on its way, and the activations are read where they lie.
  * Method: Goto & van de Geijn, Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34 (2008). */
 #ifndef DT_KERNELS_GEMM_H
 #define DT_KERNELS_GEMM_H

@@ -29,6 +29,8 @@ struct table {
     struct row *row;
     int64_t n, cap;
     bool    shapes;
+    const struct peak *peak;
+    struct row products;            /* those that arithmetic takes longer than memory does, whatever a row is of */
 };
 
 /* What a plan's nodes took, [run][node].  Of each the median counts, and the least: peaks are the best of many tries,
@@ -51,12 +53,23 @@ static double median(double *x, int n)
 
 /* --- profile --- */
 
+static bool starts(const char *s, const char *with) { return !strncmp(s, with, strlen(with)); }
+
 static void keep(void *ctx, const dt_node *n, double seconds)
 {
     struct times *t = ctx;
     dt_grow(&t->at, &t->cap, t->n + 1, sizeof(*t->at));
     t->at[t->n].node = n;
     t->at[t->n++].seconds = seconds;
+}
+
+static void count(struct row *r, dt_cost c, double seconds, double least)
+{
+    r->calls++;
+    r->seconds += seconds;
+    r->least += least;
+    r->flops += c.flops;
+    r->bytes += c.bytes;
 }
 
 static void add(struct table *t, const dt_node *n, double seconds, double least)
@@ -73,11 +86,9 @@ static void add(struct table *t, const dt_node *n, double seconds, double least)
         memcpy(t->row[i].what, what, sizeof(what));
     }
     dt_cost c = dt_node_cost(n);
-    t->row[i].calls++;
-    t->row[i].seconds += seconds;
-    t->row[i].least += least;
-    t->row[i].flops += c.flops;
-    t->row[i].bytes += c.bytes;
+    count(&t->row[i], c, seconds, least);
+    if (starts(n->op->name, "matmul") && c.flops / t->peak->flops >= c.bytes / t->peak->bytes)
+        count(&t->products, c, seconds, least);
 }
 
 static void profile(struct table *t, dt_plan *plan, int runs)
@@ -103,27 +114,10 @@ static int by_seconds(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-static bool starts(const char *s, const char *with) { return !strncmp(s, with, strlen(with)); }
-
-/* Products that arithmetic takes longer than memory does. */
-static void print_products(const struct table *t, const struct peak *p)
+static void print_profile(struct table *t)
 {
-    double flops = 0, seconds = 0, least = 0;
-    for (int64_t i = 0; i < t->n; i++) {
-        const struct row *r = &t->row[i];
-        if (!starts(r->op, "matmul") || r->flops / p->flops < r->bytes / p->bytes)
-            continue;
-        flops += r->flops;
-        seconds += r->seconds;
-        least += r->least;
-    }
-    if (flops > 0)
-        printf("  matrix products that arithmetic limits: %.1f%% of the peak, at best %.1f%%\n",
-               100 * flops / seconds / p->flops, 100 * flops / least / p->flops);
-}
-
-static void print_profile(struct table *t, const struct peak *p)
-{
+    const struct peak *p = t->peak;
+    const struct row *m = &t->products;
     double total = 0, products = 0, attention = 0;
     qsort(t->row, (size_t)t->n, sizeof(*t->row), by_seconds);
     for (int64_t i = 0; i < t->n; i++) {
@@ -141,7 +135,9 @@ static void print_profile(struct table *t, const struct peak *p)
                100 * r->seconds / total, r->flops / r->seconds * 1e-9, f / r->seconds, f / r->least,
                r->bytes / r->seconds * 1e-9, b / r->seconds, b / r->least, r->what[0] ? r->what : r->op);
     }
-    print_products(t, p);
+    if (m->calls)
+        printf("  matrix products that arithmetic limits: %.1f%% of the peak, at best %.1f%%\n",
+               100 * m->flops / m->seconds / p->flops, 100 * m->flops / m->least / p->flops);
     printf("  matrix products and convolutions %.1f%%, attention %.1f%%, all else %.1f%%\n\n", 100 * products / total,
            100 * attention / total, 100 * (total - products - attention) / total);
 }
@@ -159,7 +155,7 @@ static int table(const struct opts *o, const char *name, const struct peak *p, d
 {
     work *w = NULL;
     double *s = dt_alloc((size_t)o->runs * sizeof(*s)), t0 = bench_now();
-    struct table t = { .shapes = o->shapes };
+    struct table t = { .shapes = o->shapes, .peak = p };
     int rc = work_new(&w, name, o->dtype, o->dev, err);
     double ready = bench_now() - t0;
     for (int i = -WARM_UP; i < o->runs && rc == 0; i++) {
@@ -176,7 +172,7 @@ static int table(const struct opts *o, const char *name, const struct peak *p, d
                st->flops / m * 1e-9, 100 * st->flops / m / p->flops, (double)st->arena / 1048576.0,
                (double)work_weights(w) / 1048576.0, ready);
         profile(&t, work_plan(w), o->runs);
-        print_profile(&t, p);
+        print_profile(&t);
     }
     free(t.row);
     free(s);
