@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "base/file.h"
 #include "tests/steps.h"
+#include "tests/unit/scratch.h"
 
 enum { MAX_ARGS = 48 };
 
@@ -97,9 +97,9 @@ int steps_open(steps *s, enum dt_method method, const char *args, dt_err *err)
     char *argv[MAX_ARGS + 1] = { NULL }, *save = NULL;
     int argc = 0;
     *s = (steps){ .loud = getenv("VERBOSE") != NULL };
-    s->line =
-        dt_sprintf("x --pretrained_model_name_or_path tests/golden/tiny-flux --train_data_meta %s/m.jsonl --image_sample_size 32 "
-                         "--train_batch_size 2 --report_to none --quiet --threads 1 --adam_weight_decay 0 --output_dir %s/out %s%s",
+    s->line = dt_sprintf("x --pretrained_model_name_or_path tests/golden/tiny-flux --train_data_meta %s/m.jsonl "
+                         "--image_sample_size 32 --train_batch_size 2 --report_to none --quiet --threads 1 "
+                         "--adam_weight_decay 0 --output_dir %s/out %s%s",
                          all.dir, all.dir, method == DT_METHOD_LORA ? "--rank 2 " : "", args);
     for (char *w = strtok_r(s->line, " ", &save); w && argc < MAX_ARGS; w = strtok_r(NULL, " ", &save))
         argv[argc++] = w;
@@ -126,23 +126,24 @@ void steps_close(steps *s)
 
 int main(int argc, char **argv)
 {
-    char dir[] = "/tmp/dt-steps-XXXXXX", cwd[4096];
+    char cwd[4096];
     const char *b = getenv("B");
     dt_err err = { 0 };
-    if (!mkdtemp(dir) || !getcwd(cwd, sizeof(cwd)))
-        return 1;
     all.part = argc > 1 ? argv[1] : NULL;
-    all.dir = dir;
+    if (!getcwd(cwd, sizeof(cwd)) || !(all.dir = scratch_new()))
+        return 1;
     all.bin = dt_sprintf("%s/bin", b ? b : "build");
     char *pictures = dt_sprintf("{\"file_path\":\"%s/examples/pictures/crown.png\",\"text\":\"a crown\"}\n"
                                 "{\"file_path\":\"%s/examples/pictures/rocket.png\",\"text\":\"a rocket that flies\"}\n", cwd, cwd);
-    char *meta = dt_path_join(dir, "m.jsonl");
-    if (dt_file_write(meta, pictures, strlen(pictures), &err) < 0)
+    char *meta = dt_path_join(all.dir, "m.jsonl");
+    if (dt_file_write(meta, pictures, strlen(pictures), &err) < 0) {
         printf("Bail out! %s\n", err.msg);
-    steps_moves();
-    steps_nan();
-    dt_rmtree(dir, NULL);
-    printf("1..%d\n", all.n);
+    } else {
+        steps_moves();
+        steps_nan();
+        printf("1..%d\n", all.n);
+    }
+    scratch_end(all.dir);
     free(pictures);
     free(meta);
     free(all.bin);

@@ -15,13 +15,12 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "tests/unit/scratch.h"
 
 /* Every test runs in a scratch folder of its own, which is left empty or removed. */
 static int enter(void **state)
 {
-    char *dir = dt_strdup("/tmp/dt-unit-XXXXXX");
-    *state = dir;
-    return mkdtemp(dir) && !chdir(dir) ? 0 : -1;
+    return scratch_setup(state) || chdir(*state);
 }
 
 static int leave(void **state)
@@ -387,10 +386,8 @@ static void json_print(void **state)
 static void a_path_that_is_not_there_has_a_near_one(void **state)
 {
     (void)state;
-    char dir[] = "/tmp/dt-near-XXXXXX";
     dt_err err = { 0 };
-    assert_non_null(mkdtemp(dir));
-    char *deep = dt_path_join(dir, "photos/cats"), *typo = dt_path_join(dir, "photo/cats/a.png"),
+    char *dir = scratch_new(), *deep = dt_path_join(dir, "photos/cats"), *typo = dt_path_join(dir, "photo/cats/a.png"),
         *far = dt_path_join(dir, "xyz");
     char *want = dt_sprintf("did you mean '%s/a.png'?", deep);
     assert_int_equal(dt_mkdirs(deep, NULL), 0);
@@ -404,7 +401,7 @@ static void a_path_that_is_not_there_has_a_near_one(void **state)
     errno = EACCES;
     dt_err_open(&err, typo);
     assert_null(strstr(err.msg, "did you mean"));
-    assert_int_equal(dt_rmtree(dir, NULL), 0);
+    assert_int_equal(scratch_end(dir), 0);
     free(deep);
     free(typo);
     free(far);

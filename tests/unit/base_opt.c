@@ -6,11 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 #include "base/json.h"
 #include "base/opt.h"
 #include "base/opt_impl.h"
+#include "tests/unit/scratch.h"
 
 struct opts {
     int flag, quiet, mode;
@@ -325,10 +325,9 @@ static void config_text(void **state)
 /* The scripts, written for the shells themselves to judge. */
 static void completion(void **state)
 {
-    (void)state;
+    char *path = dt_path_join(*state, "script"), cmd[1000];
     for (int i = 0; dt_cli_shells[i]; i++) {
-        char path[] = "/tmp/dt-unit-XXXXXX", cmd[600];
-        FILE *f = fdopen(mkstemp(path), "w");
+        FILE *f = fopen(path, "w");
         dt_cli_completion((const dt_cli *[]){ &cli, NULL }, dt_cli_shells[i], f);
         fclose(f);
         snprintf(cmd, sizeof cmd, "! command -v %s >/dev/null || %s -n %s", dt_cli_shells[i], dt_cli_shells[i], path);
@@ -341,8 +340,8 @@ static void completion(void **state)
                      "| grep -qx 'lora;--rank=;mode;uniform logit-normal mode;;'", path);
             assert_int_equal(system(cmd), 0);
         }
-        unlink(path);
     }
+    free(path);
 }
 
 int main(void)
@@ -350,7 +349,7 @@ int main(void)
     const struct CMUnitTest t[] = {
         cmocka_unit_test(values), cmocka_unit_test(lists), cmocka_unit_test(errors), cmocka_unit_test(operands),
         cmocka_unit_test(given), cmocka_unit_test(help_text), cmocka_unit_test(man_text), cmocka_unit_test(short_help),
-        cmocka_unit_test(config_text), cmocka_unit_test(completion),
+        cmocka_unit_test(config_text), scratch_test(completion),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("base_opt", t, NULL, NULL);

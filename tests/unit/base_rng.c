@@ -8,11 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "tests/unit/scratch.h"
 
 /* Random123's kat_vectors, philox4x32 10 rounds: counter, key, result. */
 static void known_answers(void **state)
@@ -173,14 +173,12 @@ static void permutations(void **state)
 static void hashes(void **state)
 {
     (void)state;
-    char dir[] = "/tmp/dt-unit-XXXXXX", path[64], *big = dt_alloc(3000001);
+    char *dir = scratch_new(), *path = dt_path_join(dir, "f"), *big = dt_alloc(3000001);
     dt_err e = { 0 };
     dt_hash a, b;
     /* xxh128sum of nothing, and of "abc" */
     assert_string_equal(dt_hash_bytes("", 0).hex, "99aa06d3014798d86001c324468d497f");
     assert_string_equal(dt_hash_bytes("abc", 3).hex, "06b05ab6733a618578af5f94892f3950");
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/f", dir);
     assert_int_equal(dt_hash_file(&a, path, &e), DT_EDATA);
     assert_non_null(strstr(e.msg, "/f: cannot open: No such file"));
     assert_int_equal(dt_hash_file(&a, dir, &e), DT_EDATA);
@@ -192,8 +190,8 @@ static void hashes(void **state)
     assert_int_equal(dt_hash_file(&a, path, &e), 0);
     b = dt_hash_bytes(big, 3000001);
     assert_string_equal(a.hex, b.hex);
-    unlink(path);
-    rmdir(dir);
+    scratch_end(dir);
+    free(path);
     free(big);
 }
 

@@ -19,6 +19,7 @@
 #include "base/mem.h"
 #include "base/progress.h"
 #include "base/tool.h"
+#include "tests/unit/scratch.h"
 
 /* Runs fn in a child with its stderr caught; returns its wait status. */
 static int run(int (*fn)(void), char *said, size_t size)
@@ -155,13 +156,14 @@ static void signal_rules(void **state)
     assert_string_equal(s, "");
 }
 
-static char path[] = "/tmp/dt-unit-XXXXXX";
+static char *path;
+
 static int progress(void)
 {
     dt_progress *p = NULL;
     dt_progress_close(&p);
     char fd[12];
-    snprintf(fd, sizeof fd, "%d", open(path, O_WRONLY | O_APPEND));
+    snprintf(fd, sizeof fd, "%d", open(path, O_WRONLY | O_APPEND | O_CREAT, 0666));
     if (dt_progress_open(&p, "train", "img", 10, fd, false, NULL) < 0)
         return 1;
     dt_progress_step(p, 4);
@@ -217,10 +219,9 @@ static void progress_bar(void **state)
 
 static void progress_words(void **state)
 {
-    (void)state;
     char s[1000], *text;
     size_t n;
-    close(mkstemp(path));
+    path = dt_path_join(*state, "progress");
     assert_int_equal(run(progress, s, sizeof s), 0);
     assert_memory_equal(s, "dt-x: train 8/10 img, ", 22);
     assert_non_null(strstr(s, " img/s, took 0:00, loss 0.25, lr 0.0001, 17.5 img/s, 42.1 % of peak\n"));
@@ -245,7 +246,7 @@ static void progress_words(void **state)
     cJSON_Delete(a);
     cJSON_Delete(b);
     free(text);
-    unlink(path);
+    free(path);
     dt_err e;
     dt_progress *p = NULL;
     assert_int_equal(dt_progress_open(&p, "a", "b", -1, "/no/such/file", true, &e), DT_EIO);
@@ -256,7 +257,7 @@ int main(void)
 {
     const struct CMUnitTest t[] = {
         cmocka_unit_test(says), cmocka_unit_test(ends), cmocka_unit_test(signal_rules),
-        cmocka_unit_test(progress_words), cmocka_unit_test(progress_bar),
+        scratch_test(progress_words), cmocka_unit_test(progress_bar),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("base_tool", t, NULL, NULL);

@@ -34,7 +34,7 @@ static char *lines(int n, size_t *bytes)
 }
 
 /* A FIFO that a child writes text to. */
-static char *fifo(const char *text, size_t bytes)
+static char *fifo(const char *dir, const char *text, size_t bytes)
 {
     char *path = dt_path_join(dir, "fifo");
     assert_int_equal(mkfifo(path, 0600), 0);
@@ -47,7 +47,7 @@ static char *fifo(const char *text, size_t bytes)
     return path;
 }
 
-static char *file(const char *text, size_t bytes)
+static char *file(const char *dir, const char *text, size_t bytes)
 {
     char *path = dt_path_join(dir, "file");
     assert_int_equal(dt_file_write(path, text, bytes, NULL), 0);
@@ -81,11 +81,10 @@ static void check_lines(const char *path, const char *text, size_t bytes, int n)
 
 static void lines_of_files_and_pipes(void **state)
 {
-    (void)state;
     static const int count[] = { 1, 2, 50, 999, 20001 };
     for (size_t c = 0; c < sizeof count / sizeof *count; c++) {
         size_t bytes;
-        char *text = lines(count[c], &bytes), *a = file(text, bytes), *b = fifo(text, bytes);
+        char *text = lines(count[c], &bytes), *a = file(*state, text, bytes), *b = fifo(*state, text, bytes);
         check_lines(a, text, bytes, count[c]);
         check_lines(b, text, bytes, count[c]);
         assert_true(wait(NULL) > 0);
@@ -98,8 +97,7 @@ static void lines_of_files_and_pipes(void **state)
 
 static void standard_input_in_its_middle(void **state)
 {
-    (void)state;
-    char *path = file("not this\nbut this\nand that", 26);
+    char *path = file(*state, "not this\nbut this\nand that", 26);
     int keep = dup(STDIN_FILENO), fd = open(path, O_RDONLY);
     assert_int_equal(lseek(fd, 9, SEEK_SET), 9);
     dup2(fd, STDIN_FILENO);
@@ -121,9 +119,8 @@ static void standard_input_in_its_middle(void **state)
 
 static void what_is_too_large_or_not_there(void **state)
 {
-    (void)state;
     size_t bytes;
-    char *text = lines(100, &bytes), *a = file(text, bytes), *b = fifo(text, bytes), *c;
+    char *text = lines(100, &bytes), *a = file(*state, text, bytes), *b = fifo(*state, text, bytes), *c;
     dt_window w;
     dt_err err = { 0 };
     assert_int_equal(dt_window_open(&w, a, bytes, &err), 0);
@@ -136,7 +133,7 @@ static void what_is_too_large_or_not_there(void **state)
     dt_window_close(&w);
     assert_true(wait(NULL) > 0);
     unlink(b);
-    c = fifo("12345", 5);
+    c = fifo(*state, "12345", 5);
     assert_int_equal(dt_window_open(&w, c, 4, &err), DT_EDATA);
     dt_window_close(&w);
     assert_true(wait(NULL) > 0);
@@ -151,9 +148,9 @@ static void what_is_too_large_or_not_there(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(lines_of_files_and_pipes, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(standard_input_in_its_middle, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(what_is_too_large_or_not_there, set_up, tear_down),
+        scratch_test(lines_of_files_and_pipes),
+        scratch_test(standard_input_in_its_middle),
+        scratch_test(what_is_too_large_or_not_there),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

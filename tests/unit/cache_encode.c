@@ -18,6 +18,7 @@
 #include "models/flux_run.h"
 #include "train/encode.h"
 #include "train/loader.h"
+#include "tests/unit/scratch.h"
 
 #define MODEL "tests/golden/tiny-flux"
 enum { PICTURES = 7 };
@@ -79,10 +80,9 @@ static void write_plan(const struct fixture *f)
 
 static int set_up(void **state)
 {
-    char dir[] = "/tmp/dt-encode-XXXXXX";
     struct fixture *f = dt_alloc(sizeof(*f));
     *state = f;
-    f->dir = dt_strdup(mkdtemp(dir));
+    f->dir = scratch_new();
     f->plan = file(f, "plan.ndjson");
     write_pictures(f);
     write_plan(f);
@@ -94,9 +94,8 @@ static int tear_down(void **state)
     struct fixture *f = *state;
     dt_flux_pipe_close(&f->pipe);
     dt_device_close(&f->dev);
-    dt_rmtree(f->dir, NULL);
+    scratch_end(f->dir);
     free(f->plan);
-    free(f->dir);
     free(f);
     return 0;
 }

@@ -13,22 +13,9 @@
 #include "data/cache_tar.h"
 #include "data/cache_write.h"
 #include "tensor/safetensors.h"
+#include "tests/unit/scratch.h"
 
 static char *scratch(void **state) { return *state; }
-
-static int set_up(void **state)
-{
-    char dir[] = "/tmp/dt-cache-XXXXXX";
-    *state = dt_strdup(mkdtemp(dir));
-    return !*state;
-}
-
-static int tear_down(void **state)
-{
-    dt_rmtree(*state, NULL);
-    free(*state);
-    return 0;
-}
 
 /* --- making small caches --- */
 
@@ -570,15 +557,13 @@ static void no_cache(void **state)
     assert_non_null(strstr(err.msg, "no index; run dt-cache-latents"));
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
-
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        TEST(finds_what_was_put), TEST(another_size_or_flip_is_another_picture), TEST(same_again_writes_nothing),
-        TEST(newest_index_is_right), TEST(other_encoders_are_not_seen), TEST(keys), TEST(finished_shards_survive),
-        TEST(one_at_a_time), TEST(damage_is_noticed), TEST(tar_survives_anything), TEST(index_survives_anything),
-        TEST(streams), TEST(many_records), TEST(no_cache), TEST(every_field_of_a_recipe_counts),
+        scratch_test(finds_what_was_put), scratch_test(another_size_or_flip_is_another_picture), scratch_test(same_again_writes_nothing),
+        scratch_test(newest_index_is_right), scratch_test(other_encoders_are_not_seen), scratch_test(keys), scratch_test(finished_shards_survive),
+        scratch_test(one_at_a_time), scratch_test(damage_is_noticed), scratch_test(tar_survives_anything), scratch_test(index_survives_anything),
+        scratch_test(streams), scratch_test(many_records), scratch_test(no_cache), scratch_test(every_field_of_a_recipe_counts),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

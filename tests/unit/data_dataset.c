@@ -7,11 +7,24 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 #include "base/file.h"
 #include "data/dataset.h"
 #include "tests/unit/scratch.h"
+
+static char *dir;
+
+static int set_up(void **state)
+{
+    (void)state;
+    return !(dir = scratch_new());
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    return scratch_end(dir);
+}
 
 static char *put(const char *name, const char *text)
 {

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "data/media.h"
+#include "tests/unit/scratch.h"
 
 #define DIR "tests/golden/data_images/"
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
@@ -253,11 +254,9 @@ static void test_png_filters(void **state)
     static const int filter[] = { PNG_FILTER_NONE, PNG_FILTER_SUB, PNG_FILTER_UP, PNG_FILTER_AVG, PNG_FILTER_PAETH,
                                   PNG_ALL_FILTERS };
     enum { W = 37, H = 23 };
-    char dir[] = "/tmp/dt-media-XXXXXX";
     uint8_t px[W * H * 4];
     dt_rng r = dt_rng_make(1, DT_RNG_TEST, 0, 1);
-    assert_non_null(mkdtemp(dir));
-    char *file = dt_path_join(dir, "a.png");
+    char *dir = scratch_new(), *file = dt_path_join(dir, "a.png");
     for (int ch = 1; ch <= 4; ch += ch == 1 ? 2 : 1)
         for (int i = 0; i < COUNT(filter); i++) {
             for (int k = 0; k < W * H * ch; k++)    /* near and far from the neighbours; opaque */
@@ -270,7 +269,7 @@ static void test_png_filters(void **state)
                     fail_msg("%d channels, filter %d: byte %d", ch, i, k);
             dt_image_release(&im);
         }
-    assert_int_equal(dt_rmtree(dir, NULL), 0);
+    assert_int_equal(scratch_end(dir), 0);
     free(file);
 }
 
@@ -278,11 +277,9 @@ static void test_png_write(void **state)
 {
     (void)state;
     static const dt_png_text text[] = { { "prompt", "a red house" }, { "Title", "caf\xc3\xa9" } };
-    char path[] = "/tmp/dt-media-XXXXXX";
     dt_image src, back;
     dt_err err = { 0 };
-    assert_non_null(mkdtemp(path));
-    char *file = dt_path_join(path, "a.png"), *data;
+    char *dir = scratch_new(), *file = dt_path_join(dir, "a.png"), *data;
     size_t bytes;
     read_ppm(&src, "resize_src.ppm");
     assert_int_equal(dt_png_write(file, &src, text, 2, &err), 0);
@@ -297,7 +294,7 @@ static void test_png_write(void **state)
         fclose(full);
     }
     assert_int_equal(dt_png_write("/nowhere/at/all.png", &src, NULL, 0, &err), DT_EIO);
-    assert_int_equal(dt_rmtree(path, NULL), 0);
+    assert_int_equal(scratch_end(dir), 0);
     free(file);
     free(data);
     dt_image_release(&src);

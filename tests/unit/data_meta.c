@@ -12,6 +12,20 @@
 #include "data/meta.h"
 #include "tests/unit/scratch.h"
 
+static char *dir;
+
+static int set_up(void **state)
+{
+    (void)state;
+    return !(dir = scratch_new());
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    return scratch_end(dir);
+}
+
 static char *put(const char *name, const char *text)
 {
     char *path = dt_path_join(dir, name);

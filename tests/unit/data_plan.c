@@ -11,6 +11,7 @@
 #include <malloc.h>
 #include "base/file.h"
 #include "data/plan.h"
+#include "tests/unit/scratch.h"
 
 enum { N = 203 };
 
@@ -22,8 +23,7 @@ static int set_up(void **state)
     (void)state;
     char *text = NULL;
     size_t bytes = 0;
-    dir = strdup("/tmp/dt-plan-XXXXXX");
-    if (!mkdtemp(dir))
+    if (!(dir = scratch_new()))
         return -1;
     FILE *f = open_memstream(&text, &bytes);
     for (int i = 0; i < N; i++)
@@ -39,10 +39,8 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    int rc = dt_rmtree(dir, NULL);
-    free(dir);
     free(meta);
-    return rc;
+    return scratch_end(dir);
 }
 
 static struct dt_data_settings settings(void)

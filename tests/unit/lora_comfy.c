@@ -13,12 +13,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 #include "graph/device.h"
 #include "models/flux_pipe.h"
 #include "tensor/safetensors.h"
 #include "train/lora.h"
+#include "tests/unit/scratch.h"
 
 enum { D = 3072, PAIRS = 19, SINGLES = 38, LAYERS = 504, WEIGHTS = 314, RANK = 2 };
 
@@ -73,8 +73,7 @@ static dt_params *flux_1(void)
 /* A LoRA on every linear layer, written in a layout. */
 static dt_st *written(enum dt_lora_layout layout)
 {
-    char path[64];
-    snprintf(path, sizeof(path), "/tmp/dt-lora-comfy-%ld.safetensors", (long)getpid());
+    char *dir = scratch_new(), *path = dt_path_join(dir, "lora.safetensors");
     dt_params *base = flux_1();
     dt_device *dev;
     dt_lora *l;
@@ -89,7 +88,8 @@ static dt_st *written(enum dt_lora_layout layout)
     dt_params_init(l->params, 1);
     assert_int_equal(dt_lora_save(l, path, layout, DT_BF16, false, NULL, NULL), 0);
     assert_int_equal(dt_st_open(&st, path, NULL), 0);
-    unlink(path);
+    scratch_end(dir);
+    free(path);
     dt_lora_free(&l);
     dt_params_free(&base);
     dt_device_close(&dev);

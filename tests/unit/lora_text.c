@@ -6,19 +6,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 
-#include "base/file.h"
 #include "base/rng.h"
 #include "models/flux_pipe.h"
 #include "train/lora.h"
+#include "tests/unit/scratch.h"
 
 enum { DIT, CLIP, T5, PARTS };
 #define CLIP_LAYER "text_model.encoder.layers.11"
 #define T5_LAYER "encoder.block.0.layer."
 static dt_params *base[PARTS];
-static char file[64];
+static char *dir, *file;
 
 static void linear(dt_params *p, const char *path)
 {
@@ -39,9 +38,9 @@ static int setup(void **state)
     linear(base[CLIP], CLIP_LAYER ".mlp.fc1");
     linear(base[T5], T5_LAYER "0.SelfAttention.q");
     linear(base[T5], T5_LAYER "1.DenseReluDense.wi_0");
-    snprintf(file, sizeof(file), "/tmp/dt-unit-XXXXXX");
-    int fd = mkstemp(file);
-    return fd < 0 ? -1 : close(fd);
+    dir = scratch_new();
+    file = dir ? dt_path_join(dir, "lora.safetensors") : NULL;
+    return !file;
 }
 
 static int teardown(void **state)
@@ -49,7 +48,8 @@ static int teardown(void **state)
     (void)state;
     for (int k = 0; k < PARTS; k++)
         dt_params_free(&base[k]);
-    return unlink(file);
+    free(file);
+    return scratch_end(dir);
 }
 
 /* A file with these pairs, of rank 2, each with alpha 1 unless `meta`, the value of lora_adapter_metadata, says it. */

@@ -1,25 +1,31 @@
-/* scratch.h - a folder of its own for each test of a file: setup and teardown for cmocka. */
+/* scratch.h - folders of a test's own, under TMPDIR. */
 #ifndef DT_TESTS_UNIT_SCRATCH_H
 #define DT_TESTS_UNIT_SCRATCH_H
 #include <stdlib.h>
-#include <string.h>
 #include "base/file.h"
 
-static char *dir;
-
-static int set_up(void **state)
+/* A new one; NULL if it cannot be made.  Freed by scratch_end. */
+static inline char *scratch_new(void)
 {
-    (void)state;
-    dir = strdup("/tmp/dt-unit-XXXXXX");
-    return !mkdtemp(dir);
+    const char *tmp = getenv("TMPDIR");
+    char *dir = dt_path_join(tmp && *tmp ? tmp : "/tmp", "dt-unit-XXXXXX");
+    if (mkdtemp(dir))
+        return dir;
+    free(dir);
+    return NULL;
 }
 
-static int tear_down(void **state)
+/* Removes it with all that is in it. */
+static inline int scratch_end(char *dir)
 {
-    (void)state;
     int rc = dt_rmtree(dir, NULL);
     free(dir);
     return rc;
 }
+
+/* For cmocka: *state is the folder of the test. */
+static inline int scratch_setup(void **state) { return !(*state = scratch_new()); }
+static inline int scratch_teardown(void **state) { return scratch_end(*state); }
+#define scratch_test(f) cmocka_unit_test_setup_teardown(f, scratch_setup, scratch_teardown)
 
 #endif

@@ -14,6 +14,7 @@
 #include "base/json.h"
 #include "graph/device.h"
 #include "tensor/params.h"
+#include "tests/unit/scratch.h"
 
 static dt_device *cpu;
 
@@ -186,11 +187,7 @@ static void write_net(const char *path, int64_t bias)
 
 static void load_save(void **state)
 {
-    (void)state;
-    char dir[] = "/tmp/dt-unit-XXXXXX", path[64], again[64];
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof(path), "%s/net.safetensors", dir);
-    snprintf(again, sizeof(again), "%s/again.safetensors", dir);
+    char *path = dt_path_join(*state, "net.safetensors"), *again = dt_path_join(*state, "again.safetensors");
     write_net(path, 300);
     dt_st *st;
     assert_int_equal(dt_st_open(&st, path, NULL), 0);
@@ -224,15 +221,13 @@ static void load_save(void **state)
     assert_memory_equal(dt_st_find(st, "e.weight")->data, p->v[4]->w, 100000);
     dt_st_close(&st);
     dt_params_free(&p);
-    dt_rmtree(dir, NULL);
+    free(path);
+    free(again);
 }
 
 static void load_errors(void **state)
 {
-    (void)state;
-    char dir[] = "/tmp/dt-unit-XXXXXX", path[64];
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof(path), "%s/net.safetensors", dir);
+    char *path = dt_path_join(*state, "net.safetensors");
     write_net(path, 299);
     dt_st *st;
     dt_err e = { 0 };
@@ -263,7 +258,7 @@ static void load_errors(void **state)
     assert_non_null(strstr(e.msg, "of type I32"));
     dt_params_free(&p);
     dt_st_close(&st);
-    dt_rmtree(dir, NULL);
+    free(path);
 }
 
 /* Rows 1..2 then row 0 of "w", for a parameter called "r". */
@@ -399,10 +394,7 @@ static void placed(const char *path, dt_dtype t, bool fetch, int train, const ch
 
 static void place(void **state)
 {
-    (void)state;
-    char dir[] = "/tmp/dt-unit-XXXXXX", path[64];
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof(path), "%s/net.safetensors", dir);
+    char *path = dt_path_join(*state, "net.safetensors");
     /* f32, bf16, halves that follow each other, turned ones, rows of a tensor, a vector */
     write_places(path, 0);
     placed(path, DT_F32, false, -1, "fbfbfb");
@@ -420,15 +412,12 @@ static void place(void **state)
     write_places(path, 1);                          /* of none */
     placed(path, DT_BF16, false, -1, "bbbbbb");
     placed(path, DT_F32, true, -1, "xxxxxb");
-    dt_rmtree(dir, NULL);
+    free(path);
 }
 
 static void place_memory(void **state)
 {
-    (void)state;
-    char dir[] = "/tmp/dt-unit-XXXXXX", path[64];
-    assert_non_null(mkdtemp(dir));
-    snprintf(path, sizeof(path), "%s/net.safetensors", dir);
+    char *path = dt_path_join(*state, "net.safetensors");
     write_places(path, 0);
     dt_params *p = places(path, DT_F32, false, -1);
     dt_param *q = dt_params_find(p, "f32");
@@ -443,8 +432,7 @@ static void place_memory(void **state)
     assert_non_null(strstr(e.msg, "'f32' lies in its file"));
 
     /* The file may be replaced, but what is in it may not change. */
-    char other[80];
-    snprintf(other, sizeof(other), "%s/other", dir);
+    char *other = dt_path_join(*state, "other");
     assert_int_equal(dt_params_check(p, NULL), 0);
     write_places(other, 4);
     assert_int_equal(rename(other, path), 0);
@@ -464,7 +452,8 @@ static void place_memory(void **state)
     assert_int_equal(dt_params_check(p, NULL), DT_EDATA);
     assert_true(dt_params_give_back(p) && !dt_params_give_back(p));
     dt_params_free(&p);
-    dt_rmtree(dir, NULL);
+    free(path);
+    free(other);
 }
 
 static void devices(void **state)
@@ -605,9 +594,9 @@ static void adamw(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(declare), cmocka_unit_test(layout), cmocka_unit_test(init), cmocka_unit_test(load_save),
-        cmocka_unit_test(load_errors), cmocka_unit_test(rename_pieces), cmocka_unit_test(place),
-        cmocka_unit_test(place_memory), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
+        cmocka_unit_test(declare), cmocka_unit_test(layout), cmocka_unit_test(init), scratch_test(load_save),
+        scratch_test(load_errors), cmocka_unit_test(rename_pieces), scratch_test(place),
+        scratch_test(place_memory), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
         cmocka_unit_test(ema_convert), cmocka_unit_test(adamw),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -11,19 +11,16 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "tensor/safetensors.h"
+#include "tests/unit/scratch.h"
 
 static int enter(void **state)
 {
-    char *dir = dt_strdup("/tmp/dt-unit-XXXXXX");
-    *state = dir;
-    return mkdtemp(dir) && !chdir(dir) ? 0 : -1;
+    return scratch_setup(state) || chdir(*state);
 }
 
 static int leave(void **state)
 {
-    int rc = chdir("/") || dt_rmtree(*state, NULL);
-    free(*state);
-    return rc;
+    return chdir("/") || scratch_teardown(state);
 }
 
 /* Length word, header, n bytes of data.  Caller frees. */

@@ -10,12 +10,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 #include "base/file.h"
 #include "text/internal.h"
 #include "text/tok_train.h"
 #include "text/tokenizer.h"
+#include "tests/unit/scratch.h"
 
 #define GOLDEN "tests/golden/"
 enum { TRAIN = 807, CLIP_SIZE = 1000, T5_SIZE = 800, MAX_IDS = 77, LONG = 64, SHORT = 40 };
@@ -77,20 +77,6 @@ static int release_strings(void **state)
     (void)state;
     dt_strs_release(&strings);
     return 0;
-}
-
-/* Every test has a scratch folder. */
-static int enter(void **state)
-{
-    *state = dt_strdup("/tmp/dt-unit-XXXXXX");
-    return mkdtemp(*state) ? 0 : -1;
-}
-
-static int leave(void **state)
-{
-    int rc = dt_rmtree(*state, NULL);
-    free(*state);
-    return rc;
 }
 
 static void put_file(const char *dir, const char *name, const void *data, size_t bytes)
@@ -676,22 +662,22 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(small_clip), cmocka_unit_test(small_t5),
-        cmocka_unit_test_setup_teardown(fast_t5, enter, leave),
-        cmocka_unit_test_setup_teardown(fast_clip, enter, leave),
-        cmocka_unit_test_setup_teardown(bare_clip, enter, leave),
-        cmocka_unit_test_setup_teardown(added_tokens, enter, leave),
+        scratch_test(fast_t5),
+        scratch_test(fast_clip),
+        scratch_test(bare_clip),
+        scratch_test(added_tokens),
         cmocka_unit_test(cut_and_padded), cmocka_unit_test(bad_utf8), cmocka_unit_test(long_words),
         cmocka_unit_test(threads),
-        cmocka_unit_test_setup_teardown(broken, enter, leave),
-        cmocka_unit_test_setup_teardown(broken_json, enter, leave),
-        cmocka_unit_test_setup_teardown(broken_spiece, enter, leave),
-        cmocka_unit_test_setup_teardown(train_clip, enter, leave),
-        cmocka_unit_test_setup_teardown(train_t5, enter, leave),
-        cmocka_unit_test_setup_teardown(train_refused, enter, leave),
+        scratch_test(broken),
+        scratch_test(broken_json),
+        scratch_test(broken_spiece),
+        scratch_test(train_clip),
+        scratch_test(train_t5),
+        scratch_test(train_refused),
     };
     const struct CMUnitTest real[] = {
         cmocka_unit_test(real_clip), cmocka_unit_test(real_qwen2),
-            cmocka_unit_test_setup_teardown(real_t5, enter, leave),
+            scratch_test(real_t5),
     };
     if (argc > 1 && !strcmp(argv[1], "train"))
         return write_small();

@@ -5,21 +5,21 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 #include "base/file.h"
 #include "base/mem.h"
 #include "data/media.h"
 #include "tfread.h"
+#include "tests/unit/scratch.h"
 
 enum { STEPS = 4, PROMPTS = 2 };
 
-static char dir[] = "/tmp/dt-events-XXXXXX";
+static char *dir;
 
 static int train(void **state)
 {
     const char *b = getenv("B");
     (void)state;
-    if (!mkdtemp(dir))
+    if (!(dir = scratch_new()))
         return -1;
     char *cmd =
         dt_sprintf("OMP_NUM_THREADS=1 %s/bin/dt-train lora --pretrained_model_name_or_path tests/golden/tiny-flux "
@@ -35,7 +35,7 @@ static int train(void **state)
 static int clean(void **state)
 {
     (void)state;
-    return dt_rmtree(dir, NULL);
+    return scratch_end(dir);
 }
 
 /* The one event file of the run. */

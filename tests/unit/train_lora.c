@@ -14,22 +14,19 @@
 #include "graph/graph.h"
 #include "models/flux.h"
 #include "train/lora.h"
+#include "tests/unit/scratch.h"
 
 static dt_device *cpu;
 
 static int setup(void **state)
 {
-    char *dir = dt_strdup("/tmp/dt-unit-XXXXXX");
-    *state = dir;
-    return mkdtemp(dir) ? dt_device_open(&cpu, "cpu", NULL) : -1;
+    return scratch_setup(state) || dt_device_open(&cpu, "cpu", NULL) < 0;
 }
 
 static int teardown(void **state)
 {
     dt_device_close(&cpu);
-    int rc = dt_rmtree(*state, NULL);
-    free(*state);
-    return rc;
+    return scratch_teardown(state);
 }
 
 static void linear(dt_params *p, const char *path, int64_t out, int64_t in)

@@ -5,26 +5,25 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "train/manifest.h"
+#include "tests/unit/scratch.h"
 
-static char dir[32];
+static char *dir;
 
 static int set_up(void **state)
 {
     (void)state;
-    strcpy(dir, "/tmp/dt-manifest-XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return !(dir = scratch_new());
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    return dt_rmtree(dir, NULL);
+    return scratch_end(dir);
 }
 
 static void begin(dt_manifest **m, const char *word)

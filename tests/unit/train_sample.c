@@ -15,11 +15,12 @@
 #include "models/names.h"
 #include "train/sample_run.h"
 #include "train/sampler.h"
+#include "tests/unit/scratch.h"
 
 enum { PICTURES = 2, W = 40, H = 24, LATENTS = 4 * 12 * 20 };
 static const char *const folder = "tests/golden/tiny-flux";
 
-static char dir[64];
+static char *dir;
 static char *in(const char *name) { return dt_path_join(dir, name); }
 
 /* --- what the tool would print --- */
@@ -337,14 +338,13 @@ static void compare_base(void **unused)
 static int enter(void **unused)
 {
     (void)unused;
-    snprintf(dir, sizeof(dir), "/tmp/dt-sample.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return !(dir = scratch_new());
 }
 
 static int leave(void **unused)
 {
     (void)unused;
-    return dt_rmtree(dir, NULL);
+    return scratch_end(dir);
 }
 
 int main(void)

@@ -11,8 +11,9 @@
 #include "base/file.h"
 #include "data/media.h"
 #include "train/run_int.h"
+#include "tests/unit/scratch.h"
 
-static char dir[64];
+static char *dir;
 static volatile int stop;
 
 static void quiet(void *ctx, const char *line) { (void)ctx, (void)line; }
@@ -203,14 +204,13 @@ static void planning(void **unused)
 static int enter(void **unused)
 {
     (void)unused;
-    snprintf(dir, sizeof(dir), "/tmp/dt-validate.XXXXXX");
-    return mkdtemp(dir) ? 0 : -1;
+    return !(dir = scratch_new());
 }
 
 static int leave(void **unused)
 {
     (void)unused;
-    return dt_rmtree(dir, NULL);
+    return scratch_end(dir);
 }
 
 int main(void)

@@ -7,27 +7,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <sys/resource.h>
 #include "base/file.h"
 #include "base/mem.h"
 #include "train/metrics.h"
-
-static int setup(void **state)
-{
-    char dir[] = "/tmp/dt-metrics-XXXXXX";
-    if (!mkdtemp(dir))
-        return -1;
-    *state = dt_strdup(dir);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    dt_rmtree(*state, NULL);
-    free(*state);
-    return 0;
-}
+#include "tests/unit/scratch.h"
 
 static void assert_file(const char *path, const char *want)
 {
@@ -177,11 +161,11 @@ static void test_read(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_format, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_misfit, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_read, setup, teardown),
+        scratch_test(test_format),
+        scratch_test(test_resume),
+        scratch_test(test_misfit),
+        scratch_test(test_full_disk),
+        scratch_test(test_read),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

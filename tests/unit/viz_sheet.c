@@ -8,11 +8,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include "base/file.h"
 #include "base/mem.h"
 #include "train/chart.h"
 #include "train/grid.h"
+#include "tests/unit/scratch.h"
 
 typedef struct found {              /* the pixels of one colour */
     int64_t n;
@@ -65,22 +65,6 @@ static void assert_rect(found f, int w, int h)
     assert_int_equal(f.x1 - f.x0 + 1, w);
     assert_int_equal(f.y1 - f.y0 + 1, h);
     assert_int_equal(f.n, (int64_t)w * h);
-}
-
-static int setup(void **state)
-{
-    char dir[] = "/tmp/dt-sheet-XXXXXX";
-    if (!mkdtemp(dir))
-        return -1;
-    *state = dt_strdup(dir);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    dt_rmtree(*state, NULL);
-    free(*state);
-    return 0;
 }
 
 enum { RED = 0xff0000, GREEN = 0x00ff00, MAGENTA = 0xff00ff, EMPTY = 0xeceef2 };
@@ -269,14 +253,14 @@ static void test_chart_odd(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_grid, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_long_caption, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_large_tiles, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_grid_errors, setup, teardown),
+        scratch_test(test_grid),
+        scratch_test(test_long_caption),
+        scratch_test(test_large_tiles),
+        scratch_test(test_grid_errors),
         cmocka_unit_test(test_running_mean),
         cmocka_unit_test(test_ticks),
-        cmocka_unit_test_setup_teardown(test_chart, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_chart_odd, setup, teardown),
+        scratch_test(test_chart),
+        scratch_test(test_chart_odd),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);

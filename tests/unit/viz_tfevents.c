@@ -7,27 +7,10 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include "base/file.h"
 #include "base/mem.h"
 #include "tfread.h"
-
-/* --- a folder per test --- */
-static int setup(void **state)
-{
-    char dir[] = "/tmp/dt-events-XXXXXX";
-    if (!mkdtemp(dir))
-        return -1;
-    *state = dt_strdup(dir);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    dt_rmtree(*state, NULL);
-    free(*state);
-    return 0;
-}
+#include "tests/unit/scratch.h"
 
 /* RFC 3720, B.4, and the check value of the CRC catalogues. */
 static void test_crc32c(void **state)
@@ -131,9 +114,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_crc32c),
-        cmocka_unit_test_setup_teardown(test_contents, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_names, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_bad_folder, setup, teardown),
+        scratch_test(test_contents),
+        scratch_test(test_names),
+        scratch_test(test_bad_folder),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
