@@ -80,12 +80,22 @@ const dt_adapter *dt_lora_find(const dt_lora *l, const char *path)
     return i < 0 ? NULL : &l->v[i];
 }
 
-static dt_param *weight_of(const dt_params *base, const char *path)
+const dt_param *dt_lora_weight(const dt_params *base, const char *path)
 {
     char *name = dt_sprintf("%s.weight", path);
-    dt_param *w = dt_params_find(base, name);
+    const dt_param *w = dt_params_find(base, name);
     free(name);
     return w;
+}
+
+void dt_lora_swap_halves(float *x, int64_t rows, int64_t cols)
+{
+    int64_t half = rows / 2 * cols;
+    for (int64_t i = 0; i < half; i++) {
+        float t = x[i];
+        x[i] = x[half + i];
+        x[half + i] = t;
+    }
 }
 
 static dt_param *declare(dt_lora *l, const char *path, const char *half, dt_dims dims, dt_init init)
@@ -99,7 +109,7 @@ static dt_param *declare(dt_lora *l, const char *path, const char *half, dt_dims
 
 dt_adapter *dt_lora_add(dt_lora *l, const char *path, int64_t rank, double scale)
 {
-    const dt_param *w = weight_of(l->base, path);
+    const dt_param *w = dt_lora_weight(l->base, path);
     dt_grow(&l->v, &l->cap, l->n + 1, sizeof(*l->v));
     dt_adapter *a = &l->v[l->n];
     /* kaiming_uniform(a = sqrt 5) is U(-1/sqrt(in), 1/sqrt(in)) */

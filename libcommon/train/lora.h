@@ -117,8 +117,10 @@ int dt_lora_mix(dt_lora **out, dt_lora **v, const double *strength, int64_t n, d
 /* "FILE:0.8"; what follows the last colon is part of the name unless it is a number.  Caller frees. */
 char *dt_lora_split(const char *word, double *strength);
 
-/* For lora_load.c and lora_mix.c */
+/* For the other lora_*.c */
 dt_adapter *dt_lora_add(dt_lora *l, const char *path, int64_t rank, double scale);
 dt_lora    *dt_lora_make(dt_params *base, dt_lora_naming naming);
+const dt_param *dt_lora_weight(const dt_params *base, const char *path);       /* of a linear layer */
+void        dt_lora_swap_halves(float *x, int64_t rows, int64_t cols);          /* of the rows */
 
 #endif

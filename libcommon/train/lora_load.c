@@ -14,11 +14,9 @@
 #include "tensor/strmap.h"
 #include "train/lora.h"
 
-enum { MAX_PARTS = 4 };
-
 struct module {                     /* a name in the table, and the layers it stands for */
     char   *key;                    /* dots are underscores */
-    int64_t part[MAX_PARTS];        /* layer + 1, 0 = none */
+    int64_t part[DT_MAX_PIECES];        /* layer + 1, 0 = none */
     int     parts;
     bool    swap;
 };
@@ -273,14 +271,6 @@ static float *as_f32(const dt_st_entry *e, dt_err *err)
     return x;
 }
 
-static const dt_param *weight_of(const struct loader *l, int64_t part)
-{
-    char *name = dt_sprintf("%s.weight", l->base->linears.v[part - 1]);
-    const dt_param *w = dt_params_find(l->base, name);
-    free(name);
-    return w;
-}
-
 static bool all_zero(const float *x, int64_t rows, int64_t cols, int64_t stride)
 {
     for (int64_t y = 0; y < rows; y++)
@@ -292,7 +282,7 @@ static bool all_zero(const float *x, int64_t rows, int64_t cols, int64_t stride)
 
 struct fused {                      /* a pair in fp32, and the rows of its parts */
     float  *down, *up;
-    int64_t r, in, out, rows[MAX_PARTS];
+    int64_t r, in, out, rows[DT_MAX_PIECES];
 };
 
 /* Zero outside the diagonal blocks? */
@@ -334,15 +324,6 @@ static int take_part(struct layer *out, const struct fused *f, int i, int64_t at
     return 0;
 }
 
-static void swap_halves(float *x, int64_t rows, int64_t cols)
-{
-    for (int64_t i = 0; i < rows / 2 * cols; i++) {
-        float t = x[i];
-        x[i] = x[i + rows / 2 * cols];
-        x[i + rows / 2 * cols] = t;
-    }
-}
-
 static int check_dims(const struct loader *l, const struct module *m, const struct pair *p, struct fused *f,
                       dt_err *err)
 {
@@ -355,7 +336,7 @@ static int check_dims(const struct loader *l, const struct module *m, const stru
         if (!m->part[i])
             return dt_err_set(err, DT_EDATA, "%s: '%s' is on layers that %s has not", p->down->file, p->stem,
                               l->base->name);
-        const dt_param *w = weight_of(l, m->part[i]);
+        const dt_param *w = dt_lora_weight(l->base, l->base->linears.v[m->part[i] - 1]);
         f->rows[i] = w->dims.d[0];
         in = w->dims.d[1];
         out += f->rows[i];
@@ -396,7 +377,7 @@ static int take_pair(struct loader *l, const struct pair *p, dt_err *err)
         goto out;
     }
     if (m->swap)
-        swap_halves(f.up, f.out, f.r);
+        dt_lora_swap_halves(f.up, f.out, f.r);
     bool diagonal = is_diagonal(&f, m->parts);
     int64_t n = diagonal ? f.r / m->parts : f.r;
     for (int i = 0; i < m->parts && rc == 0; i++)

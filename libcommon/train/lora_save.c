@@ -15,14 +15,12 @@
 #include "tensor/strmap.h"
 #include "train/lora.h"
 
-enum { MAX_PARTS = 4 };
-
 const char *const dt_lora_layouts[] = { "comfy", "peft", "kohya", NULL };
 
 struct unit {                       /* one down/up pair of the file */
     const dt_lora *l;
-    const dt_adapter *part[MAX_PARTS];  /* NULL: a part of a fused matrix without adapter */
-    int64_t rows[MAX_PARTS];        /* of each part's weight */
+    const dt_adapter *part[DT_MAX_PIECES];  /* NULL: a part of a fused matrix without adapter */
+    int64_t rows[DT_MAX_PIECES];        /* of each part's weight */
     int     parts;
     bool    swap, shared;
     char   *stem;
@@ -66,13 +64,9 @@ static void part_rows(const dt_lora *l, struct unit *u, const char *name)
 {
     const dt_strs *linears = &l->base->linears;
     dt_other_name o;
-    for (int64_t i = 0; i < linears->n; i++) {
-        if (!l->naming(linears->v[i], &o) || strcmp(o.name, name))
-            continue;
-        char *w = dt_sprintf("%s.weight", linears->v[i]);
-        u->rows[o.part] = dt_params_find(l->base, w)->dims.d[0];
-        free(w);
-    }
+    for (int64_t i = 0; i < linears->n; i++)
+        if (l->naming(linears->v[i], &o) && !strcmp(o.name, name))
+            u->rows[o.part] = dt_lora_weight(l->base, linears->v[i])->dims.d[0];
 }
 
 /* Adds adapter a to the unit of its single-file name, which `index` finds. */
@@ -179,6 +173,9 @@ static int make_units(struct saver *s, enum dt_lora_layout layout, bool values, 
     return rc;
 }
 
+/* What a part's B is multiplied by, as the pair has one scale; that is 0 only if all of them are. */
+static double ratio(const struct unit *u, const dt_adapter *a) { return u->scale == 0 ? 1 : a->scale / u->scale; }
+
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout)
 {
     struct saver s = { .l = &l, .nl = 1 };
@@ -188,7 +185,7 @@ int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout)
     for (int64_t i = 0; i < s.n; i++) {
         bool rounds = false;
         for (int k = 0; k < s.u[i].parts; k++)
-            rounds |= s.u[i].part[k] && fabs(frexp(s.u[i].part[k]->scale / s.u[i].scale, &e)) != 0.5;
+            rounds |= s.u[i].part[k] && fabs(frexp(ratio(&s.u[i], s.u[i].part[k]), &e)) != 0.5;
         n += rounds;
         free(s.u[i].stem);
     }
@@ -197,14 +194,6 @@ int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout)
 }
 
 /* --- values --- */
-
-static void swap_halves(float *x, int64_t rows, int64_t cols, float *tmp)
-{
-    size_t top = (size_t)(rows / 2 * cols) * 4, all = (size_t)(rows * cols) * 4;
-    memcpy(tmp, x, top);
-    memmove(x, (char *)x + top, all - top);
-    memcpy((char *)x + all - top, tmp, top);
-}
 
 /* down [r, in], up [out, r] */
 static int fill_unit(struct saver *s, const struct unit *u, dt_err *err)
@@ -219,13 +208,13 @@ static int fill_unit(struct saver *s, const struct unit *u, dt_err *err)
         int rc = read_half(s, u, a->a, s->down + slot * i * u->in, err);
         if (rc < 0 || (rc = read_half(s, u, a->b, s->half, err)) < 0)
             return rc;
-        float k = (float)(a->scale / u->scale);
+        float k = (float)ratio(u, a);
         for (int64_t y = 0; y < u->rows[i]; y++)
             for (int64_t x = 0; x < a->rank; x++)
                 s->up[(row + y) * u->r + slot * i + x] = k * s->half[y * a->rank + x];
     }
     if (u->swap)
-        swap_halves(s->up, u->out, u->r, s->half);
+        dt_lora_swap_halves(s->up, u->out, u->r);
     return 0;
 }
 
