@@ -119,8 +119,7 @@ hunt bucket-again 4 old bucket_is bucket_whole_old "dt-bucket -q $D --num_train_
 # --- dt-merge-shards: the same of a folder ---
 merge_is() { sums out; find . -maxdepth 1 -name '.out*.tmp'; }
 merge_whole() { [ ! -e out ] || sums out | cmp -s - want || echo 'half-written'; }
-echo "[ -e out ] || exec dt-merge-shards merge -q -o out '$M' --lora '$M/../lora_all_comfy.safetensors'" >merge.sh
-hunt merge 4 nothing merge_is merge_whole 'sh merge.sh'
+hunt merge 4 nothing merge_is merge_whole "dt-merge-shards merge -q -o out $M --lora $M/../lora_all_comfy.safetensors"
 
 # --- dt-cache-latents: shards and indexes that have their names are complete, so the next run reads them without a word ---
 dt-bucket -q $D -o plan data

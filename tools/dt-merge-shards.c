@@ -33,7 +33,7 @@ static const dt_opt lora_table[] = {
 
 static const dt_opt merge_table[] = {
     { "output", 'o', "PATH", DT_OPT_STR, O(output), .help =
-      "NAME.safetensors for the transformer in one file; otherwise a folder with the same files as BASE, which must not be there yet" },
+      "NAME.safetensors for the transformer in one file; otherwise a folder with the same files as BASE; one that is there is left alone" },
     { "lora", 0, "FILE[:STRENGTH]", DT_OPT_LIST, O(lora), .repeat = true, .help =
       "LoRA files of any layout, each with its strength (1); several add up" },
     { "threads", 0, "N", DT_OPT_INT, O(threads), 0, 1024, .help = "threads that compute (0: all cores)" },
@@ -94,7 +94,9 @@ static int merge(const struct opts *o, const char *base, dt_err *err)
     int rc = dt_lora_merge(&p, &r, err);
     for (int64_t i = 0; rc == 0 && i < r.loras.n; i++)
         dt_info("%s", r.loras.v[i]);
-    if (rc == 0)
+    if (rc == 0 && r.done)
+        dt_info("%s is this merge already: nothing to do", o->output);
+    else if (rc == 0)
         dt_info("%s: %lld of %lld tensors changed", o->output, (long long)r.changed, (long long)r.tensors);
     for (int64_t i = 0; rc == 0 && i < r.left_out.n; i++)
         dt_warn("%s is left out: it is not what was merged", r.left_out.v[i]);

@@ -53,6 +53,9 @@ check 'to bf16, which is said' "dt-merge-shards lora -o 1 --save_dtype bf16 some
 1'
 check 'to fp32 and back: the same bits' 'dt-merge-shards lora -q -o 1 --save_dtype fp32 all.comfy && dt-merge-shards lora -q -o 2 --save_dtype bf16 1 && cmp <(data 2) <(data all.comfy)'
 check 'says what it did' "dt-merge-shards lora -o 1 all.kohya 2>&1" 'dt-merge-shards: all.kohya: 108 tensors, 50 layers, rank 2, alpha 1 -> 1: comfy, BF16'
+# alphas of 0, all that a LoRA of no effect has
+cp some.kohya none; dd if=/dev/zero of=none bs=1 seek="$(skip_bytes none)" count=$((4 * $(header none | grep -o '\.alpha"' | wc -l))) conv=notrunc 2>/dev/null
+check 'alpha 0: the same bits' "dt-merge-shards lora -o 1 none 2>&1 | grep -c warning; to 2 kohya 1 && cmp <(data 2) <(data none)" 0
 # one part of a fused layer with another alpha: an fp32 number of the data, in the order of the names
 cp all.comfy odd; k=$(header odd | grep -o '"[^"]*\.alpha"' | grep -n '^"transformer.transformer_blocks.0.attn.to_k.alpha"' | cut -d: -f1)
 printf '\0\0\300\77' | dd of=odd bs=1 seek=$(($(skip_bytes odd) + 4 * (k - 1))) conv=notrunc 2>/dev/null
@@ -73,10 +76,12 @@ check 'merged into the folder of a transformer: samples as base and LoRAs' \
     "dt-merge-shards merge -q -o tr model/transformer --lora $L && ls tr && $S model --transformer_path tr --save_latents lat && near lat with" \
 'config.json
 diffusion_pytorch_model.safetensors
+dt-merge.json
 1'
 check 'into one file' "dt-merge-shards merge -q -o m.safetensors model --lora $L && cmp <(data m.safetensors) <(data tr/*.safetensors) && $S model --transformer_path m.safetensors --save_latents y && cmp lat y"
 check 'into a model folder' "dt-merge-shards merge -q -o new/ model --lora $L && $S new --save_latents y && cmp lat y && { diff -rq model new; :; }" \
-    'Files model/transformer/diffusion_pytorch_model.safetensors and new/transformer/diffusion_pytorch_model.safetensors differ'
+'Only in new: dt-merge.json
+Files model/transformer/diffusion_pytorch_model.safetensors and new/transformer/diffusion_pytorch_model.safetensors differ'
 check 'threads do not matter' "dt-merge-shards merge -q -o m3.safetensors model --threads 3 --lora $L && cmp m.safetensors m3.safetensors"
 check 'one after the other: the same but for rounding' \
     "dt-merge-shards merge -q -o 1.safetensors model --lora all.comfy:0.7 && dt-merge-shards merge -q -o 2.safetensors 1.safetensors --lora some.kohya:-0.5 && near 2.safetensors m.safetensors" 1
@@ -89,6 +94,7 @@ D=$G/lora_text_diffusers.safetensors K=$G/lora_text_kohya.safetensors
 check 'into the text encoders of a model folder: samples as base and LoRA' \
     "$S model --save_latents y --lora $D:0.7 && dt-merge-shards merge -q -o te1 model --lora $D:0.7 && $S te1 --save_latents lat && near lat y; { diff -rq model te1; :; }" \
 '1
+Only in te1: dt-merge.json
 Files model/text_encoder/model.safetensors and te1/text_encoder/model.safetensors differ
 Files model/transformer/diffusion_pytorch_model.safetensors and te1/transformer/diffusion_pytorch_model.safetensors differ'
 check 'into T5 of a model folder, in bf16' \
@@ -110,7 +116,8 @@ check 'shards stay shards' "dt-merge-shards merge -q -o sh $M/transformer --lora
 'config.json
 diffusion_pytorch_model-00001-of-00002.safetensors
 diffusion_pytorch_model-00002-of-00002.safetensors
-diffusion_pytorch_model.safetensors.index.json'
+diffusion_pytorch_model.safetensors.index.json
+dt-merge.json'
 check 'the single file: the same weights' \
     "dt-merge-shards merge -q -o one.safetensors $M/flux1-tiny.safetensors --lora all.comfy && for t in sh one.safetensors; do $S $M --transformer_path \$t --save_latents l.\$t; done; cmp l.sh l.one.safetensors; header one.safetensors | tr '{' '\n' | grep -c '\"BF16\"'" 84
 check 'a single file beside the folders is not copied, which is said' \
@@ -120,6 +127,28 @@ check 'says what it did' "dt-merge-shards merge -o 1.safetensors $M/flux1-tiny.s
 'dt-merge-shards: all.peft: 50 layers, rank 2, alpha 1, strength 1
 dt-merge-shards: some.peft: 13 layers, rank 3, alpha 2, strength 0.5
 dt-merge-shards: 1.safetensors: 36 of 84 tensors changed'
+# the same command again: the result knows what it was made of
+again='dt-merge-shards merge -o again model --lora all.comfy'
+$again -q; touch stamp; sleep 0.02
+check 'again: nothing to do' "$again 2>&1 | tail -n 1; find again -newer stamp" 'dt-merge-shards: again is this merge already: nothing to do'
+check 'nor with other times of the base, or a slash' "cp again/dt-merge.json was; find model -exec touch {} +; dt-merge-shards merge -q -o again/ model/ --lora all.comfy --threads 2 && cmp was again/dt-merge.json; find again -newer stamp"
+check 'a base that is a result gives a record of its own' \
+    "dt-merge-shards merge -q -o twice again --lora some.kohya && grep -c some.kohya twice/dt-merge.json; grep -c all.comfy twice/dt-merge.json; header twice/transformer/*.safetensors | grep -o '\"dt_merged\":\"[^\"]*\"'" \
+'1
+0
+"dt_merged":"all.comfy:1, some.kohya:1"'
+fails 2 'another strength' "${again}:0.5" "'again' is there already, and is not this merge"
+fails 2 'another order' "$again some.kohya" 'is not this merge'
+fails 2 'another base' "rm -rf based; cp -r model based; echo >>based/vae/config.json; ${again/ model / based }" 'is not this merge'
+fails 2 'one more file in the base' "rm based/vae/config.json; cp model/vae/config.json based/vae; echo >based/LICENSE; ${again/ model / based }" 'is not this merge'
+fails 2 'one less in the result' "mv again/vae/config.json held; $again" 'is not this merge'
+check 'and with all of them it is' "mv held again/vae/config.json; rm based/LICENSE; ${again/ model / based } -q"
+fails 2 'a record that is none' "echo '{}' >again/dt-merge.json; $again" 'is not this merge'
+check 'the folder of a transformer, with a slash' "dt-merge-shards merge -q -o slash model/transformer/ --lora all.comfy && ls slash && cmp slash/*.safetensors again/transformer/*.safetensors" \
+'config.json
+diffusion_pytorch_model.safetensors
+dt-merge.json'
+
 mkdir -p .late.tmp/transformer; echo x >.late.tmp/transformer/left
 check 'what a killed run has left is taken over' "dt-merge-shards merge -q -o late model --lora all.comfy && ls -A late/transformer" \
 'config.json
@@ -140,6 +169,7 @@ fails 2 'base swallowed by --lora' "dt-merge-shards merge -o x --lora all.comfy 
 fails 2 'nothing to merge' "dt-merge-shards merge -o x $M" '--lora is missing'
 fails 2 'a folder that is there' "dt-merge-shards merge -o pics $M --lora all.comfy" "'pics' is there already"
 fails 2 'the base itself' 'dt-merge-shards merge -o m.safetensors m.safetensors --lora all.comfy' 'is the base'
+fails 2 'the base by another name' 'dt-merge-shards merge -o ./m.safetensors m.safetensors --lora all.comfy' 'is the base'
 fails 2 'a file into a folder' 'dt-merge-shards merge -o x m.safetensors --lora all.comfy' 'so must the result be'
 fails 4 'a LoRA that is not there' 'dt-merge-shards lora -o x nowhere' 'nowhere'
 fails 4 'a LoRA that is none' "dt-merge-shards lora -o x $M/vae/diffusion_pytorch_model.safetensors" 'are no part of a LoRA'
@@ -155,6 +185,8 @@ fails 4 'a base that is not there' 'dt-merge-shards merge -o x.safetensors nowhe
 fails 4 'a base that is none' "dt-merge-shards merge -o x.safetensors $M/vae --lora all.comfy" 'layer|tensor'
 fails 4 'a LoRA of another model' "dt-merge-shards merge -o x.safetensors $M --lora $G/lora_1.safetensors" 'lora_1.safetensors'
 fails 4 'a layer that the base has not' "sed 's/transformer_blocks.1.ff.net.2/transformer_blocks.7.ff.net.2/g' all.comfy >other; dt-merge-shards merge -o x.safetensors $M --lora other" 'other: 1 of 50 modules are no linear layers'
+fails 4 'a strength that is no number' "dt-merge-shards merge -o x $M --lora all.comfy:nan" "cannot open 'all.comfy:nan'"
+fails 6 'a sum beyond the range' "dt-merge-shards merge -o x $M --lora all.comfy:1e39" 'is not finite in BF16'
 fails 7 'nowhere to write' "dt-merge-shards merge -o gone/x.safetensors $M --lora all.comfy" 'gone/x.safetensors'
 fails 7 'nor a folder' "dt-merge-shards merge -o /dev/null/x $M --lora all.comfy" '/dev/null'
 if [ -e x ] || [ -e x.safetensors ]; then not_ok 'failures leave nothing' "$(ls -A)"; else ok 'failures leave nothing'; fi

@@ -9,12 +9,25 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "models/flux_pipe.h"
 #include "train/lora_merge.h"
 
 enum { CHUNK_ROWS = 32 };
+
+/* In a folder that was made: its files' names and hashes, dt-merge-shards(1).  The version goes up when the same files
+ * would give another result. */
+#define RECORD "dt-merge.json"
+enum { RECORD_VERSION = 1, RECORD_BYTES = 16 << 20 };
+
+struct item {                       /* a file of the base that the result has too */
+    char        *name;              /* relative to either folder */
+    const dt_st *net;               /* the network whose weights it has, which are merged; NULL: it is copied */
+    const char  *file;              /* then: its name in net */
+};
 
 struct patch {                      /* rows [row, row + rows) of an entry of the base get scale * b a */
     const void  *data;              /* of the entry */
@@ -39,6 +52,8 @@ struct merge {
     float     *scratch;             /* [threads, CHUNK_ROWS, widest row] */
     int64_t    widest;
     char      *note;                /* metadata dt_merged */
+    struct item *item;              /* what the result has, if it is a folder */
+    int64_t    items, item_cap;
 };
 
 /* --- which rows change --- */
@@ -47,10 +62,8 @@ static int find_rows(struct merge *m, enum dt_flux_part k, const dt_adapter *a, 
                      double strength, dt_err *err)
 {
     dt_st_entry piece[DT_MAX_PIECES];
-    char *name = dt_sprintf("%s.weight", a->path);
-    const dt_param *w = dt_params_find(m->params[k], name);
+    const dt_param *w = dt_lora_weight(m->params[k], a->path);
     int n = dt_flux_part_rename[k](m->net[k], w, piece, NULL, err);
-    free(name);
     int64_t in = w->dims.d[1];
     for (int i = 0; i < n; i++) {
         const dt_st_entry *e = dt_st_find(m->net[k], piece[i].name);
@@ -111,6 +124,8 @@ static int open_loras(struct merge *m, dt_err *err)
     return rc;
 }
 
+static int stopped(dt_err *err) { return dt_err_set(err, DT_ESIGNAL, "stopped; nothing is written"); }
+
 static bool changes(const struct merge *m, const dt_st_entry *e)
 {
     for (int64_t i = 0; i < m->n; i++)
@@ -169,7 +184,7 @@ static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
     struct merge *m = ctx;
     const dt_st_entry *e = &m->e[i];
     if (m->p->stop && *m->p->stop)
-        return dt_err_set(err, DT_ESIGNAL, "stopped; nothing is written");
+        return stopped(err);
     int rc = dt_st_check(m->st, err);
     if (rc < 0)
         return rc;
@@ -187,6 +202,9 @@ static int fetch(void *ctx, int64_t i, const void **data, dt_err *err)
         merge_rows(m, e, first, n, m->scratch + omp_get_thread_num() * CHUNK_ROWS * m->widest);
     }
     *data = m->out;
+    if (!dt_finite(m->out, e->dtype, dt_numel(e->dims)))
+        return dt_err_set(err, DT_ENAN, "'%s' of the result is not finite in %s, or beyond its range", e->name,
+                          dt_dtype_name(e->dtype));
     return 0;
 }
 
@@ -202,9 +220,13 @@ static int write_file(struct merge *m, const dt_st *st, const char *from, const 
     while (dt_st_meta_at(st, nkv, &key))
         nkv++;
     dt_st_kv *kv = dt_alloc((size_t)(nkv + 2) * sizeof(*kv));
-    for (int64_t i = 0; i < nkv; i++)
+    int64_t at = nkv;                       /* of what was merged before, and is now */
+    for (int64_t i = 0; i < nkv; i++) {
         kv[i].value = dt_st_meta_at(st, i, &kv[i].key);
-    kv[nkv] = (dt_st_kv){ "dt_merged", m->note };
+        at = strcmp(kv[i].key, "dt_merged") ? at : i;
+    }
+    char *note = at < nkv ? dt_sprintf("%s, %s", kv[at].value, m->note) : dt_strdup(m->note);
+    kv[at] = (dt_st_kv){ "dt_merged", note };
     m->e = dt_alloc((size_t)(dt_st_count(st) + 1) * sizeof(*m->e));
     for (int64_t i = 0; i < dt_st_count(st); i++) {
         const dt_st_entry *e = dt_st_at(st, i);
@@ -214,19 +236,31 @@ static int write_file(struct merge *m, const dt_st *st, const char *from, const 
     int rc = dt_st_write_from(to, m->e, n, kv, fetch, m, err);
     free(m->e);
     free(kv);
+    free(note);
     m->e = NULL;
     return rc;
 }
 
-/* The network that has weights in this file; NULL: none that is merged. */
-static const dt_st *part_in(const struct merge *m, const char *path)
+/* Is this file, whatever it is called here, weights of a network that is merged?  Then x gets which. */
+static bool find_file(const struct merge *m, const char *path, struct item *x)
 {
+    struct stat is, of;
+    const char *last = NULL;
+    if (stat(path, &is) < 0)
+        return false;
     for (int k = 0; k < DT_FLUX_NPART; k++)
-        for (int64_t i = 0; m->net[k] && i < dt_st_count(m->net[k]); i++)
-            if (!strcmp(dt_st_at(m->net[k], i)->file, path))
-                return m->net[k];
-    return NULL;
+        for (int64_t i = 0; m->net[k] && i < dt_st_count(m->net[k]); i++) {
+            const char *file = dt_st_at(m->net[k], i)->file;
+            if (file == last || stat(last = file, &of) < 0 || of.st_ino != is.st_ino || of.st_dev != is.st_dev)
+                continue;
+            x->net = m->net[k];
+            x->file = file;
+            return true;
+        }
+    return false;
 }
+
+/* --- a folder: what the base has that the result has too --- */
 
 /* A folder of a network none of whose weights change? */
 static bool is_other(const struct merge *m, const char *name)
@@ -237,42 +271,168 @@ static bool is_other(const struct merge *m, const char *name)
     return true;
 }
 
-/* Every file of a folder: merged, or copied.  `weights`: of other networks, are copied too; otherwise only
- * those that are merged. */
-static int write_folder(struct merge *m, const char *from, const char *to, bool weights, int depth, dt_err *err)
+static int list_folder(struct merge *m, const char *folder, bool copied, dt_err *err);
+
+/* Of folders in folders of networks nothing is known. */
+static int list_entry(struct merge *m, const char *name, const char *path, bool copied, dt_err *err)
 {
-    struct dirent **entry;
-    int rc = dt_mkdirs(to, err), n = rc < 0 ? 0 : scandir(from, &entry, NULL, alphasort);
+    struct item x = { 0 };
+    bool folder = dt_is_dir(path), weights = !folder && !strcmp(dt_path_ext(name), ".safetensors");
+    if (folder && !strchr(name, '/'))
+        return list_folder(m, name, is_other(m, name), err);
+    if (folder || (!find_file(m, path, &x) && weights && !copied)) {
+        dt_strs_add(&m->r->left_out, path);
+        return 0;
+    }
+    x.name = dt_strdup(name);
+    dt_grow(&m->item, &m->item_cap, m->items + 1, sizeof(*m->item));
+    m->item[m->items++] = x;
+    return 0;
+}
+
+/* `copied`: the weights in it that are not merged, too. */
+static int list_folder(struct merge *m, const char *folder, bool copied, dt_err *err)
+{
+    struct dirent **entry = NULL;
+    char *dir = dt_path_join(m->p->base, folder);
+    int rc = 0, n = scandir(dir, &entry, NULL, alphasort);
     if (n < 0)
-        return dt_err_sys(err, DT_EDATA, "cannot open folder '%s'", from);
+        rc = dt_err_sys(err, DT_EDATA, "cannot open folder '%s'", dir);
     for (int i = 0; i < n; i++) {
-        char *a = dt_path_join(from, entry[i]->d_name), *b = dt_path_join(to, entry[i]->d_name);
-        bool dir = dt_is_dir(a);
-        if (rc == 0 && entry[i]->d_name[0] != '.') {
-            if (dir)
-                rc = depth ? write_folder(m, a, b, is_other(m, entry[i]->d_name), depth - 1, err) : 0;
-            else if (part_in(m, a))
-                rc = write_file(m, part_in(m, a), a, b, err);
-            else if (weights || strcmp(dt_path_ext(a), ".safetensors"))
-                rc = dt_file_copy(a, b, err);
-            else
-                dt_strs_add(&m->r->left_out, a);
-        }
-        free(a);
-        free(b);
+        const char *is = entry[i]->d_name;
+        char *name = *folder ? dt_path_join(folder, is) : dt_strdup(is), *path = dt_path_join(m->p->base, name);
+        if (rc == 0 && *is != '.' && strcmp(name, RECORD))
+            rc = list_entry(m, name, path, copied, err);
+        free(name);
+        free(path);
         free(entry[i]);
     }
-    if (n)
-        free(entry);
+    free(entry);
+    free(dir);
     return rc;
 }
 
-/* An empty folder for us alone while *lock is open; what a killed process has left there is removed. */
-static int take_folder(const char *dir, int *lock, dt_err *err)
+/* --- the record of a folder: what it was made of --- */
+
+static cJSON *add_file(cJSON *list, const char *name, const dt_hash *h)
+{
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "file", name);
+    cJSON_AddStringToObject(o, "xxh3_128", h->hex);
+    cJSON_AddItemToArray(list, o);
+    return o;
+}
+
+/* A record but for the files of the base. */
+static int begin_record(cJSON **out, const struct merge *m, dt_err *err)
+{
+    cJSON *o = *out = cJSON_CreateObject();
+    cJSON_AddNumberToObject(o, "dt_merge", RECORD_VERSION);
+    cJSON *list = cJSON_AddArrayToObject(o, "lora");
+    int rc = 0;
+    for (int64_t i = 0; i < m->p->n && rc == 0; i++) {
+        dt_hash h;
+        if ((rc = dt_hash_file(&h, m->p->lora[i], err)) == 0)
+            cJSON_AddNumberToObject(add_file(list, dt_path_base(m->p->lora[i]), &h), "strength", m->p->strength[i]);
+    }
+    return rc;
+}
+
+static const char *text_of(const cJSON *o, const char *key)
+{
+    const char *s = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, key));
+    return s ? s : "";
+}
+
+/* 1: the result has this file, and the base still has the one that it was made of; 0: not so. */
+static int same_item(const struct merge *m, const struct item *x, const cJSON *was, dt_err *err)
+{
+    char *from = dt_path_join(m->p->base, x->name), *to = dt_path_join(m->p->out, x->name);
+    dt_hash h;
+    int rc = !strcmp(text_of(was, "file"), x->name) && dt_exists(to);
+    if (rc == 1 && (!*(h = dt_hash_stat(from)).hex || strcmp(h.hex, text_of(was, "stat")))) {
+        rc = dt_hash_file(&h, from, err);
+        rc = rc < 0 ? rc : !strcmp(h.hex, text_of(was, "xxh3_128"));
+    }
+    free(from);
+    free(to);
+    return rc;
+}
+
+/* 1: what is there is the result of these files; 0: it is something else. */
+static int is_done(const struct merge *m, dt_err *err)
+{
+    char *path = dt_path_join(m->p->out, RECORD);
+    cJSON *was = NULL, *now = NULL;
+    int rc = dt_json_read(&was, path, RECORD_BYTES, err);
+    if (rc == 0)
+        rc = begin_record(&now, m, err);
+    else if (rc == DT_EDATA)
+        rc = 0;                             /* there is none, or it is not ours */
+    if (rc == 0 && now) {
+        const cJSON *w;
+        cJSON *base = cJSON_DetachItemFromObjectCaseSensitive(was, "base");
+        int64_t i = 0;
+        rc = cJSON_Compare(was, now, true) && cJSON_GetArraySize(base) == m->items;
+        cJSON_ArrayForEach(w, base)
+            rc = rc == 1 ? same_item(m, &m->item[i++], w, err) : rc;
+        cJSON_Delete(base);
+    }
+    cJSON_Delete(was);
+    cJSON_Delete(now);
+    free(path);
+    return rc;
+}
+
+/* --- a folder, whole or not at all --- */
+
+static int write_item(struct merge *m, const struct item *x, const char *to, cJSON *record, dt_err *err)
+{
+    char *from = dt_path_join(m->p->base, x->name), *path = dt_path_join(to, x->name), *dir = dt_path_dir(path);
+    dt_hash h, stat = dt_hash_stat(from);
+    int rc = m->p->stop && *m->p->stop ? stopped(err) : dt_mkdirs(dir, err);
+    if (rc == 0)
+        rc = x->net ? write_file(m, x->net, x->file, path, err) : dt_file_copy(from, path, err);
+    if (rc == 0)
+        rc = dt_hash_file(&h, from, err);
+    if (rc == 0 && strcmp(stat.hex, dt_hash_stat(from).hex))
+        rc = dt_err_set(err, DT_EDATA, "'%s' was written to while it was read", from);
+    if (rc == 0)
+        cJSON_AddStringToObject(add_file(record, x->name, &h), "stat", stat.hex);
+    free(from);
+    free(path);
+    free(dir);
+    return rc;
+}
+
+static int write_folder(struct merge *m, const char *to, dt_err *err)
+{
+    cJSON *record = NULL;
+    char *path = dt_path_join(to, RECORD);
+    int rc = begin_record(&record, m, err);
+    cJSON *base = cJSON_AddArrayToObject(record, "base");
+    for (int64_t i = 0; i < m->items && rc == 0; i++)
+        rc = write_item(m, &m->item[i], to, base, err);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+        rc = m->net[k] ? dt_st_check(m->net[k], err) : 0;
+    if (rc == 0)
+        rc = dt_json_write(path, record, true, err);
+    cJSON_Delete(record);
+    free(path);
+    return rc;
+}
+
+static int lock_folder(int *lock, const char *dir, dt_err *err)
 {
     *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool busy = *lock >= 0 && flock(*lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
-    int rc = busy ? dt_err_set(err, DT_EFAIL, "'%s' is being written by another process", dir) : 0;
+    return busy ? dt_err_set(err, DT_EFAIL, "'%s' is being written by another process", dir) : 0;
+}
+
+/* An empty folder for us alone while *lock is open; what a killed process has left there is removed. */
+static int take_folder(int *lock, const char *dir, dt_err *err)
+{
+    int rc = lock_folder(lock, dir, err);
     if (rc == 0 && *lock >= 0)
         rc = dt_rmtree(dir, err);
     if (*lock >= 0)
@@ -280,41 +440,35 @@ static int take_folder(const char *dir, int *lock, dt_err *err)
     *lock = -1;
     if (rc == 0)
         rc = dt_mkdirs(dir, err);
-    if (rc == 0 && (*lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) >= 0)
-        flock(*lock, LOCK_EX | LOCK_NB);
-    return rc;
+    return rc < 0 ? rc : lock_folder(lock, dir, err);
 }
 
-/* As write_folder, but whole or not at all. */
-static int write_whole(struct merge *m, const char *to, dt_err *err)
+static int write_whole(struct merge *m, dt_err *err)
 {
+    const char *to = m->p->out;
     size_t len = strlen(to);
     int lock = -1;
     while (len > 1 && to[len - 1] == '/')
         len--;
-    char *clean = dt_sprintf("%.*s", (int)len, to);
+    char *clean = dt_sprintf("%.*s", (int)len, to), *parent = dt_path_dir(clean);
     const char *base = dt_path_base(clean);
     char *tmp = dt_sprintf("%.*s.%s.tmp", (int)(base - clean), clean, base);
-    int rc = take_folder(tmp, &lock, err);
+    int rc = take_folder(&lock, tmp, err);
     if (rc == 0) {
-        rc = write_folder(m, m->p->base, tmp, false, 1, err);
-        for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
-            rc = m->net[k] ? dt_st_check(m->net[k], err) : 0;
+        rc = write_folder(m, tmp, err);
         if (rc == 0 && rename(tmp, clean) < 0)
             rc = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
                      ? dt_err_set(err, DT_EUSAGE, "'%s' is there already", clean)
                      : dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", tmp, clean);
-        if (rc < 0) {
+        if (rc < 0)
             dt_rmtree(tmp, NULL);
-        } else {
-            char *parent = dt_path_dir(clean);
+        else
             rc = dt_fsync_dir(parent, err);
-            free(parent);
-        }
     }
     if (lock >= 0)
         close(lock);
     free(tmp);
+    free(parent);
     free(clean);
     return rc;
 }
@@ -351,114 +505,61 @@ static int open_base(struct merge *m, dt_err *err)
     return rc;
 }
 
+static void release(struct merge *m)
+{
+    for (int k = 0; k < DT_FLUX_NPART; k++) {
+        for (int64_t i = 0; m->lora && i < m->p->n; i++)
+            dt_lora_free(&m->lora[i][k]);
+        dt_params_free(&m->params[k]);
+        dt_st_close(&m->net[k]);
+    }
+    for (int64_t i = 0; i < m->items; i++)
+        free(m->item[i].name);
+    free(m->lora);
+    free(m->patch);
+    free(m->out);
+    free(m->scratch);
+    free(m->note);
+    free(m->item);
+}
+
+static int merge_folder(struct merge *m, dt_err *err)
+{
+    int rc = list_folder(m, "", false, err);
+    if (rc == 0 && dt_exists(m->p->out)) {
+        m->r->done = (rc = is_done(m, err)) == 1;
+        return rc ? rc : dt_err_set(err, DT_EUSAGE, "'%s' is there already, and is not this merge", m->p->out);
+    }
+    if (rc == 0)
+        rc = make_room(m, err);
+    return rc < 0 ? rc : write_whole(m, err);
+}
+
+static int merge_file(struct merge *m, dt_err *err)
+{
+    int rc = make_room(m, err);
+    return rc < 0 ? rc : write_file(m, m->net[DT_FLUX_DIT], NULL, m->p->out, err);
+}
+
 int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt_err *err)
 {
     struct merge m = { .p = p, .r = r };
-    if (!is_file_name(p->out) && !dt_is_dir(p->base))
+    bool file = is_file_name(p->out);
+    if (!file && !dt_is_dir(p->base))
         return dt_err_set(err, DT_EUSAGE, "'%s' is a file, and so must the result be: -o NAME.safetensors", p->base);
-    if (!is_file_name(p->out) && dt_exists(p->out))
-        return dt_err_set(err, DT_EUSAGE, "'%s' is there already", p->out);
     int rc = open_base(&m, err);
-    if (rc == 0 && is_file_name(p->out) && part_in(&m, p->out))
+    if (rc == 0 && file && find_file(&m, p->out, &(struct item){ 0 }))
         rc = dt_err_set(err, DT_EUSAGE, "'%s' is the base: name another file", p->out);
     if (rc == 0)
         rc = open_loras(&m, err);
     if (rc == 0)
-        rc = make_room(&m, err);
-    if (rc == 0)
-        rc = is_file_name(p->out) ? write_file(&m, m.net[DT_FLUX_DIT], NULL, p->out, err)
-                                  : write_whole(&m, p->out, err);
-    for (int k = 0; k < DT_FLUX_NPART; k++) {
-        for (int64_t i = 0; m.lora && i < p->n; i++)
-            dt_lora_free(&m.lora[i][k]);
-        dt_params_free(&m.params[k]);
-        dt_st_close(&m.net[k]);
-    }
-    free(m.lora);
-    free(m.patch);
-    free(m.out);
-    free(m.scratch);
-    free(m.note);
-    return rc;
+        rc = file ? merge_file(&m, err) : merge_folder(&m, err);
+    release(&m);
+    return rc < 0 ? rc : 0;
 }
 
 void dt_merge_report_release(struct dt_merge_report *r)
 {
     dt_strs_release(&r->loras);
     dt_strs_release(&r->left_out);
-}
-
-/* --- conversion --- */
-
-static dt_dtype wider(dt_dtype a, dt_dtype b) { return a == b ? a : DT_F32; }
-
-/* The dtype that all matrices of a file fit in. */
-static dt_dtype dtype_of(const dt_st *st)
-{
-    dt_dtype t = DT_NDTYPES;
-    for (int64_t i = 0; i < dt_st_count(st); i++) {
-        const dt_st_entry *e = dt_st_at(st, i);
-        if (e->dims.nd >= 2 && e->dtype < DT_F64)
-            t = t == DT_NDTYPES ? e->dtype : wider(t, e->dtype);
-        else if (e->dims.nd >= 2)
-            return DT_F32;
-    }
-    return t == DT_NDTYPES ? DT_F32 : t;
-}
-
-/* The adapters of a file, without the networks: any that they fit will do. */
-static int open_alone(dt_lora *l[DT_FLUX_NPART], dt_params *base[DT_FLUX_NPART], const dt_st *st, const char *path,
-                      dt_device *dev, dt_err *err)
-{
-    dt_flux_pipe shape = { 0 };
-    int rc = 0;
-    dt_flux_guess(&shape.dit, st);
-    dt_text_guess(&shape.clip, &shape.t5, st);
-    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
-        if (k != DT_FLUX_VAE)
-            rc = dt_flux_declare(&base[k], &shape, (enum dt_flux_part)k, err);
-    if (rc == 0)
-        rc = dt_lora_open_parts(l, base, DT_FLUX_NPART, path, err);
-    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++) {
-        for (int64_t i = 0; l[k] && i < l[k]->params->n; i++)
-            l[k]->params->v[i]->trainable = false;      /* else they would get gradients and moments */
-        if (l[k] && (rc = dt_params_alloc(l[k]->params, dev, DT_F32, 0, err)) == 0)
-            rc = dt_lora_fill(l[k], err);
-    }
-    return rc;
-}
-
-int dt_lora_convert(const struct dt_convert_params *p, struct dt_convert_report *r, dt_err *err)
-{
-    dt_params *base[DT_FLUX_NPART] = { NULL };
-    dt_lora *l[DT_FLUX_NPART] = { NULL };
-    dt_device *dev = NULL;
-    dt_st *st = NULL;
-    int rc = dt_st_open(&st, p->in, err);
-    if (rc == 0)
-        rc = dt_device_open(&dev, "cpu", err);
-    if (rc == 0)
-        rc = open_alone(l, base, st, p->in, dev, err);
-    if (rc == 0) {
-        r->dtype = p->dtype < 0 ? dtype_of(st) : (dt_dtype)p->dtype;
-        r->tensors = dt_st_count(st);
-        r->narrowed = r->dtype != dtype_of(st) && r->dtype != DT_F32;
-        for (int k = 0; k < DT_FLUX_NPART; k++) {
-            if (!l[k])
-                continue;
-            r->layers += l[k]->n;
-            r->rounded += dt_lora_rounds(l[k], p->layout);
-            r->alpha = l[k]->rank > r->rank ? l[k]->alpha : r->alpha;
-            r->rank = l[k]->rank > r->rank ? l[k]->rank : r->rank;
-        }
-        rc = dt_lora_save_parts((const dt_lora *const *)l, DT_FLUX_NPART, p->out, p->layout, r->dtype, false,
-                                &(dt_lora_info){ .from = st, .steps = -1 }, err);
-    }
-    for (int k = 0; k < DT_FLUX_NPART; k++) {
-        dt_lora_free(&l[k]);
-        dt_params_free(&base[k]);
-    }
-    dt_device_close(&dev);
-    dt_st_close(&st);
-    return rc;
 }

@@ -7,7 +7,7 @@
 
 struct dt_merge_params {
     const char  *base;              /* model folder, folder of a transformer, or a file in either naming */
-    const char  *out;               /* NAME.safetensors, or a folder like the base that is not there yet */
+    const char  *out;               /* NAME.safetensors, or a folder like the base; one that is there is left alone */
     char *const *lora;              /* [n] paths */
     const double *strength;         /* [n] */
     int64_t      n;
@@ -17,12 +17,15 @@ struct dt_merge_params {
 struct dt_merge_report {            /* release always */
     int64_t tensors, changed;
     dt_strs loras;                  /* lines for each, one for each network that it adapts */
-    dt_strs left_out;               /* weights beside the merged ones that are not copied: they would be unmerged */
+    dt_strs left_out;               /* weights beside the merged ones that are not copied: they would be unmerged;
+                                       folders deeper than a network's */
+    bool    done;                   /* the folder is there, made of these files as they are: nothing was written */
 };
 void dt_merge_report_release(struct dt_merge_report *r);
 
 /* Every LoRA must fit the base to the last tensor: one with a part for text encoders needs a model folder, and makes
- * one.  DT_ESIGNAL: stopped, nothing is written. */
+ * one.  DT_EUSAGE: the folder is there and was made of something else.  DT_ENAN: a sum is not finite.
+ * DT_ESIGNAL: stopped, nothing is written. */
 int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt_err *err);
 
 struct dt_convert_params {

@@ -2,6 +2,7 @@
  *
  *   sum_k s_k (x A_k^T) B_k^T  =  (x [A_1; A_2; ..]^T) [s_1 B_1, s_2 B_2, ..]^T
  */
+#include <math.h>
 #include <stdlib.h>
 #include "train/lora.h"
 
@@ -10,10 +11,9 @@ char *dt_lora_split(const char *word, double *strength)
     const char *colon = strrchr(word, ':');
     char *end = NULL;
     *strength = colon ? strtod(colon + 1, &end) : 1;
-    if (!colon || end == colon + 1 || *end)
-        *strength = 1;
-    else
+    if (colon && end > colon + 1 && !*end && isfinite(*strength))
         return dt_sprintf("%.*s", (int)(colon - word), word);
+    *strength = 1;
     return dt_strdup(word);
 }
 
