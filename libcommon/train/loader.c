@@ -294,11 +294,8 @@ dt_source dt_loader_source(dt_loader *l) { return (dt_source){ .ctx = l, .next =
 
 /* --- memory --- */
 
-static int64_t slots(const struct dt_loader_params *p)
-{
-    int want = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
-    return want ? 2 * want + 1 : 1;
-}
+static int workers(const struct dt_loader_params *p) { return p->threads > MAX_THREADS ? MAX_THREADS : p->threads; }
+static int64_t slots(const struct dt_loader_params *p) { return 2 * workers(p) + 1; }
 
 int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, int64_t h, int64_t source_w,
                         int64_t source_h)
@@ -312,7 +309,7 @@ int64_t dt_loader_bytes(const struct dt_loader_params *p, int64_t n, int64_t w, 
         bytes = slots(p) * n * each < all ? slots(p) * n * each : all;
     }
     if (p->want & DT_WANT_RGB)      /* and what a thread works on: the decoded file, and it in the new width */
-        bytes += slots(p) * n * w * h * 3 + (p->threads ? p->threads : 1) * (source_w + w) * source_h * 3;
+        bytes += slots(p) * n * w * h * 3 + (p->threads ? workers(p) : 1) * (source_w + w) * source_h * 3;
     return bytes;
 }
 
@@ -329,7 +326,6 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
     dt_image_gate_init(l->gate);
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->moved, NULL);
-    int want = p->threads > MAX_THREADS ? MAX_THREADS : p->threads;
     l->nslot = slots(p);
     l->slot = dt_alloc((size_t)l->nslot * sizeof(*l->slot));
     int rc = dt_batches_open(&l->plan, p->plan, err);
@@ -337,12 +333,8 @@ int dt_loader_open(dt_loader **out, const struct dt_loader_params *p, dt_err *er
         l->captions = dt_alloc((size_t)(dt_batches_items(l->plan) + 1) * sizeof(*l->captions));
     if (rc == 0 && p->first)
         rc = dt_batches_seek(l->plan, p->first, err);
-    while (rc == 0 && l->nthread < want) {
-        if (pthread_create(&l->thread[l->nthread], NULL, worker, l))
-            rc = dt_err_sys(err, DT_EFAIL, "cannot start a loader thread");
-        else
-            l->nthread++;
-    }
+    while (rc == 0 && l->nthread < workers(p) && pthread_create(&l->thread[l->nthread], NULL, worker, l) == 0)
+        l->nthread++;                           /* fewer than asked for, or none, do the same */
     if (rc < 0)
         dt_loader_close(&l);
     *out = l;
