@@ -92,11 +92,13 @@ static int dump_params(dt_dump *d, const dt_optim *o, const char *prefix, bool g
 int dt_dump_grads(dt_dump *d, const dt_optim *o, dt_err *err) { return dump_params(d, o, "grad", true, err); }
 int dt_dump_weights(dt_dump *d, const dt_optim *o, dt_err *err) { return dump_params(d, o, "weight", false, err); }
 
-void dt_dump_scalar(dt_dump *d, const char *name, double value)
+int dt_dump_scalar(dt_dump *d, const char *name, double value, dt_err *err)
 {
-    double *v = add(d, dt_strdup(name), DT_F64, DT_DIMS(1), NULL);
-    if (v)
-        *v = value;
+    double *v = add(d, dt_strdup(name), DT_F64, DT_DIMS(1), err);
+    if (!v)
+        return DT_ENOMEM;
+    *v = value;
+    return 0;
 }
 
 int dt_dump_write(dt_dump *d, const char *dir, int64_t step, dt_err *err)

@@ -19,7 +19,7 @@ int64_t  dt_dump_bytes(const dt_graph *g, int64_t micros, const dt_optim *o);
 int      dt_dump_micro(dt_dump *d, dt_graph *g, dt_plan *p, int64_t micro, dt_err *err);
 int      dt_dump_grads(dt_dump *d, const dt_optim *o, dt_err *err);
 int      dt_dump_weights(dt_dump *d, const dt_optim *o, dt_err *err);
-void     dt_dump_scalar(dt_dump *d, const char *name, double value);
+int      dt_dump_scalar(dt_dump *d, const char *name, double value, dt_err *err);
 /* Writes the file and empties d. */
 int      dt_dump_write(dt_dump *d, const char *dir, int64_t step, dt_err *err);
 

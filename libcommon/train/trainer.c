@@ -83,9 +83,9 @@ static int update(dt_trainer *t, struct step *s, dt_plan *plan, dt_dump *dump, d
     dt_optim_step(t->optim, s->lr, s->norm);
     if (!dump)
         return 0;
-    dt_dump_scalar(dump, "lr", s->lr);
-    dt_dump_scalar(dump, "grad_norm", s->norm);
-    if ((rc = dt_dump_weights(dump, t->optim, err)) < 0)
+    if ((rc = dt_dump_scalar(dump, "lr", s->lr, err)) < 0 ||
+        (rc = dt_dump_scalar(dump, "grad_norm", s->norm, err)) < 0 ||
+        (rc = dt_dump_weights(dump, t->optim, err)) < 0)
         return rc;
     return dt_dump_write(dump, t->dump_dir, t->state.step + 1, err);
 }
@@ -123,8 +123,17 @@ static double per_s(double n, double seconds)
 
 static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *err)
 {
+    const double img_s = per_s((double)s->images, seconds), flops_s = per_s(s->flops, seconds),
+                 of_peak = t->peak_flops > 0 ? flops_s / t->peak_flops : 0,
+                 mem_mib = (double)dt_mem_resident() / 1048576;
+    const struct { const char *tag; double value; } curve[] = {
+        { "train/loss", s->loss }, { "train/lr", s->lr }, { "train/grad_norm", s->norm },
+        { "performance/img_per_s", img_s }, { "performance/memory_MiB", mem_mib },
+        { "performance/TFLOP_per_s", flops_s * 1e-12 },
+        { "performance/of_peak", of_peak },         /* last: left out where it is not known */
+    };
     int64_t k = t->state.step;
-    int rc = 0;
+    int rc = 0, curves = (int)(sizeof(curve) / sizeof(curve[0])) - !(t->peak_flops > 0);
     if (t->metrics) {
         dt_metrics_int(t->metrics, "step", k);
         dt_metrics_int(t->metrics, "epoch", t->state.epoch);
@@ -133,24 +142,17 @@ static int report(dt_trainer *t, const struct step *s, double seconds, dt_err *e
         dt_metrics_num(t->metrics, "grad_norm", s->norm);
         rc = dt_metrics_end(t->metrics, err);
     }
-    double rate = per_s(s->flops, seconds), memory = (double)dt_mem_resident();
-    if (t->events && rc == 0 && (rc = dt_events_scalar(t->events, "train/loss", k, s->loss, err)) == 0 &&
-        (rc = dt_events_scalar(t->events, "train/lr", k, s->lr, err)) == 0 &&
-        (rc = dt_events_scalar(t->events, "train/grad_norm", k, s->norm, err)) == 0)
-        rc = dt_events_scalar(t->events, "performance/img_per_s", k, per_s((double)s->images, seconds), err);
-    if (t->events && rc == 0 &&
-        (rc = dt_events_scalar(t->events, "performance/memory_MiB", k, memory / 1048576, err)) == 0 &&
-        (rc = dt_events_scalar(t->events, "performance/TFLOP_per_s", k, rate * 1e-12, err)) == 0 && t->peak_flops > 0)
-        rc = dt_events_scalar(t->events, "performance/of_peak", k, rate / t->peak_flops, err);
+    for (int i = 0; t->events && i < curves && rc == 0; i++)
+        rc = dt_events_scalar(t->events, curve[i].tag, k, curve[i].value, err);
     if (t->progress) {
         dt_progress_num(t->progress, "loss", s->loss);
         dt_progress_num(t->progress, "lr", s->lr);
-        dt_progress_num(t->progress, "img/s", per_s((double)s->images, seconds));
+        dt_progress_num(t->progress, "img/s", img_s);
         if (t->peak_flops > 0)
-            dt_progress_share(t->progress, "of_peak", rate / t->peak_flops);
-        dt_progress_num(t->progress, "TFLOP/s", rate * 1e-12);
+            dt_progress_share(t->progress, "of_peak", of_peak);
+        dt_progress_num(t->progress, "TFLOP/s", flops_s * 1e-12);
         dt_progress_num(t->progress, "grad_norm", s->norm);
-        dt_progress_num(t->progress, "memory_MiB", memory / 1048576);
+        dt_progress_num(t->progress, "memory_MiB", mem_mib);
         dt_progress_step(t->progress, k);
     }
     return rc;
