@@ -65,6 +65,6 @@ const char *dt_path_ext(const char *path);              /* borrowed: ".png", or 
 /* DT_EDATA "cannot open 'PATH': ..." by errno; where a part of it is not there, with the nearest name that is. */
 int   dt_err_open(dt_err *err, const char *path);
 int   dt_mkdirs(const char *dir, dt_err *err);          /* as mkdir -p */
-int   dt_rmtree(const char *dir, dt_err *err);          /* a folder made by us; follows no links */
+int   dt_rmtree(const char *dir, dt_err *err);          /* a folder made by us, or none; follows no links */
 
 #endif

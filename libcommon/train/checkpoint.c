@@ -22,6 +22,8 @@ static float *role_ptr(const dt_param *p, enum role r)
     return r == MASTER ? p->master : r == M ? p->m : r == V ? p->v : p->ema;
 }
 
+static bool has_role(const dt_params *p, enum role r) { return p->n_train && (r != EMA || p->ema); }
+
 /* --- saving --- */
 
 struct saver {
@@ -93,7 +95,7 @@ static int save_sets(const char *dir, const dt_optim *o, cJSON *files, dt_err *e
     int rc = 0;
     for (int i = 0; i < o->nset && rc == 0; i++)
         for (int r = 0; r < NROLE && rc == 0; r++) {
-            if (!o->set[i]->n_train || (r == EMA && !o->set[i]->ema))
+            if (!has_role(o->set[i], (enum role)r))
                 continue;
             char *path = role_path(dir, o->set[i], (enum role)r);
             rc = save_role(path, o->set[i], (enum role)r, err);
@@ -146,7 +148,7 @@ static int put_in_place(const char *tmp, const char *dir, dt_err *err)
         char *manifest = dt_path_join(dir, "manifest.json");
         if (unlink(manifest) < 0 && errno != ENOENT)
             rc = dt_err_sys(err, DT_EIO, "cannot remove '%s'", manifest);
-        else if (dt_exists(dir))
+        else
             rc = dt_rmtree(dir, err);
         if (rc == 0 && rename(tmp, dir) < 0)
             rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", tmp);
@@ -156,7 +158,7 @@ static int put_in_place(const char *tmp, const char *dir, dt_err *err)
     if (rc == 0)
         rc = dt_fsync_dir(parent, err);
     free(parent);
-    if (rc == 0 && dt_exists(tmp))
+    if (rc == 0)
         rc = dt_rmtree(tmp, err);
     return rc;
 }
@@ -166,7 +168,7 @@ int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state 
 {
     char *tmp = dt_sprintf("%s.tmp", dir), *path = dt_sprintf("%s/manifest.json", tmp);
     cJSON *j = manifest_of(s, about), *files = cJSON_AddArrayToObject(j, "files");
-    int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
+    int rc = dt_rmtree(tmp, err);
     if (rc == 0)
         rc = dt_mkdirs(tmp, err);
     if (rc == 0 && extra)
@@ -300,7 +302,7 @@ int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *
         rc = check_files(j, dir, path, err);
     for (int i = 0; i < o->nset && rc == 0; i++)
         for (int r = 0; r < NROLE && rc == 0; r++) {
-            if (!o->set[i]->n_train || (r == EMA && !o->set[i]->ema))
+            if (!has_role(o->set[i], (enum role)r))
                 continue;
             char *file = role_path(dir, o->set[i], (enum role)r);
             rc = listed(j, file, err);
@@ -373,7 +375,7 @@ char *dt_checkpoint_latest(const char *output_dir)
 static int drop(const char *path, dt_err *err)
 {
     char *tmp = dt_sprintf("%s.tmp", path);
-    int rc = dt_exists(tmp) ? dt_rmtree(tmp, err) : 0;
+    int rc = dt_rmtree(tmp, err);
     if (rc == 0 && rename(path, tmp) < 0)
         rc = dt_err_sys(err, DT_EIO, "cannot rename '%s'", path);
     if (rc == 0)

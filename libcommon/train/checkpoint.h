@@ -31,7 +31,7 @@ int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state 
                        int (*extra)(void *ctx, const char *dir, dt_err *err), void *ctx, dt_err *err);
 /* The state alone: is this the run that made it?  And the whole manifest, if `about` is not NULL; caller deletes. */
 int dt_checkpoint_state(const char *dir, dt_train_state *s, cJSON **about, dt_err *err);
-/* Reads parameters, moments and state back; sizes and hashes are checked first. */
+/* Reads parameters, moments and state back; hashes are checked first, and the sizes of tensors. */
 int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *err);
 /* The checkpoint of the highest step under `output_dir` that has a manifest, or NULL; caller frees. */
 char *dt_checkpoint_latest(const char *output_dir);
