@@ -78,11 +78,11 @@ char *dt_mem_line(const dt_mem_plan *p)
 {
     const int64_t *k = dt_mem_largest(p)->kind;
     int64_t optim = k[DT_MEM_GRADS] + k[DT_MEM_MASTER] + k[DT_MEM_MOMENTS] + k[DT_MEM_EMA];
-    char *trained = optim ? dt_sprintf("%soptimiser %.1f, ", k[DT_MEM_GRADS] ? "gradients and " : "", mib(optim))
-                                                                             : dt_strdup("");
+    char *trained = !optim ? dt_strdup("")
+                  : dt_sprintf("%soptimiser %.1f, ", k[DT_MEM_GRADS] ? "gradients and " : "", mib(optim));
     char *line = dt_sprintf("memory plan: %.1f MiB peak (weights %.1f, %sactivations %.1f)",
-                            mib(dt_mem_total(dt_mem_largest(p))),
-                            mib(k[DT_MEM_WEIGHTS]), trained, mib(k[DT_MEM_ACTIVATIONS]));
+                            mib(dt_mem_total(dt_mem_largest(p))), mib(k[DT_MEM_WEIGHTS]), trained,
+                            mib(k[DT_MEM_ACTIVATIONS]));
     free(trained);
     return line;
 }

@@ -268,7 +268,6 @@ static bool on_step(void *ctx, int64_t step)
 static void put_record(const struct job *j, const dt_prompt *p, const char *path, int64_t k, bool base,
                        const dt_image *im)
 {
-    static const char *const ours[] = { "path", "base" };
     cJSON *o = cJSON_CreateObject(), *item;
     cJSON_AddStringToObject(o, "path", path);
     cJSON_AddStringToObject(o, "prompt", p->text);
@@ -279,7 +278,7 @@ static void put_record(const struct job *j, const dt_prompt *p, const char *path
     if (base)
         cJSON_AddBoolToObject(o, "base", true);
     cJSON_ArrayForEach(item, p->extra)
-        if (strcmp(item->string, ours[0]) && strcmp(item->string, ours[1]))
+        if (strcmp(item->string, "path") && strcmp(item->string, "base"))     /* a record that is given back */
             cJSON_AddItemToObject(o, item->string, cJSON_Duplicate(item, true));
     char *json = dt_json_line(o), *line = dt_sprintf("%s\n", json);
     j->ui->out(j->ui->ctx, line);
@@ -420,7 +419,7 @@ static int plan_memory(struct job *j, dt_err *err)
     }
     char *text = NULL, *line = dt_mem_line(&j->memory);
     size_t bytes = 0;
-    FILE *f = j->o.memory_plan ? open_memstream(&text, &bytes) : NULL;
+    FILE *f = j->o.memory_plan ? dt_must(open_memstream(&text, &bytes)) : NULL;
     if (f) {
         dt_mem_table(f, &j->memory);
         fclose(f);
@@ -520,10 +519,9 @@ int dt_sample_run(const dt_sample_opts *o, const dt_strs *files, const dt_sample
     if (rc == 0)
         rc = open_loras(&j, err);
     if (rc == 0)
-        rc = dt_sampler_new(&j.s,
-                            &(struct dt_sampler_params){ .pipe = j.pipe, .dev = j.dev, .lora = j.lora,
-                                                         .base = o->compare_base,
-                                                                .act = act_of(&j), .tile_px = o->vae_tile }, err);
+        rc = dt_sampler_new(&j.s, &(struct dt_sampler_params){
+            .pipe = j.pipe, .dev = j.dev, .lora = j.lora, .base = o->compare_base, .act = act_of(&j),
+            .tile_px = o->vae_tile }, err);
     if (rc == 0)
         rc = settle(&j, err);
     if (rc == 0)
