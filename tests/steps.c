@@ -31,11 +31,14 @@ void steps_result(bool ok, const char *fmt, ...)
 
 /* --- a run, as run.c sets one up, stopped after each step --- */
 
-static void words(void *ctx, const char *line)
+static void words(void *ctx, bool warning, const char *line)
 {
+    (void)warning;
     if (*(bool *)ctx)
         printf("# %s\n", line);
 }
+
+static void table(void *ctx, const char *text) { words(ctx, false, text); }
 
 static int set_up(dt_job *j, dt_err *err)
 {
@@ -51,7 +54,7 @@ static int set_up(dt_job *j, dt_err *err)
     j->t = (dt_trainer){ .accumulate = j->o->data.gradient_accumulation_steps, .lr = { .base = 1e-3, .total = 10 },
                          .output_dir = j->o->output_dir };
     if (rc == 0)
-        rc = dt_job_task(j, err);
+        rc = j->kind->task(&j->task, j, err);
     if (rc == 0)
         rc = dt_job_memory(j, err);
     if (rc == 0)
@@ -78,10 +81,7 @@ static void release(dt_job *j)
 {
     dt_loader_close(&j->loader);
     dt_session_free(&j->session);
-    if (j->o->method == DT_METHOD_VAE)
-        dt_vae_task_release(&j->task);
-    else
-        dt_flux_task_release(&j->task);
+    dt_task_release(&j->task);
     if (j->arena)
         j->dev->free(j->dev, j->arena);
     dt_lora_free(&j->lora);
@@ -110,9 +110,9 @@ int steps_open(steps *s, enum dt_method method, const char *args, dt_err *err)
         rc = dt_cli_parse(dt_train_cli(method), &s->o, argc, argv, NULL, err);
     if (rc == 0)
         rc = dt_train_opts_check(&s->o, argc, argv, err);
-    s->ui = (dt_ui){ .ctx = &s->loud, .say = words, .warn = words, .table = words, .bin_dir = all.bin };
-    s->j = (dt_job){ .o = &s->o, .ui = &s->ui, .act = s->o.mixed_precision ? DT_BF16 : DT_F32,
-                     .checkpoint = s->o.gradient_checkpointing };
+    s->ui = (dt_ui){ .ctx = &s->loud, .say = words, .out = table, .bin_dir = all.bin };
+    s->j = (dt_job){ .o = &s->o, .kind = dt_run_kind(method), .ui = &s->ui,
+                     .act = s->o.mixed_precision ? DT_BF16 : DT_F32, .checkpoint = s->o.gradient_checkpointing };
     return rc == 0 ? set_up(&s->j, err) : rc;
 }
 

@@ -13,19 +13,7 @@
 #include "text/tok_train.h"
 #include "train/run.h"
 
-/* --- words --- */
-
-static void say(void *ctx, const char *line)
-{
-    (void)ctx;
-    dt_info("%s", line);
-}
-
-static void warn(void *ctx, const char *line)
-{
-    (void)ctx;
-    dt_warn("%s", line);
-}
+/* --- lora, full, vae --- */
 
 /* The folder that this program is in: its siblings are the other stages. */
 static char *bin_dir(void)
@@ -40,8 +28,6 @@ static char *bin_dir(void)
         *slash = '\0';
     return dt_strdup(path);
 }
-
-/* --- lora, full, vae --- */
 
 /* `--plan` without a file asks for the memory plan. */
 static void bare_plan(int argc, char **argv)
@@ -69,7 +55,7 @@ static int train(int k, int argc, char **argv)
         char *bin = bin_dir();
         dt_signals_install();
         dt_malloc_install();
-        dt_ui ui = { .say = say, .warn = warn, .table = dt_tool_out, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin,
+        dt_ui ui = { .say = dt_tool_say, .out = dt_tool_out, .stop = &dt_stop, .save_now = &dt_save, .bin_dir = bin,
                      .argc = argc + 1, .argv = argv - 1 };
         rc = dt_train_run(&o, &ui, &err);
         rc = rc == 1 ? 3 : rc;

@@ -17,19 +17,19 @@
 
 enum { LOCK_TRIES = 20, LOCK_WAIT_MS = 50 };
 
-static void speak(const dt_job *j, void (*f)(void *, const char *), const char *fmt, va_list ap)
+static void speak(const dt_job *j, bool warning, const char *fmt, va_list ap)
 {
     char line[1024];
     vsnprintf(line, sizeof(line), fmt, ap);
-    if (f)
-        f(j->ui->ctx, line);
+    if (j->ui->say)
+        j->ui->say(j->ui->ctx, warning, line);
 }
 
 void dt_job_say(const dt_job *j, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    speak(j, j->ui->say, fmt, ap);
+    speak(j, false, fmt, ap);
     va_end(ap);
 }
 
@@ -37,7 +37,7 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    speak(j, j->ui->warn, fmt, ap);
+    speak(j, true, fmt, ap);
     va_end(ap);
 }
 
@@ -115,7 +115,7 @@ static int close_watchers(dt_job *j, int rc, dt_err *err)
 
 struct dt_chart_params dt_job_chart(const dt_job *j)
 {
-    return *dt_chart_params(.title = j->o->method == DT_METHOD_VAE ? "Autoencoder" : "Flow matching");
+    return *dt_chart_params(.title = j->kind->chart);
 }
 
 static int draw_loss(const dt_job *j, dt_err *err)
@@ -241,22 +241,23 @@ static int plan_run(dt_job *j, dt_err *err)
     if (rc == 0)
         set_schedule(j);
     if (rc == 0)
-        rc = dt_job_task(j, err);
+        rc = j->kind->task(&j->task, j, err);
     if (rc == 0 && (o->validation_prompts.n || o->held.train_data_dir || o->held.train_data_meta))
         rc = dt_validator_new(&j->val, j, err);
     return rc == 0 ? dt_job_memory(j, err) : rc;
 }
 
-unsigned dt_job_want(const dt_train_opts *o)
+unsigned dt_job_want(const dt_job *j)
 {
-    return o->method == DT_METHOD_VAE ? DT_WANT_RGB : o->train_text_encoder ? DT_WANT_LATENTS
-                                                                            : DT_WANT_LATENTS | DT_WANT_STATES;
+    if (j->kind->pictures)
+        return DT_WANT_RGB;
+    return j->o->train_text_encoder ? DT_WANT_LATENTS : DT_WANT_LATENTS | DT_WANT_STATES;
 }
 
 struct dt_loader_params dt_job_loader(const dt_job *j)
 {
     return (struct dt_loader_params){
-        .plan = j->plan, .cache = j->cache, .want = dt_job_want(j->o),
+        .plan = j->plan, .cache = j->cache, .want = dt_job_want(j),
         .threads = (int)j->o->data.dataloader_num_workers, .rows = dt_job_text_rows(j, j->cache),
     };
 }
@@ -371,10 +372,7 @@ static void release(dt_job *j)
     dt_loader_close(&j->loader);
     dt_validator_free(&j->val);
     dt_session_free(&j->session);
-    if (j->o->method == DT_METHOD_VAE)
-        dt_vae_task_release(&j->task);
-    else
-        dt_flux_task_release(&j->task);
+    dt_task_release(&j->task);
     free_arena(j);
     dt_job_resume_release(j);
     dt_lora_free(&j->lora);
@@ -392,7 +390,7 @@ static int foresee(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
     const dt_ui quiet = { .stop = j->ui->stop, .bin_dir = j->ui->bin_dir };
-    dt_job f = { .o = o, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint, .resume = j->resume };
+    dt_job f = { .o = o, .kind = j->kind, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint, .resume = j->resume };
     o->memory_plan = true;                      /* nothing is encoded */
     int rc = dt_device_open(&f.dev, o->device, err);
     if (rc == 0)
@@ -411,7 +409,7 @@ static int foresee(dt_job *j, dt_err *err)
 static int set_up(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    int rc = o->memory_budget && !o->latents && !o->memory_plan && o->method != DT_METHOD_VAE ? foresee(j, err) : 0;
+    int rc = o->memory_budget && !o->latents && !o->memory_plan && !j->kind->pictures ? foresee(j, err) : 0;
     if (rc == 0)
         rc = dt_job_data(j, err);
     return rc == 0 ? plan_run(j, err) : rc;
@@ -446,8 +444,8 @@ static int look_for_model(const dt_train_opts *o, dt_err *err)
 
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
 {
-    dt_job j = { .o = o, .ui = ui, .act = o->mixed_precision ? DT_BF16 : DT_F32,
-                 .checkpoint = o->gradient_checkpointing, .lock = -1 };
+    dt_job j = { .o = o, .kind = dt_run_kind((enum dt_method)o->method), .ui = ui,
+                 .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing, .lock = -1 };
     int rc = dt_device_open(&j.dev, o->device, err);
     if (rc == 0)
         rc = look_for_model(o, err);

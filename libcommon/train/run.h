@@ -6,17 +6,15 @@
 #include "train/train_opts.h"
 #include "train/trainer.h"
 
-/* How the library speaks: the tool prints. */
-typedef struct dt_ui {
+typedef struct dt_ui {                                  /* the library does not print */
     void *ctx;
-    void (*say)(void *ctx, const char *line);
-    void (*warn)(void *ctx, const char *line);
-    void (*table)(void *ctx, const char *text);         /* the memory plan, on stdout */
+    void (*say)(void *ctx, bool warning, const char *line);
+    void (*out)(void *ctx, const char *text);           /* the memory plan */
     const volatile int *stop;                           /* the number of a signal, or 0 */
     volatile int *save_now;                             /* set by a signal; cleared when it is done */
     const char *bin_dir;                                /* where the sibling tools are */
-    int argc;  /* the command line as typed, for run.json; argv[1] is the command */
-    char *const *argv;
+    int argc;                                           /* the command line as typed, for run.json; argv[1] is the */
+    char *const *argv;                                  /* command */
 } dt_ui;
 
 /* 0 done, 1 done with some items skipped, < 0 error. */

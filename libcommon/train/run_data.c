@@ -189,7 +189,7 @@ static int read_info(dt_job *j, dt_err *err)
     int rc = dt_batches_open(&b, j->plan, err);
     if (rc == 0) {
         j->info = *dt_batches_info(b);
-        if (j->cache ? j->o->latents != NULL : j->o->plan != NULL && j->o->method == DT_METHOD_VAE)
+        if (j->cache ? j->o->latents != NULL : j->o->plan != NULL && j->kind->pictures)
             warn_stale(j, b);       /* otherwise the plan is ours, or dt-cache-latents has said it */
         if (!j->o->data.gradient_accumulation_steps)
             j->o->data.gradient_accumulation_steps = j->info.gradient_accumulation_steps;
@@ -225,7 +225,7 @@ static int64_t own_len(void *pipe, const char *caption, dt_err *err) { return dt
 
 dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache)
 {
-    if (j->o->method == DT_METHOD_VAE || j->o->text_padding == DT_PAD_MAX)
+    if (j->kind->pictures || j->o->text_padding == DT_PAD_MAX)
         return (dt_text_rows){ 0 };
     bool cached = cache && !j->o->train_text_encoder;
     return (dt_text_rows){ .len = cached ? cached_len : own_len, .ctx = cached ? (void *)cache : j->pipe,
@@ -250,7 +250,7 @@ static int own_plan(dt_job *j, dt_err *err)
     char *made = dt_path_join(o->output_dir, ".plan.ndjson.new");
     j->plan = dt_path_join(o->output_dir, "plan.ndjson");
     o->data.stop = j->ui->stop;
-    o->data.verify_images |= o->method == DT_METHOD_VAE;    /* no cache stage finds damage before step 1 */
+    o->data.verify_images |= j->kind->pictures;    /* no cache stage finds damage before step 1 */
     int rc = dt_job_make_plan(j, &o->data, made, err);
     if (rc >= 0)
         rc = dt_job_resume_plan(j, made, err);
@@ -288,8 +288,7 @@ int dt_job_data(dt_job *j, dt_err *err)
     }
     if (rc == 0 && !made)
         rc = dt_job_resume_plan(j, j->plan, err);
-    if (rc >= 0 && o->method != DT_METHOD_VAE && (o->latents || !o->memory_plan))   /* shapes are in the plan:
-                                                                                       encode nothing */
+    if (rc >= 0 && !j->kind->pictures && (o->latents || !o->memory_plan))   /* a memory plan encodes nothing */
         rc = open_cache(j, err);
     return rc < 0 ? rc : read_info(j, err);
 }

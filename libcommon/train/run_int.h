@@ -10,8 +10,11 @@
 #include "train/task_flux.h"
 #include "train/task_vae.h"
 
+struct dt_run_kind;
+
 typedef struct dt_job {
     dt_train_opts *o;
+    const struct dt_run_kind *kind; /* of o->method */
     const dt_ui   *ui;
     bool           skipped;         /* some items were */
     dt_dtype       act;
@@ -55,8 +58,19 @@ typedef struct dt_job {
 void dt_job_say(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-unsigned dt_job_want(const dt_train_opts *o);               /* enum dt_want */
 struct dt_loader_params dt_job_loader(const dt_job *j);     /* from the first batch */
+
+/* What sets the commands that train apart.  run_model.c has the table. */
+struct dt_run_kind {
+    const char *chart;              /* title of the loss's curve */
+    const char *result;             /* file or folder that a checkpoint and the output folder have of it */
+    enum dt_flux_part part;         /* that trains, or that an adapter is of; --train_text_encoder adds to it */
+    bool  adapter;                  /* the part's own weights are frozen */
+    bool  pictures;                 /* trained on pictures as they are: there is no cache, and captions are not read */
+    int (*task)(dt_task *out, const dt_job *j, dt_err *err);
+};
+const struct dt_run_kind *dt_run_kind(enum dt_method method);
+unsigned dt_job_want(const dt_job *j);                      /* enum dt_want */
 
 /* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, whether a cache
  * that was given fits it and its pictures, and the shapes of batches */
@@ -84,7 +98,6 @@ int dt_job_model(dt_job *j, dt_err *err);
 int dt_job_place(dt_job *j, enum dt_flux_part k, dt_err *err);     /* dt_flux_pipe_place, as the options ask */
 int dt_job_weights(dt_job *j, dt_err *err);
 int dt_job_intact(void *job, dt_err *err);          /* dt_flux_pipe_check */
-int dt_job_task(dt_job *j, dt_err *err);
 int dt_job_base_hash(dt_job *j, dt_err *err);           /* once: a checkpoint should not read the model again */
 int dt_job_save_extra(void *job, const char *dir, dt_err *err);
 int dt_job_fit_scaling(dt_job *j, dt_err *err);         /* of the vae, over the plan's first pictures */

@@ -127,8 +127,8 @@ static void print(const dt_job *j)
     if (j->optim.fused)
         fprintf(f, "%s\n", fused);
     fclose(f);
-    if (j->o->memory_plan && j->ui->table) {
-        j->ui->table(j->ui->ctx, text);
+    if (j->o->memory_plan && j->ui->out) {
+        j->ui->out(j->ui->ctx, text);
     } else {
         dt_job_say(j, "%s", line);
         if (j->optim.fused)
@@ -141,11 +141,8 @@ static void print(const dt_job *j)
 static int retry_with_checkpointing(dt_job *j, dt_err *err)
 {
     j->checkpoint = true;
-    if (j->o->method == DT_METHOD_VAE)
-        dt_vae_task_release(&j->task);
-    else
-        dt_flux_task_release(&j->task);
-    int rc = dt_job_task(j, err);
+    dt_task_release(&j->task);
+    int rc = j->kind->task(&j->task, j, err);
     return rc < 0 ? rc : plan_shapes(j, err);
 }
 

@@ -8,6 +8,18 @@
 
 static const dt_dtype save_types[] = { DT_F32, DT_BF16, DT_F16 };
 
+/* The parts that train. */
+static int parts(const dt_job *j, enum dt_flux_part k[DT_FLUX_NPART])
+{
+    int n = 0;
+    k[n++] = j->kind->part;
+    if (j->o->train_text_encoder) {
+        k[n++] = DT_FLUX_CLIP;
+        k[n++] = DT_FLUX_T5;
+    }
+    return n;
+}
+
 /* --- choosing what trains --- */
 
 static bool wanted(const dt_train_opts *o, const char *name)
@@ -58,7 +70,7 @@ static int choose_lora(dt_job *j, dt_err *err)
         dt_strs_split(&targets, o->target_name, ',');
     if (o->lora_skip_name)
         dt_strs_split(&skips, o->lora_skip_name, ',');
-    dt_params *base = j->pipe->part[DT_FLUX_DIT];
+    dt_params *base = j->pipe->part[j->kind->part];
     int rc = dt_lora_new(&j->lora, base,
                          &(dt_lora_config){ .rank = o->rank, .alpha = o->network_alpha, .targets = &targets,
                                                           .skips = &skips, .naming = dt_flux_single_name }, err);
@@ -87,24 +99,15 @@ int dt_job_place(dt_job *j, enum dt_flux_part k, dt_err *err)
     return j->o->memory_plan ? 0 : rc;              /* which takes configurations alone, if there is no more */
 }
 
-static int choose_and_place(dt_job *j, enum dt_flux_part k, dt_err *err)
-{
-    int rc = choose(j, j->pipe->part[k], err);
-    return rc < 0 || j->o->from_config ? rc : dt_job_place(j, k, err);
-}
-
 static int choose_all(dt_job *j, dt_err *err)
 {
-    const dt_train_opts *o = j->o;
-    if (o->method == DT_METHOD_VAE)
-        return choose_and_place(j, DT_FLUX_VAE, err);
-    int rc = dt_flux_pipe_tokenizers(j->pipe, err);
-    if (rc == 0 && o->method == DT_METHOD_LORA)
-        return (rc = choose_lora(j, err)) < 0 ? rc : dt_job_place(j, DT_FLUX_DIT, err);
-    if (rc == 0)
-        rc = choose_and_place(j, DT_FLUX_DIT, err);
-    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
-        rc = choose_and_place(j, (enum dt_flux_part)k, err);
+    enum dt_flux_part k[DT_FLUX_NPART];
+    int n = parts(j, k), rc = j->kind->pictures ? 0 : dt_flux_pipe_tokenizers(j->pipe, err);
+    for (int i = 0; i < n && rc == 0; i++) {
+        rc = j->kind->adapter ? choose_lora(j, err) : choose(j, j->pipe->part[k[i]], err);
+        if (rc == 0 && !j->o->from_config)
+            rc = dt_job_place(j, k[i], err);
+    }
     return rc;
 }
 
@@ -151,14 +154,12 @@ static int bring(dt_job *j, enum dt_flux_part k, dt_err *err)
 
 int dt_job_weights(dt_job *j, dt_err *err)
 {
-    const dt_train_opts *o = j->o;
-    if (o->method == DT_METHOD_VAE)
-        return bring(j, DT_FLUX_VAE, err);
-    int rc = bring(j, DT_FLUX_DIT, err);
-    for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
-        rc = bring(j, (enum dt_flux_part)k, err);
+    enum dt_flux_part k[DT_FLUX_NPART];
+    int n = parts(j, k), rc = 0;
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = bring(j, k[i], err);
     if (rc == 0 && j->lora) {
-        rc = dt_params_alloc(j->lora->params, j->dev, j->act, o->use_ema ? DT_PARAMS_EMA : 0, err);
+        rc = dt_params_alloc(j->lora->params, j->dev, j->act, j->o->use_ema ? DT_PARAMS_EMA : 0, err);
         if (rc == 0)
             dt_params_init(j->lora->params, (uint64_t)j->info.seed);
     }
@@ -167,20 +168,37 @@ int dt_job_weights(dt_job *j, dt_err *err)
 
 int dt_job_intact(void *job, dt_err *err) { return dt_flux_pipe_check(((dt_job *)job)->pipe, err); }
 
-/* --- the task --- */
+/* --- the commands --- */
 
-int dt_job_task(dt_job *j, dt_err *err)
+static int autoencoder(dt_task *out, const dt_job *j, dt_err *err)
+{
+    (void)err;
+    dt_vae_task_new(out, &(struct dt_vae_task_params){
+        .config = &j->pipe->vae, .params = j->pipe->part[DT_FLUX_VAE], .act = j->act, .checkpoint = j->checkpoint,
+        .kl_weight = j->o->kl_weight });
+    return 0;
+}
+
+static int flow_matching(dt_task *out, const dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    if (o->method == DT_METHOD_VAE)
-        return dt_vae_task_new(&j->task, &(struct dt_vae_task_params){
-            .config = &j->pipe->vae, .params = j->pipe->part[DT_FLUX_VAE], .act = j->act, .checkpoint = j->checkpoint,
-            .kl_weight = o->kl_weight });
-    return dt_flux_task_new(&j->task, &(struct dt_flux_task_params){
+    return dt_flux_task_new(out, &(struct dt_flux_task_params){
         .pipe = j->pipe, .act = j->act, .backward = true, .checkpoint = j->checkpoint,
-            .train_text = o->train_text_encoder,
-        .timesteps = o->timesteps, .guidance = o->guidance, .noise_offset = o->noise_offset,
-        .input_perturbation = o->input_perturbation, .outlier_limit = o->outlier_limit }, err);
+        .train_text = o->train_text_encoder, .timesteps = o->timesteps, .guidance = o->guidance,
+        .noise_offset = o->noise_offset, .input_perturbation = o->input_perturbation,
+        .outlier_limit = o->outlier_limit }, err);
+}
+
+#define LORA_FILE "lora.safetensors"
+
+const struct dt_run_kind *dt_run_kind(enum dt_method method)
+{
+    static const struct dt_run_kind kinds[] = {
+        [DT_METHOD_LORA] = { "Flow matching", LORA_FILE, DT_FLUX_DIT, .adapter = true, .task = flow_matching },
+        [DT_METHOD_FULL] = { "Flow matching", "transformer", DT_FLUX_DIT, .task = flow_matching },
+        [DT_METHOD_VAE] = { "Autoencoder", "vae", DT_FLUX_VAE, .pictures = true, .task = autoencoder },
+    };
+    return &kinds[method];
 }
 
 /* --- scaling of a fresh vae --- */
@@ -246,13 +264,12 @@ int dt_job_fit_scaling(dt_job *j, dt_err *err)
 
 int dt_job_base_hash(dt_job *j, dt_err *err)
 {
-    enum dt_flux_part k = j->o->method == DT_METHOD_VAE ? DT_FLUX_VAE : DT_FLUX_DIT;
-    return *j->base.hex || j->o->from_config ? 0 : dt_flux_pipe_hash(j->pipe, k, &j->base, err);
+    return *j->base.hex || j->o->from_config ? 0 : dt_flux_pipe_hash(j->pipe, j->kind->part, &j->base, err);
 }
 
 static int save_lora(dt_job *j, const char *dir, dt_err *err)
 {
-    char *path = dt_path_join(dir, "lora.safetensors");
+    char *path = dt_path_join(dir, LORA_FILE);
     int rc = dt_job_base_hash(j, err);
     if (rc == 0)
         rc = dt_lora_save(j->lora, path, (enum dt_lora_layout)j->o->lora_format, save_types[j->o->save_dtype],
@@ -268,16 +285,10 @@ int dt_job_save_extra(void *job, const char *dir, dt_err *err)
     dt_dtype t = save_types[o->save_dtype];
     char *step = dt_sprintf("%" PRId64, j->t.state.step);
     dt_st_kv meta[] = { { "format", "pt" }, { "dt_version", DT_VERSION }, { "dt_steps", step }, { NULL, NULL } };
-    int rc;
-    if (o->method == DT_METHOD_LORA) {
-        rc = save_lora(j, dir, err);
-    } else if (o->method == DT_METHOD_VAE) {
-        rc = dt_flux_pipe_save(j->pipe, DT_FLUX_VAE, dir, t, o->use_ema, meta, err);
-    } else {
-        rc = dt_flux_pipe_save(j->pipe, DT_FLUX_DIT, dir, t, o->use_ema, meta, err);
-        for (int k = DT_FLUX_CLIP; k <= DT_FLUX_T5 && rc == 0 && o->train_text_encoder; k++)
-            rc = dt_flux_pipe_save(j->pipe, (enum dt_flux_part)k, dir, t, o->use_ema, meta, err);
-    }
+    enum dt_flux_part k[DT_FLUX_NPART];
+    int n = j->lora ? 0 : parts(j, k), rc = j->lora ? save_lora(j, dir, err) : 0;
+    for (int i = 0; i < n && rc == 0; i++)
+        rc = dt_flux_pipe_save(j->pipe, k[i], dir, t, o->use_ema, meta, err);
     free(step);
     return rc;
 }

@@ -44,10 +44,12 @@ static bool not_known(void *ctx, dt_cache_part *part)
 static int set_files(cJSON *settings, const dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    bool vae = o->method == DT_METHOD_VAE;
-    int rc = vae ? 0 : set_file(settings, j, "scheduler/scheduler_config.json", err);
-    if (rc == 0 && o->from_config)
-        rc = set_file(settings, j, vae ? "vae/config.json" : "transformer/config.json", err);
+    int rc = j->kind->pictures ? 0 : set_file(settings, j, "scheduler/scheduler_config.json", err);
+    if (rc == 0 && o->from_config) {
+        char *config = dt_path_join(dt_flux_part_dir[j->kind->part], "config.json");
+        rc = set_file(settings, j, config, err);
+        free(config);
+    }
     for (const struct dt_enc_part_kind *kind = dt_enc_parts; kind->name && rc == 0 && o->train_text_encoder; kind++) {
         dt_cache_part part;
         char *name = dt_sprintf(kind->k >= 0 && o->from_config ? "%s/config.json" : "%s/", kind->name);
@@ -66,7 +68,7 @@ static int settings_of(cJSON **out, const dt_job *j, bool all, dt_err *err)
     const dt_train_opts *o = j->o;
     cJSON *s = *out = dt_train_opts_settings(o);
     set(s, "device", cJSON_CreateString(j->dev->kind == DT_CPU ? "cpu" : "cuda"));
-    if (o->method != DT_METHOD_VAE)
+    if (!j->kind->pictures)
         set(s, "max_sequence_length", cJSON_CreateNumber((double)j->pipe->t5_len));
     if (!all && !o->data.gradient_accumulation_steps)
         cJSON_DeleteItemFromObjectCaseSensitive(s, "gradient_accumulation_steps");
@@ -239,7 +241,7 @@ static int other_batches(const dt_job *j, const cJSON *header, int64_t found, dt
 int dt_job_resume_plan(const dt_job *j, const char *plan, dt_err *err)
 {
     const struct dt_resume *r = &j->resume;
-    const struct dt_loader_params p = { .plan = plan, .want = dt_job_want(j->o) };
+    const struct dt_loader_params p = { .plan = plan, .want = dt_job_want(j) };
     dt_batches *b = NULL;
     dt_trace t;
     int64_t found = 0;
@@ -327,8 +329,6 @@ static void compare_length(const dt_job *j)
 
 cJSON *dt_job_result(const dt_job *j, const char *checkpoint, dt_err *err)
 {
-    static const char *const file[] = { [DT_METHOD_LORA] = "lora.safetensors", [DT_METHOD_FULL] = "transformer",
-                                        [DT_METHOD_VAE] = "vae" };
     const dt_train_opts *o = j->o;
     char *path = dt_path_join(checkpoint, "manifest.json");
     dt_hash h;
@@ -336,7 +336,7 @@ cJSON *dt_job_result(const dt_job *j, const char *checkpoint, dt_err *err)
     if (dt_hash_file(&h, path, err) == 0) {
         r = cJSON_CreateObject();
         cJSON_AddStringToObject(r, "checkpoint", h.hex);
-        cJSON_AddStringToObject(r, "file", file[o->method]);
+        cJSON_AddStringToObject(r, "file", j->kind->result);
         cJSON_AddStringToObject(r, "save_dtype", dt_save_dtype_names[o->save_dtype]);
         cJSON_AddStringToObject(r, "lora_format", dt_lora_layouts[o->lora_format]);
         cJSON_AddBoolToObject(r, "fit_scaling", o->fit_scaling);

@@ -1,5 +1,5 @@
 /* task.h - what the training loop knows about a model: how to build its graph for a shape and how to fill the
- * inputs for a batch.  train_flux.c and train_vae.c are tasks; trainer.c runs any.
+ * inputs for a batch.  task_flux.c and task_vae.c are tasks; trainer.c runs any.
  *
  * A task's graph has these by name: input "loss_scale" [1] fp32, output "loss" [1] fp32 (mean over the
  * micro-batch, before scaling), output "per_sample" [B] fp32 (optional), output "prediction" (optional). */
@@ -55,6 +55,15 @@ typedef struct dt_task {
     int64_t (*reserve)(void *ctx, const dt_shape_key *shape, dt_err *err);
     /* Writes every input but loss_scale.  Host work happens here: noise, posterior sample, timesteps. */
     int  (*feed)(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_step_at *at, dt_err *err);
+    void (*free)(void *ctx);
 } dt_task;
+
+/* A task that was never made (all 0) may be released, too. */
+static inline void dt_task_release(dt_task *t)
+{
+    if (t->free)
+        t->free(t->ctx);
+    *t = (dt_task){ 0 };
+}
 
 #endif

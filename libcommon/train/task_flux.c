@@ -284,6 +284,15 @@ static int feed(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_
     return rc;
 }
 
+static void free_task(void *ctx)
+{
+    struct flux_task *t = ctx;
+    for (int i = 0; i < NBUF; i++)
+        free(t->buf[i]);
+    free(t->sigma);
+    free(t);
+}
+
 int dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *err)
 {
     if (p->timesteps.steps < 1)
@@ -292,18 +301,7 @@ int dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *
     t->p = *p;
     t->sigma = dt_alloc((size_t)p->timesteps.steps * sizeof(*t->sigma));
     t->tokens = -1;
-    *out = (dt_task){ .name = "flux", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed };
+    *out = (dt_task){ .name = "flux", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed,
+                      .free = free_task };
     return 0;
-}
-
-void dt_flux_task_release(dt_task *task)
-{
-    struct flux_task *t = task->ctx;
-    if (!t)
-        return;
-    for (int i = 0; i < NBUF; i++)
-        free(t->buf[i]);
-    free(t->sigma);
-    free(t);
-    *task = (dt_task){ 0 };
 }

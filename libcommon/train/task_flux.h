@@ -17,7 +17,7 @@ struct dt_flux_task_params {
     double   outlier_limit;         /* elements with |error| above it do not count (50); 0 = all count */
 };
 
-int  dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *err);
-void dt_flux_task_release(dt_task *t);
+/* DT_EUSAGE: a noise table without steps.  dt_task_release frees it. */
+int dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *err);
 
 #endif

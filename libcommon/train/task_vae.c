@@ -81,21 +81,18 @@ static int feed(void *ctx, dt_graph *g, dt_plan *p, const dt_micro *b, const dt_
     return 0;
 }
 
-int dt_vae_task_new(dt_task *out, const struct dt_vae_task_params *p)
+static void free_task(void *ctx)
 {
-    struct vae_task *t = dt_alloc(sizeof(*t));
-    t->p = *p;
-    *out = (dt_task){ .name = "vae", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed };
-    return 0;
-}
-
-void dt_vae_task_release(dt_task *task)
-{
-    struct vae_task *t = task->ctx;
-    if (!t)
-        return;
+    struct vae_task *t = ctx;
     free(t->x);
     free(t->eps);
     free(t);
-    *task = (dt_task){ 0 };
+}
+
+void dt_vae_task_new(dt_task *out, const struct dt_vae_task_params *p)
+{
+    struct vae_task *t = dt_alloc(sizeof(*t));
+    t->p = *p;
+    *out = (dt_task){ .name = "vae", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed,
+                      .free = free_task };
 }

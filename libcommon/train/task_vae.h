@@ -12,7 +12,7 @@ struct dt_vae_task_params {
     double     kl_weight;           /* 1e-6 */
 };
 
-int  dt_vae_task_new(dt_task *out, const struct dt_vae_task_params *p);
-void dt_vae_task_release(dt_task *t);
+/* dt_task_release frees it. */
+void dt_vae_task_new(dt_task *out, const struct dt_vae_task_params *p);
 
 #endif

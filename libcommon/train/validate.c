@@ -265,7 +265,7 @@ void dt_validator_free(dt_validator **pv)
     dt_flux_run_free(&v->run);
     dt_flux_run_free(&v->text);
     dt_session_free(&v->held);
-    dt_flux_task_release(&v->task);
+    dt_task_release(&v->task);
     dt_cache_close(&v->cache);
     dt_metrics_close(&v->log, NULL);
     free(v->T);

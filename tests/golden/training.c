@@ -164,7 +164,7 @@ static void ten_steps(const bench *b, const gold *f, dt_params *trained, bool re
     free(losses);
     cJSON_Delete(how);
     job_stop(&j);
-    dt_flux_task_release(&task);
+    dt_task_release(&task);
 }
 
 static void full(const bench *b, const char *name, bool recompute)
@@ -230,7 +230,7 @@ static void lora_file(const bench *b, const char *file)
     compare_prediction(b, &f, &j, &t);
     tap(&t, "%s: prediction", file);
     job_stop(&j);
-    dt_flux_task_release(&task);
+    dt_task_release(&task);
     dt_lora_free(&l);
     dt_flux_pipe_unload(b->pipe, DT_FLUX_DIT);
     free(path);

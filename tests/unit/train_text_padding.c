@@ -120,7 +120,7 @@ static void run(struct net *n, int first, int count, int64_t T, bool text, bool 
     assert_int_equal(dt_plan_run(p, NULL), 0);
     dt_plan_read(p, dt_find(g, "per_sample"), loss);
     dt_session_free(&s);
-    dt_flux_task_release(&task);
+    dt_task_release(&task);
 }
 
 /* The gradients so far, times f; they begin anew. */
@@ -257,7 +257,7 @@ static void other_lengths_are_refused(void **unused)
             assert_int_equal(rc, padding == DT_PAD_NONE && T == 32 ? 0 : DT_EDATA);
             assert_true(rc == 0 || strstr(err.msg, "text states are"));
             dt_session_free(&s);
-            dt_flux_task_release(&task);
+            dt_task_release(&task);
         }
     close_net(&n);
 }

@@ -16,9 +16,7 @@
 static char *dir;
 static volatile int stop;
 
-static void quiet(void *ctx, const char *line) { (void)ctx, (void)line; }
-
-static const dt_ui ui = { .say = quiet, .warn = quiet, .stop = &stop };
+static const dt_ui ui = { .stop = &stop };      /* says nothing */
 
 /* --- a job: tiny-flux, its transformer in training --- */
 
@@ -32,7 +30,8 @@ static void open_job(dt_job *j, dt_train_opts *o)
     o->validation_inference_steps = 2;
     dt_strs_add(&o->validation_prompts, "a red cat");
     dt_strs_add(&o->validation_prompts, "a dog");
-    *j = (dt_job){ .o = o, .ui = &ui, .act = DT_F32, .info = { .seed = 7, .train_batch_size = 1 } };
+    *j = (dt_job){ .o = o, .kind = dt_run_kind(DT_METHOD_FULL), .ui = &ui, .act = DT_F32,
+                   .info = { .seed = 7, .train_batch_size = 1 } };
     assert_int_equal(dt_device_open(&j->dev, "cpu", NULL), 0);
     assert_int_equal(dt_flux_pipe_open(&j->pipe, o->model, 16, NULL), 0);
     dt_params *dit = j->pipe->part[DT_FLUX_DIT];
