@@ -130,7 +130,6 @@ static cJSON *manifest_of(const dt_train_state *s, const cJSON *about)
     cJSON_AddNumberToObject(j, "threads", s->threads);
     cJSON_AddNumberToObject(j, "world_size", 1);
     cJSON_AddStringToObject(j, "base", s->base);
-    cJSON_AddStringToObject(j, "settings", s->settings);
     cJSON_AddNumberToObject(j, "planned_steps", (double)s->planned);
     cJSON_AddStringToObject(j, "batches_hash", s->trace.plan);
     cJSON_AddStringToObject(j, "data_hash", s->trace.data);
@@ -246,7 +245,7 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
 {
     const int64_t big = (int64_t)1 << 53;
     int64_t format, threads;
-    const char *seed, *base, *settings, *plan, *data;
+    const char *seed, *base, *plan, *data;
     *s = (dt_train_state){ 0 };
     int rc;
     if ((rc = dt_json_int(&format, j, "format", FORMAT, FORMAT, what, err)) < 0 ||
@@ -259,7 +258,6 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
         (rc = dt_json_int(&threads, j, "threads", 1, 1 << 20, what, err)) < 0 ||
         (rc = dt_json_str_or(&seed, j, "seed", "0", what, err)) < 0 ||
         (rc = dt_json_str_or(&base, j, "base", "", what, err)) < 0 ||
-        (rc = dt_json_str_or(&settings, j, "settings", "", what, err)) < 0 ||
         (rc = dt_json_int_or(&s->planned, j, "planned_steps", 0, 0, big, what, err)) < 0 ||
         (rc = dt_json_str_or(&plan, j, "batches_hash", "", what, err)) < 0 ||
         (rc = dt_json_str_or(&data, j, "data_hash", "", what, err)) < 0)
@@ -267,7 +265,6 @@ static int load_state(dt_train_state *s, const cJSON *j, const char *what, dt_er
     s->threads = (int)threads;
     s->seed = strtoull(seed, NULL, 10);
     snprintf(s->base, sizeof(s->base), "%s", base);
-    snprintf(s->settings, sizeof(s->settings), "%s", settings);
     snprintf(s->trace.plan, sizeof(s->trace.plan), "%s", plan);
     snprintf(s->trace.data, sizeof(s->trace.data), "%s", data);
     return 0;

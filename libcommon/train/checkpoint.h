@@ -20,9 +20,8 @@ typedef struct dt_train_state {     /* all that a run is, besides parameters; st
     int64_t metrics_bytes;          /* length of metrics.ndjson at this step */
     int     threads;                /* CPU compute threads: part of what makes bits */
     char    base[33];               /* hash of the weights that training began with, "" = fresh ones or not known */
-    char    settings[33];           /* hash of every setting that changes the weights */
     int64_t planned;  /* steps that the run should have, by which the learning rate is laid out; 0 = not known */
-    dt_trace trace;                 /* of those batches; "" = not known */
+    dt_trace trace;                 /* of those batches; "" = there are none */
 } dt_train_state;
 
 /* Writes DIR whole: into DIR.tmp, manifest, fsync, rename or exchange.  `about`: more fields of the manifest, or NULL.

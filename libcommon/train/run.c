@@ -195,8 +195,7 @@ static int fill_manifest(dt_job *j, dt_err *err)
     cJSON_AddStringToObject(part, "path", j->plan);
     cJSON_AddStringToObject(part, "hash", plan.hex);
     if (j->cache) {
-        char *dir = o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents)
-                                                          : dt_path_join(o->output_dir, "cache");
+        char *dir = dt_job_cache_dir(o);
         rc = hash_cache(dir, &cache, err);
         part = cJSON_AddObjectToObject(run, "cache");
         cJSON_AddStringToObject(part, "path", dir);
@@ -279,15 +278,12 @@ static void free_arena(dt_job *j)
 
 static int begin(dt_job *j, dt_err *err)
 {
-    char settings[33];
-    dt_train_opts_hash(j->o, j->checkpoint, settings);
     int rc = j->val ? dt_validator_encode(j->val, err) : 0;
     if (rc == 0)
         rc = dt_job_weights(j, err);
     j->t.state = (dt_train_state){ .seed = (uint64_t)j->info.seed, .threads = j->dev->threads };
     if (rc == 0)
         rc = dt_job_resume_load(j, err);
-    memcpy(j->t.state.settings, settings, sizeof(settings));
     j->t.state.planned = j->t.max_steps;
     if (rc == 0 && !(j->arena = j->dev->alloc(j->dev, j->arena_bytes)))
         rc = dt_err_set(err, DT_ENOMEM, "cannot allocate %.1f MiB on %s", (double)j->arena_bytes / 1048576.0,

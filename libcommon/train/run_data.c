@@ -148,25 +148,27 @@ int dt_job_make_cache(dt_job *j, const char *plan, const char *dir, dt_err *err)
 
 /* --- both --- */
 
-static int receive_stream(dt_job *j, const char *dir, dt_err *err)
+char *dt_job_cache_dir(const dt_train_opts *o)
 {
+    return o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
+}
+
+static int receive_stream(dt_job *j, dt_err *err)
+{
+    char *dir = dt_job_cache_dir(j->o);
     int rc = dt_cache_receive(stdin, dir, err);
     if (rc < 0 && j->ui->stop && *j->ui->stop)  /* all programs of a pipe are asked at once: the stream ends early */
         rc = dt_err_set(err, DT_ESIGNAL, "stopped on request while receiving the cache");
     if (rc == 0 && !j->plan)
         j->plan = dt_path_join(dir, "plan.ndjson");
+    free(dir);
     return rc;
-}
-
-static char *cache_dir(const dt_train_opts *o)
-{
-    return o->latents && strcmp(o->latents, "-") ? dt_strdup(o->latents) : dt_path_join(o->output_dir, "cache");
 }
 
 static int open_cache(dt_job *j, dt_err *err)
 {
     const dt_train_opts *o = j->o;
-    char *dir = cache_dir(o);
+    char *dir = dt_job_cache_dir(o);
     int rc = 0;
     if (!o->latents)
         rc = dt_job_make_cache(j, j->plan, dir, err);
@@ -206,7 +208,7 @@ int dt_job_check_cache(dt_job *j, dt_err *err)
     if (!j->cache || !o->latents)
         return 0;                   /* made just now */
     int64_t threads = o->data.dataloader_num_workers ? o->data.dataloader_num_workers : j->dev->threads;
-    char *dir = cache_dir(o);
+    char *dir = dt_job_cache_dir(o);
     int rc = dt_encode_check(&(struct dt_check_params){ .cache = j->cache, .dir = dir, .plan = j->plan, .pipe = j->pipe,
                              .texts = !o->train_text_encoder, .threads = (int)threads, .stop = j->ui->stop, .say = say,
                              .ctx = j },
@@ -277,9 +279,7 @@ int dt_job_data(dt_job *j, dt_err *err)
     if (o->plan && !made)
         j->plan = dt_strdup(o->plan);
     if (o->latents && !strcmp(o->latents, "-")) {
-        char *dir = dt_path_join(o->output_dir, "cache");
-        rc = receive_stream(j, dir, err);
-        free(dir);
+        rc = receive_stream(j, err);
     } else if (!o->plan && o->latents && !made) {
         j->plan = dt_path_join(o->latents, "plan.ndjson");
     } else if (!o->plan && !made) {

@@ -75,6 +75,7 @@ unsigned dt_job_want(const dt_job *j);                      /* enum dt_want */
 /* run_data.c: the plan and the cache, made if they were not given; then, once there is a model, whether a cache
  * that was given fits it and its pictures, and the shapes of batches */
 int dt_job_data(dt_job *j, dt_err *err);
+char *dt_job_cache_dir(const dt_train_opts *o);             /* the one given, or output_dir/cache; caller frees */
 int dt_job_check_cache(dt_job *j, dt_err *err);
 int dt_job_shapes(dt_job *j, dt_err *err);
 dt_text_rows dt_job_text_rows(const dt_job *j, const dt_cache *cache);  /* of batches with captions of

@@ -104,14 +104,14 @@ static int another(const dt_job *j, const char *name, const cJSON *was, const cJ
     return rc;
 }
 
-/* Of two objects, the first member of `is` that is another in `was`; NULL: none.  What `was` lacks is from before
- * it was noted, or was not asked for. */
-static const cJSON *first_other(const cJSON *was, const cJSON *is, bool noted, const cJSON **then)
+/* Of two objects, the first member of `is` that is another in `was`; NULL: none.  What `was` lacks counts only if it is
+ * complete: options have been added since. */
+static const cJSON *first_other(const cJSON *was, const cJSON *is, bool complete, const cJSON **then)
 {
     const cJSON *e;
     cJSON_ArrayForEach(e, is) {
         *then = cJSON_GetObjectItemCaseSensitive(was, e->string);
-        if (*then ? !cJSON_Compare(*then, e, true) : noted)
+        if (*then ? !cJSON_Compare(*then, e, true) : complete)
             return e;
     }
     return NULL;
@@ -156,6 +156,15 @@ static int same_weights(dt_job *j, dt_err *err)
     return rc;
 }
 
+/* Without it, nobody knows what the run was. */
+static int says_all(const struct dt_resume *r, dt_err *err)
+{
+    const char *gone = !cJSON_IsObject(cJSON_GetObjectItemCaseSensitive(r->manifest, "options")) ? "options"
+                     : r->state.batch && !*r->state.trace.plan ? "batches_hash"
+                     : r->state.batch && !*r->state.trace.data ? "data_hash" : NULL;
+    return gone ? dt_err_set(err, DT_EDATA, "%s/manifest.json: '%s' is missing", r->from, gone) : 0;
+}
+
 /* A path, or a name under the output folder.  Caller frees. */
 static char *checkpoint_of(const dt_train_opts *o)
 {
@@ -176,6 +185,8 @@ int dt_job_resume_find(dt_job *j, dt_err *err)
         return 0;
     }
     int rc = dt_checkpoint_state(r->from, &r->state, &r->manifest, err);
+    if (rc == 0)
+        rc = says_all(r, err);
     if (rc == 0)
         rc = dt_job_pipe(j, err);
     if (rc == 0 && (rc = settings_of(&settings, j, false, err)) == 0)
@@ -259,7 +270,7 @@ int dt_job_resume_plan(const dt_job *j, const char *plan, dt_err *err)
     if (rc == 0)
         rc = same_settings(j, size, err);
     cJSON_Delete(size);
-    if (rc == 0 && *r->state.trace.plan && (rc = dt_plan_trace(&t, &found, &p, r->state.batch, 0, NULL, err)) == 0 &&
+    if (rc == 0 && (rc = dt_plan_trace(&t, &found, &p, r->state.batch, 0, NULL, err)) == 0 &&
         strcmp(t.plan, r->state.trace.plan))
         rc = other_batches(j, dt_batches_header(b), found, err);
     dt_batches_close(&b);
@@ -281,22 +292,9 @@ static int describe(dt_job *j, dt_err *err)
     return rc;
 }
 
-/* With what only plan and memory plan have told. */
-static int same_at_last(dt_job *j, dt_err *err)
+static int same_data(const dt_job *j, dt_err *err)
 {
     const struct dt_resume *r = &j->resume;
-    char hash[33];
-    if (cJSON_GetObjectItemCaseSensitive(r->manifest, "options"))
-        return same_settings(j, cJSON_GetObjectItemCaseSensitive(j->about, "options"), err);
-    dt_train_opts_hash(j->o, j->checkpoint, hash);              /* of before they were noted by name */
-    return strcmp(r->state.settings, hash)
-        ? dt_err_set(err, DT_EUSAGE, "%s was made with other settings; resume with the same ones" WAYS, r->from) : 0;
-}
-
-/* Where the checkpoint does not say what it was trained on, the plan does from now on. */
-static int same_data(dt_job *j, dt_err *err)
-{
-    struct dt_resume *r = &j->resume;
     const struct dt_loader_params p = dt_job_loader(j);
     int64_t found = 0, threads = j->o->data.dataloader_num_workers ? j->o->data.dataloader_num_workers
                                                                    : j->dev->threads;
@@ -304,17 +302,11 @@ static int same_data(dt_job *j, dt_err *err)
     int rc = dt_plan_trace(&t, &found, &p, r->state.batch, (int)threads, j->ui->stop, err);
     if (rc < 0)
         return rc;
-    if (!*r->state.trace.plan && found < r->state.batch)
-        return too_short(j, found, err);
-    if (!*r->state.trace.plan) {
-        dt_job_warn(j, "%s does not say what it was trained on: the data could not be compared", r->from);
-        r->state.trace = t;
-    } else if (strcmp(t.data, r->state.trace.data)) {
-        return dt_err_set(err, DT_EUSAGE, "%s was trained on other data: the %" PRId64 " batches behind it had %s" WAYS,
-                          r->from, r->state.batch,
-                          p.want & DT_WANT_RGB ? "other pictures" : "other pictures, or were encoded otherwise");
-    }
-    return 0;
+    if (!strcmp(t.data, r->state.trace.data))
+        return 0;
+    return dt_err_set(err, DT_EUSAGE, "%s was trained on other data: the %" PRId64 " batches behind it had %s" WAYS,
+                      r->from, r->state.batch,
+                      j->kind->pictures ? "other pictures" : "other pictures, or were encoded otherwise");
 }
 
 /* The learning rate is a curve over all steps: with more of them, what is behind was another part of it. */
@@ -378,7 +370,7 @@ int dt_job_resume_check(dt_job *j, dt_err *err)
     int rc = describe(j, err);
     if (rc < 0 || !j->resume.from)
         return rc;
-    rc = same_at_last(j, err);
+    rc = same_settings(j, cJSON_GetObjectItemCaseSensitive(j->about, "options"), err);
     if (rc == 0)
         rc = not_past(j, j->t.max_steps, err);
     if (rc == 0)
@@ -400,12 +392,30 @@ static int move(const char *path, const char *dir, dt_err *err)
     return rc;
 }
 
+/* Is it, or is in it, what this run's model is read from? */
+static bool read_from(const dt_job *j, const char *path)
+{
+    char *own = realpath(path, NULL);
+    bool yes = false;
+    for (int k = 0; own && !yes && k < DT_FLUX_NPART; k++) {
+        const char *given = j->pipe->weights[k];
+        char *source = given ? dt_strdup(given) : dt_path_join(j->pipe->dir, dt_flux_part_dir[k]);
+        char *real = realpath(source, NULL);
+        size_t n = strlen(own);
+        yes = real && !strncmp(real, own, n) && (real[n] == '/' || !real[n]);
+        free(real);
+        free(source);
+    }
+    free(own);
+    return yes;
+}
+
 /* What an earlier run has left goes into old-N, so that none of its checkpoints is taken for one of this run, or
  * has to make room for one.  Checkpoints last: while there is one, the rest is known to be old. */
 static int set_aside(const dt_job *j, dt_err *err)
 {
     static const char *const part[] = { "metrics.ndjson", "validation.ndjson", "loss.png", "samples.png", "samples",
-                                        "lora.safetensors" };
+                                        "lora.safetensors", "transformer", "text_encoder", "text_encoder_2", "vae" };
     const char *out = j->o->output_dir;
     char *path = dt_checkpoint_latest(out), *old = NULL;
     if (!path)
@@ -417,7 +427,7 @@ static int set_aside(const dt_job *j, dt_err *err)
     int rc = dt_mkdirs(old, err);
     for (size_t i = 0; i < sizeof(part) / sizeof(part[0]) && rc == 0; i++) {
         char *name = dt_path_join(out, part[i]);
-        if (dt_exists(name))
+        if (dt_exists(name) && !read_from(j, name))
             rc = move(name, old, err);
         free(name);
     }

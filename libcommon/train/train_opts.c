@@ -2,7 +2,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "base/hash.h"
 #include "data/data_opts.h"
 #include "train/train_opts.h"
 
@@ -402,31 +401,4 @@ cJSON *dt_train_opts_settings(const dt_train_opts *o)
         cJSON_AddItemToObject(set, row->name, v ? v : cJSON_CreateNull());
     }
     return set;
-}
-
-void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33])
-{
-    dt_hasher *h = dt_hasher_new();
-    char *text =
-        dt_sprintf("%d|%d|%d|%d|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%.17g|%d|%d|%lld|%.17g|%.17g|%d|%d|%.17g|%.17g|%.17g|%lld|"
-                            "%.17g|%.17g|%.17g|%.17g|%.17g|%lld|%.17g|%d|%lld",
-        o->method, o->from_config, o->mixed_precision, o->train_text_encoder, o->learning_rate, o->beta1, o->beta2,
-            o->weight_decay,
-        o->epsilon, o->max_grad_norm, o->use_ema ? o->ema_decay : 0.0, o->scale_lr, o->lr_scheduler,
-        (long long)o->lr_warmup_steps,
-        o->lr_num_cycles, o->lr_power, o->weighting, o->uniform_sampling, o->timesteps.logit_mean,
-        o->timesteps.logit_std,
-        o->timesteps.mode_scale, (long long)o->timesteps.steps, o->guidance, o->noise_offset, o->input_perturbation,
-        o->outlier_limit, o->kl_weight, (long long)o->rank, o->network_alpha, checkpoint,
-        (long long)o->data.gradient_accumulation_steps);
-    dt_hasher_str(h, text);
-    free(text);
-    if (o->text_padding)
-        dt_hasher_str(h, "text_padding none");
-    dt_hasher_str(h, o->target_name ? o->target_name : "");
-    dt_hasher_str(h, o->lora_skip_name ? o->lora_skip_name : "");
-    for (int64_t i = 0; i < o->trainable_modules.n; i++)
-        dt_hasher_str(h, o->trainable_modules.v[i]);
-    dt_hash out = dt_hasher_end(&h);
-    memcpy(hex, out.hex, sizeof(out.hex));
 }

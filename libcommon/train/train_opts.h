@@ -62,11 +62,8 @@ const dt_cli *dt_train_cli(enum dt_method method);
 /* What the table cannot say: flags that need or exclude each other, and those that would have no effect in this run.
  * Given a plan, gradient_accumulation_steps is 0 unless it is on the command line: as in the plan.  DT_EUSAGE. */
 int  dt_train_opts_check(dt_train_opts *o, int argc, char **argv, dt_err *err);
-/* Hash over every setting that changes the weights, hence what resume must find unchanged; `checkpoint`: recompute
- * activations, asked for or chosen to keep a memory budget. */
-void dt_train_opts_hash(const dt_train_opts *o, bool checkpoint, char hex[33]);
-/* The same by name, as {"command": "lora", "rank": 4, ...}: every option but those that a run may have otherwise
- * when it goes on; caller deletes.  And is this option one of those? */
+/* What resuming must find unchanged, as {"command": "lora", "rank": 4, ...}: every option but those that a run may have
+ * otherwise when it goes on; caller deletes.  And is this option one of those? */
 cJSON *dt_train_opts_settings(const dt_train_opts *o);
 bool dt_train_opts_may_change(const char *name);
 void dt_train_opts_release(dt_train_opts *o);
