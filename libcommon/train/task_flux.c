@@ -155,7 +155,7 @@ static int feed_latents(struct flux_task *t, dt_graph *g, dt_plan *p, const dt_m
     for (int i = 0; i < b->n; i++) {
         const dt_sample *s = &b->s[i];
         float *x = x0 + i * one, *n = noise + i * one;
-        if (s->C * s->h * s->w != one || s->C != vae->latent_channels)
+        if (s->C != in->dims.d[1] || s->h != in->dims.d[2] || s->w != in->dims.d[3])
             return dt_err_set(err, DT_EDATA,
                               "cached latents of item %lld are [%lld, %lld, %lld], not what this model takes",
                               (long long)s->item, (long long)s->C, (long long)s->h, (long long)s->w);

@@ -228,13 +228,11 @@ void dt_train_opts_init(dt_train_opts *o, enum dt_method method)
 {
     *o = (dt_train_opts){
         .method = method, .data = DT_DATA_DEFAULTS, .held = DT_DATA_DEFAULTS, .output_dir = "sd-model-finetuned",
-        .vae_mini_batch = 32, .device = "cpu", .learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999,
-        .weight_decay = 1e-2,
-        .epsilon = 1e-8, .max_grad_norm = 1.0, .ema_decay = 0.9999, .lr_warmup_steps = 500, .lr_num_cycles = -1,
-        .lr_power = 1,
+        .vae_mini_batch = 32, .device = "cpu", .save_dtype = -1,
+        .learning_rate = 1e-4, .beta1 = 0.9, .beta2 = 0.999, .weight_decay = 1e-2, .epsilon = 1e-8,
+        .max_grad_norm = 1.0, .ema_decay = 0.9999, .lr_warmup_steps = 500, .lr_num_cycles = -1, .lr_power = 1,
         .timesteps = { .logit_std = 1.0, .mode_scale = 1.29, .steps = 1000 }, .guidance = 3.5, .outlier_limit = 50,
-        .kl_weight = 1e-6, .rank = 128, .network_alpha = 64, .lora_format = -1, .save_dtype = -1,
-        .checkpointing_steps = 500,
+        .kl_weight = 1e-6, .rank = 128, .network_alpha = 64, .lora_format = -1, .checkpointing_steps = 500,
         .validation_inference_steps = 20, .logging_dir = "logs", .project = "text2image-fine-tune",
     };
 }
@@ -278,12 +276,11 @@ static const struct idle {
 } idle[] = {
     { "dataset_config", planned, PLANNED }, { "folder_repeats", planned, PLANNED },
     { "train_data_dir", planned, PLANNED }, { "train_data_meta", planned, PLANNED },
-    { "max_train_samples", planned, PLANNED },
+    { "max_train_samples", planned, PLANNED }, { "train_batch_size", planned, PLANNED },
     { "caption_dropout", planned, PLANNED }, { "random_flip", planned, PLANNED },
-    { "train_batch_size", planned, PLANNED },
     { "num_train_epochs", planned, PLANNED }, { "seed", planned, PLANNED },
-    { "trust_sizes", reads_no_pictures, PLANNED },
-    { "verify_images", reads_no_pictures, PLANNED }, { "max_skipped_fraction", reads_no_pictures, PLANNED },
+    { "trust_sizes", reads_no_pictures, PLANNED }, { "verify_images", reads_no_pictures, PLANNED },
+    { "max_skipped_fraction", reads_no_pictures, PLANNED },
     { "image_sample_size", planned, SIZES }, { "enable_bucket", planned, SIZES },
     { "random_ratio_crop", planned, SIZES }, { "random_hw_adapt", planned, SIZES },
     { "fix_sample_size", planned, SIZES }, { "multiple", planned, SIZES },
@@ -366,15 +363,13 @@ static const char *const may_change[] = {
     "pretrained_model_name_or_path", "transformer_path", "vae_path", "vae_tile", "plan", "latents",
     /* compared as the plan has them */
     "train_data_dir", "train_data_meta", "dataset_config", "folder_repeats", "max_train_samples", "caption_dropout",
-    "random_flip",
-    "trust_sizes", "verify_images", "max_skipped_fraction", "image_sample_size", "enable_bucket", "random_ratio_crop",
+    "random_flip", "trust_sizes", "verify_images", "max_skipped_fraction", "image_sample_size", "enable_bucket", "random_ratio_crop",
     "random_hw_adapt", "fix_sample_size", "multiple", "train_batch_size", "num_train_epochs", "seed",
     /* compared as they come to be: the kind of device, its threads, recomputing as chosen by the budget */
     "device", "threads", "gradient_checkpointing", "memory_budget",
     /* change no weight */
     "output_dir", "dataloader_num_workers", "vae_mini_batch", "max_train_steps", "low_vram", "memory_plan",
-    "checkpointing_steps",
-    "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps", "validation_epochs",
+    "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps", "validation_epochs",
     "validation_inference_steps", "validation_size", "validation_data_dir", "validation_data_meta", "logging_dir",
     "tracker_project_name", "report_to", "progress", "quiet", "dump_steps", "dump_dir",
     /* of the result alone */
