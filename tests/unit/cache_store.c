@@ -560,10 +560,12 @@ static void no_cache(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        scratch_test(finds_what_was_put), scratch_test(another_size_or_flip_is_another_picture), scratch_test(same_again_writes_nothing),
-        scratch_test(newest_index_is_right), scratch_test(other_encoders_are_not_seen), scratch_test(keys), scratch_test(finished_shards_survive),
-        scratch_test(one_at_a_time), scratch_test(damage_is_noticed), scratch_test(tar_survives_anything), scratch_test(index_survives_anything),
-        scratch_test(streams), scratch_test(many_records), scratch_test(no_cache), scratch_test(every_field_of_a_recipe_counts),
+        scratch_test(finds_what_was_put), scratch_test(another_size_or_flip_is_another_picture),
+        scratch_test(same_again_writes_nothing), scratch_test(newest_index_is_right),
+        scratch_test(other_encoders_are_not_seen), scratch_test(keys), scratch_test(finished_shards_survive),
+        scratch_test(one_at_a_time), scratch_test(damage_is_noticed), scratch_test(tar_survives_anything),
+        scratch_test(index_survives_anything), scratch_test(streams), scratch_test(many_records),
+        scratch_test(no_cache), scratch_test(every_field_of_a_recipe_counts),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
