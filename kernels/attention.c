@@ -21,7 +21,7 @@
 #include "kernels/tile.h"
 #include "kernels/vmath.h"
 
-enum { Q_TILE = 64, K_TILE = 256, K_CHUNK = 1024, MAX_CHUNKS = 8, LDS = K_TILE + 16 };
+enum { Q_TILE = 64, K_TILE = 256, K_CHUNK = 1024, MAX_CHUNKS = 8, LDS = K_TILE + 16, GROUP_FLOATS = 1 << 20 };
 enum { HEADS, CAUSAL, WANT_BIAS };              /* attr.i; attr.f[0] is the scale */
 enum { Q, K, V, BIAS, MASK, Y, LSE, DY };       /* inputs; forward has the first five */
 
@@ -55,11 +55,11 @@ static struct attn attn_of(const dt_node *n)
     return a;
 }
 
-/* Pairs per group: enough tasks for the threads, and not so few that threads meet too often. */
+/* Pairs per group: enough tasks for the threads, and of small heads so many that threads do not meet too often. */
 static int64_t group_pairs(const struct attn *a, int64_t tasks_per_pair, int64_t pair_floats,
                            int threads)
 {
-    int64_t busy = dt_div_up(3 * threads, tasks_per_pair), small = (1 << 20) / pair_floats;
+    int64_t busy = dt_div_up(3 * threads, tasks_per_pair), small = GROUP_FLOATS / pair_floats;
     return dt_min64(a->B * a->kv, dt_max64(busy, small));
 }
 
@@ -227,21 +227,11 @@ static void attn_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_te
         dx[BIAS] = b->out[BIAS];
 }
 
-static double bytes_of(const dt_tensor *x)
-{
-    return (double)dt_tensor_numel(x) * (double)dt_dtype_size(x->dtype);
-}
-
 static void cost(const dt_node *n, dt_cost *c, double products_done)
 {
     struct attn a = attn_of(n);
     double pairs = (double)(a.B * a.h * a.Sq) * (double)a.Sk * (a.causal ? 0.5 : 1.0);
     c->flops = products_done * 2 * pairs * (double)a.d;
-    c->bytes = 0;
-    for (int i = 0; i < n->nin; i++)
-        c->bytes += n->in[i] ? bytes_of(n->in[i]) : 0;
-    for (int i = 0; i < n->nout; i++)
-        c->bytes += bytes_of(n->out[i]);
 }
 
 static void attn_cost(const dt_node *n, dt_cost *c) { cost(n, c, 2); }

@@ -64,7 +64,7 @@ static int64_t sum_splits(int64_t R) { return dt_min64(SPLITS, dt_div_up(R, SPLI
 
 static const char *sum_mid_shape(dt_node *n)
 {
-    const dt_tensor *a = n->in[0], *b = n->nin > 1 ? n->in[1] : NULL;
+    const dt_tensor *a = n->in[0], *b = n->in[1];
     int f = (int)n->attr.i[0], k = (int)n->attr.i[1];
     if (f + k > a->dims.nd || (b && !dt_dims_same(a->dims, b->dims)))
         return "factors must have one shape that covers the dims kept";
@@ -84,11 +84,10 @@ static int sum_mid_prepare(const dt_node *n, dt_prep *p)
     return 0;
 }
 
-/* acc[0..cols) = sum over rows [first, last) of a b, in runs so that rounding errors grow with
- * the root of R */
+/* acc = sum over the rows of a block of a b, in runs, so that rounding errors grow with the root of R */
 static void sum_rows(const dt_node *n, const dt_run *r, grk s, block b, float *acc)
 {
-    const dt_tensor *tb = n->nin > 1 ? n->in[1] : NULL;
+    const dt_tensor *tb = n->in[1];
     float part[COLS] DT_ALIGNED, ba[COLS] DT_ALIGNED, bb[COLS] DT_ALIGNED;
     memset(acc, 0, (size_t)b.cols * sizeof(*acc));
     for (int64_t i0 = 0; i0 < b.rows; i0 += SUM_RUN) {
@@ -218,8 +217,7 @@ dt_tensor *dt_add_rows(dt_graph *g, dt_tensor *x, dt_tensor *y)
 static const char *modulate_shape(dt_node *n)
 {
     const dt_tensor *x = n->in[0];
-    if (!dt_is_float(x) || !is_per_sample(n->in[1], x) ||
-        !is_per_sample(n->nin > 2 ? n->in[2] : NULL, x))
+    if (!dt_is_float(x) || !is_per_sample(n->in[1], x) || !is_per_sample(n->in[2], x))
         return "shift and scale must be [B, C] of x [B, ..., C]";
     dt_node_out(n, 0, x->dtype, x->dims);
     return NULL;
@@ -227,7 +225,7 @@ static const char *modulate_shape(dt_node *n)
 
 static void modulate_run(const dt_node *n, const dt_run *r)
 {
-    const dt_tensor *shift = n->nin > 2 ? n->in[2] : NULL;
+    const dt_tensor *shift = n->in[2];
     dt_dtype tx = n->in[0]->dtype;
     grk s = grk_of_batch(n->in[0]);
 #pragma omp parallel for num_threads(dt_team(r, s.G * s.R * s.K)) schedule(static)
@@ -277,7 +275,7 @@ dt_tensor *dt_modulate(dt_graph *g, dt_tensor *x, dt_tensor *shift, dt_tensor *s
 
 static const char *gated_add_shape(dt_node *n)
 {
-    const dt_tensor *y = n->in[0], *x = n->nin > 2 ? n->in[2] : NULL;
+    const dt_tensor *y = n->in[0], *x = n->in[2];
     if (!dt_is_float(y) || !is_per_sample(n->in[1], y) ||
         (x && (!dt_dims_same(x->dims, y->dims) || !dt_is_float(x))))
         return "gate must be [B, C] of x and y [B, ..., C]";
@@ -287,7 +285,7 @@ static const char *gated_add_shape(dt_node *n)
 
 static void gated_add_run(const dt_node *n, const dt_run *r)
 {
-    const dt_tensor *tx = n->nin > 2 ? n->in[2] : NULL;
+    const dt_tensor *tx = n->in[2];
     dt_dtype ty = n->in[0]->dtype, to = n->out[0]->dtype;
     grk s = grk_of_batch(n->in[0]);
 #pragma omp parallel for num_threads(dt_team(r, s.G * s.R * s.K)) schedule(static)

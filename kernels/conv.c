@@ -13,10 +13,8 @@ enum { STRIDE, PAD, H_IN = PAD + 4, W_IN, KH = H_IN, KW };     /* attr.i: H_IN, 
 
 static int64_t dim(const dt_tensor *x, int i) { return x->dims.d[i]; }
 
-static int64_t out_size(int64_t in, int64_t k, int64_t stride, int64_t pad)
-{
-    return (in + pad - k) / stride + 1;
-}
+/* `in` with its padding */
+static int64_t out_size(int64_t in, int64_t k, int64_t stride) { return (in - k) / stride + 1; }
 
 static int make(dt_prep *p, int (*fn)(dt_dnn **, const struct dt_dnn_conv *, dt_err *),
                 const struct dt_dnn_conv *c)
@@ -53,7 +51,7 @@ static void cost(dt_cost *c, const dt_tensor *x, const dt_tensor *y, int64_t kh,
 
 static const char *conv_shape(dt_node *n)
 {
-    const dt_tensor *x = n->in[0], *w = n->in[1], *b = n->nin > 2 ? n->in[2] : NULL;
+    const dt_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2];
     const int64_t *a = n->attr.i;
     if (x->dims.nd != 4 || w->dims.nd != 4 || dim(w, 1) != dim(x, 3) || !dt_is_float(x) ||
         w->dtype != x->dtype)
@@ -63,8 +61,8 @@ static const char *conv_shape(dt_node *n)
     int64_t h = dim(x, 1) + a[PAD] + a[PAD + 2], wd = dim(x, 2) + a[PAD + 1] + a[PAD + 3];
     if (a[STRIDE] < 1 || h < dim(w, 2) || wd < dim(w, 3))
         return "conv2d: the image is smaller than the kernel";
-    dt_node_out(n, 0, x->dtype, DT_DIMS(dim(x, 0), out_size(h, dim(w, 2), a[STRIDE], 0),
-                                        out_size(wd, dim(w, 3), a[STRIDE], 0), dim(w, 0)));
+    dt_node_out(n, 0, x->dtype, DT_DIMS(dim(x, 0), out_size(h, dim(w, 2), a[STRIDE]),
+                                        out_size(wd, dim(w, 3), a[STRIDE]), dim(w, 0)));
     return NULL;
 }
 
@@ -95,13 +93,15 @@ static int conv_prepare(const dt_node *n, dt_prep *p)
 {
     const dt_tensor *w = n->in[1];
     struct dt_dnn_conv c = geometry(n, n->in[0], n->out[0], dim(w, 2), dim(w, 3));
-    c.bias = n->nin > 2 && n->in[2];
+    c.bias = n->in[2] != NULL;
     return make(p, dt_dnn_conv_new, &c);
 }
 
+/* Of all three: the gradients have no in[2]. */
 static void conv_run(const dt_node *n, const dt_run *r)
 {
-    dt_dnn_run(r->state, r->in[0], r->in[1], n->nin > 2 ? r->in[2] : NULL, r->out[0], r->workspace);
+    (void)n;
+    dt_dnn_run(r->state, r->in[0], r->in[1], r->in[2], r->out[0], r->workspace);
 }
 
 const dt_op dt_op_conv2d = {
@@ -130,15 +130,9 @@ static int dx_prepare(const dt_node *n, dt_prep *p)
     return make(p, dt_dnn_conv_dx_new, &c);
 }
 
-static void pair_run(const dt_node *n, const dt_run *r)
-{
-    (void)n;
-    dt_dnn_run(r->state, r->in[0], r->in[1], NULL, r->out[0], r->workspace);
-}
-
 const dt_op dt_op_conv2d_dx = {
     .name = "conv2d_dx", .shape = dx_shape, .cost = dx_cost,
-    .cpu = { dx_prepare, pair_run, dt_dnn_release },
+    .cpu = { dx_prepare, conv_run, dt_dnn_release },
 };
 
 /* --- conv2d_dw: x, dy -> dw fp32, may add to what is there --- */
@@ -164,7 +158,7 @@ static int dw_prepare(const dt_node *n, dt_prep *p)
 
 const dt_op dt_op_conv2d_dw = {
     .name = "conv2d_dw", .shape = dw_shape, .cost = dw_cost, .accumulates = true,
-    .cpu = { dw_prepare, pair_run, dt_dnn_release },
+    .cpu = { dw_prepare, conv_run, dt_dnn_release },
 };
 
 /* --- upsample2: y[b, i, j] = x[b, i/2, j/2] --- */

@@ -10,7 +10,7 @@
 #include "graph/graph.h"
 
 enum {
-    BLOCK = 1 << 16,                    /* elements a thread takes at a time */
+    BLOCK = 1 << 16,                    /* elements (in cpu_zero: bytes) a thread takes at a time */
     HUGE_PAGE = 1 << 21,                /* bytes */
 };
 

@@ -1,8 +1,8 @@
 /* libdt-cuda.so: one CUDA device with one stream.
  *
- * Nothing here waits except sync, download, replay's caller and (with DT_SYNC=1) each op.  The
- * first error of the stream is kept with the name of what ran then, and dt_device.sync reports
- * it; with DT_SYNC=1 that is the op that failed. */
+ * Nothing here waits except sync, download, replay, free and (with DT_SYNC=1) each op.  The first error of the stream is
+ * kept with the name of what ran then, and dt_device.sync reports it; with DT_SYNC=1 that is the op that failed. */
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,14 +21,22 @@ static cuda_device *cuda_of(dt_device *d) { return (cuda_device *)d; }
 
 /* ---- errors ---- */
 
-int dt_cuda_fail(dt_err *err, cudaError_t e, const char *file, int line)
+/* libdt's dt_err_set is not linked in. */
+static int fail(dt_err *err, int code, const char *fmt, ...)
 {
-    int code = e == cudaErrorMemoryAllocation ? DT_ENOMEM : DT_EFAIL;
     if (err) {
+        va_list ap;
+        va_start(ap, fmt);
         err->code = code;
-        snprintf(err->msg, sizeof(err->msg), "%s (%s:%d)", cudaGetErrorString(e), file, line);
+        vsnprintf(err->msg, sizeof(err->msg), fmt, ap);
+        va_end(ap);
     }
     return code;
+}
+
+int dt_cuda_fail(dt_err *err, cudaError_t e, const char *file, int line)
+{
+    return fail(err, e == cudaErrorMemoryAllocation ? DT_ENOMEM : DT_EFAIL, "%s (%s:%d)", cudaGetErrorString(e), file, line);
 }
 
 void dt_cuda_note(dt_device *d, cudaError_t e, const char *what)
@@ -46,12 +54,7 @@ static int report(cuda_device *c, dt_err *err)
     if (e == cudaSuccess)
         return 0;
     c->error = cudaSuccess;
-    if (err) {
-        err->code = DT_EFAIL;
-        snprintf(err->msg, sizeof(err->msg), "%s: %s: %s", c->name, c->where,
-                 cudaGetErrorString(e));
-    }
-    return DT_EFAIL;
+    return fail(err, DT_EFAIL, "%s: %s: %s", c->name, c->where, cudaGetErrorString(e));
 }
 
 /* ---- memory ---- */
@@ -115,10 +118,7 @@ static const dt_cuda_op *find_op(const char *name)
     return NULL;
 }
 
-static bool is_ported(const dt_tensor *t)
-{
-    return !t || t->dtype == DT_F32 || t->dtype == DT_BF16;
-}
+static bool is_ported(const dt_tensor *t) { return !t || dt_cuda_takes(t->dtype); }
 
 static int op_prepare(const dt_node *n, dt_prep *p)
 {
@@ -127,14 +127,8 @@ static int op_prepare(const dt_node *n, dt_prep *p)
         ok = ok && is_ported(n->in[i]);
     for (int i = 0; i < n->nout; i++)
         ok = ok && is_ported(n->out[i]);
-    if (!ok) {
-        if (p->err) {
-            p->err->code = DT_EFAIL;
-            snprintf(p->err->msg, sizeof(p->err->msg),
-                     "types other than F32 and BF16 are not ported to CUDA");
-        }
-        return DT_EFAIL;
-    }
+    if (!ok)
+        return fail(p->err, DT_EFAIL, "types other than F32 and BF16 are not ported to CUDA");
     const dt_cuda_op *op = find_op(n->op->name);
     p->state = (void *)op;
     p->workspace = op->workspace ? op->workspace(n) : 0;
@@ -229,12 +223,7 @@ extern "C" dt_device *dt_cuda_open(int ordinal, int abi, dt_err *err)
     cudaStream_t stream = NULL;
     cuda_device *c = NULL;
     if (abi != DT_DEVICE_ABI) {
-        if (err) {
-            err->code = DT_EFAIL;
-            snprintf(err->msg, sizeof(err->msg),
-                     "the plugin is of another version (%d, the program's is %d)", DT_DEVICE_ABI,
-                     abi);
-        }
+        fail(err, DT_EFAIL, "the plugin is of another version (%d, the program's is %d)", DT_DEVICE_ABI, abi);
         return NULL;
     }
     DT_CUDA_TRY(cudaSetDevice(ordinal), err, out);

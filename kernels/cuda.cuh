@@ -19,7 +19,7 @@ static inline dt_view dt_view_of(void *p, const dt_tensor *t)
 }
 static inline dt_view dt_view_in(const dt_node *n, const dt_run *r, int i)
 {
-    return i < n->nin ? dt_view_of(r->in[i], n->in[i]) : dt_view{ NULL, false };
+    return n->in[i] ? dt_view_of(r->in[i], n->in[i]) : dt_view{ NULL, false };
 }
 static inline dt_view dt_view_out(const dt_node *n, const dt_run *r, int i)
 {
@@ -188,6 +188,13 @@ static inline dt_columns dt_columns_of(int64_t G, int64_t R, int64_t K)
     return dt_columns{ G, R, K, s > DT_MAX_SPLITS ? DT_MAX_SPLITS : s };
 }
 
+/* The first of the R rows in split p, and for p = splits the end. */
+static __device__ inline int64_t dt_split(dt_columns s, int64_t p)
+{
+    int64_t first = p * ((s.R + s.splits - 1) / s.splits);
+    return first < s.R ? first : s.R;
+}
+
 static inline int64_t dt_columns_bytes(dt_columns s)
 {
     return s.G * s.splits * s.K * (int64_t)sizeof(float);
@@ -208,14 +215,12 @@ static __device__ float dt_column_sum(float v)
 
 template <class F> static __global__ void dt_columns_kernel(float *part, dt_columns s, F f)
 {
-    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x,
-            per = (s.R + s.splits - 1) / s.splits;
+    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x;
     for (int64_t gp = blockIdx.y; gp < s.G * s.splits; gp += gridDim.y) {
-        int64_t g = gp / s.splits, first = gp % s.splits * per,
-                last = first + per < s.R ? first + per : s.R;
+        int64_t g = gp / s.splits, first = dt_split(s, gp % s.splits), end = dt_split(s, gp % s.splits + 1);
         float sum = 0;
         if (c < s.K)
-            for (int64_t r = first + threadIdx.y; r < last; r += DT_COLUMN_ROWS)
+            for (int64_t r = first + threadIdx.y; r < end; r += DT_COLUMN_ROWS)
                 sum += f(g * s.R + r, c);
         sum = dt_column_sum(sum);
         if (threadIdx.y == 0 && c < s.K)

@@ -36,12 +36,6 @@ static void embedding_run(const dt_node *n, const dt_run *r)
                (size_t)bytes);
 }
 
-static void embedding_cost(const dt_node *n, dt_cost *c)
-{
-    c->bytes = 2.0 *
-               (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
-}
-
 /* in dy, ids; attr.i[0] = V.  Each thread owns columns and walks the ids in order, so equal ids
  * add up in a fixed order. */
 static const char *embedding_dw_shape(dt_node *n)
@@ -84,7 +78,7 @@ static void embedding_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, 
 }
 
 const dt_op dt_op_embedding = {
-    .name = "embedding", .shape = embedding_shape, .grad = embedding_grad, .cost = embedding_cost,
+    .name = "embedding", .shape = embedding_shape, .grad = embedding_grad, .cost = dt_cost_taken,
     .cpu = { .run = embedding_run },
 };
 
@@ -148,7 +142,7 @@ static void gather_rows_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy
 
 const dt_op dt_op_gather_rows = {
     .name = "gather_rows", .shape = gather_rows_shape, .grad = gather_rows_grad,
-    .cost = embedding_cost,
+    .cost = dt_cost_taken,
     .cpu = { .run = gather_rows_run },
 };
 

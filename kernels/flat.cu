@@ -77,12 +77,10 @@ static __global__ void convert_kernel(dt_view dst, dt_view src, int64_t n)
         dt_store(dst, i, dt_load(src, i));
 }
 
-static bool is_ported(dt_dtype t) { return t == DT_F32 || t == DT_BF16; }
-
 static void flat_convert(dt_device *d, void *dst, dt_dtype dd, const void *src, dt_dtype sd,
                          int64_t n)
 {
-    if (!is_ported(dd) || !is_ported(sd)) {
+    if (!dt_cuda_takes(dd) || !dt_cuda_takes(sd)) {
         dt_cuda_note(d, cudaErrorNotSupported, "convert: types other than F32 and BF16");
         return;
     }

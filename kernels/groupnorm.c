@@ -28,8 +28,6 @@ static gshape shape_of(const dt_tensor *x, int64_t groups)
     return (gshape){ B, P, C, groups, per, dt_div_up(P, per) };
 }
 
-static bool has(const dt_node *n, int i) { return i < n->nin && n->in[i]; }
-
 /* Workspace: per thread two blocks of scratch and two rows of C; then two numbers per sample,
  * block and channel (dx, dw) or group (forward); then two per sample and channel. */
 static int64_t scratch_floats(gshape s) { return 2 * (s.per + 1) * s.C; }
@@ -150,8 +148,8 @@ static void factors(const dt_node *n, const dt_run *r, gshape s, const float *me
     int64_t cg = s.C / s.G;
     for (int64_t b = 0; b < s.B; b++) {
         float *a = ah + b * 2 * s.C, *h = a + s.C;
-        const float *w = has(n, 1) ? dt_row_in(r->in[1], n->in[1]->dtype, 0, s.C, a) : NULL;
-        const float *bias = has(n, 2) ? dt_row_in(r->in[2], n->in[2]->dtype, 0, s.C, h) : NULL;
+        const float *w = n->in[1] ? dt_row_in(r->in[1], n->in[1]->dtype, 0, s.C, a) : NULL;
+        const float *bias = n->in[2] ? dt_row_in(r->in[2], n->in[2]->dtype, 0, s.C, h) : NULL;
         for (int64_t c = 0; c < s.C; c++) {
             a[c] = rstd[b * s.G + c / cg] * (w ? w[c] : 1.0f);
             h[c] = (bias ? bias[c] : 0.0f) - mean[b * s.G + c / cg] * a[c];
@@ -237,7 +235,7 @@ static void dx_factors(const dt_node *n, const dt_run *r, gshape s, float *out)
     const float *mean = r->in[2], *rstd = r->in[3], *ss = sample_sums(r, s);
     float *w = scratch(r, s, 0);
     int64_t cg = s.C / s.G;
-    const float *wv = has(n, 4) ? dt_row_in(r->in[4], n->in[4]->dtype, 0, s.C, w) : NULL;
+    const float *wv = n->in[4] ? dt_row_in(r->in[4], n->in[4]->dtype, 0, s.C, w) : NULL;
     for (int64_t bg = 0; bg < s.B * s.G; bg++) {
         int64_t b = bg / s.G, c0 = bg % s.G * cg;
         double g1 = 0, g2 = 0, count = (double)(s.P * cg);

@@ -33,18 +33,16 @@ template <class F> static void channels(const dt_run *r, dt_view out, gshape s, 
  * C][2] */
 static __global__ void moments_kernel(float *part, dt_view x, dt_columns s)
 {
-    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x,
-            per = (s.R + s.splits - 1) / s.splits;
+    int64_t c = (int64_t)blockIdx.x * DT_COLUMNS + threadIdx.x;
     for (int64_t gp = blockIdx.y; gp < s.G * s.splits; gp += gridDim.y) {
-        int64_t g = gp / s.splits, first = gp % s.splits * per,
-                last = first + per < s.R ? first + per : s.R;
+        int64_t g = gp / s.splits, first = dt_split(s, gp % s.splits), end = dt_split(s, gp % s.splits + 1);
         float sum = 0, dev = 0;
         if (c < s.K)
-            for (int64_t r = first + threadIdx.y; r < last; r += DT_COLUMN_ROWS)
+            for (int64_t r = first + threadIdx.y; r < end; r += DT_COLUMN_ROWS)
                 sum += dt_load(x, (g * s.R + r) * s.K + c);
-        float m = dt_column_sum(sum) / (float)(last > first ? last - first : 1);
+        float m = dt_column_sum(sum) / (float)(end > first ? end - first : 1);
         if (c < s.K)
-            for (int64_t r = first + threadIdx.y; r < last; r += DT_COLUMN_ROWS) {
+            for (int64_t r = first + threadIdx.y; r < end; r += DT_COLUMN_ROWS) {
                 float d = dt_load(x, (g * s.R + r) * s.K + c) - m;
                 dev += d * d;
             }
@@ -60,22 +58,15 @@ static __global__ void moments_kernel(float *part, dt_view x, dt_columns s)
 static __global__ void statistics_kernel(float *mean, float *rstd, const float *part, gshape s,
                                          dt_columns col, float eps)
 {
-    int64_t b = blockIdx.x / s.G, g = blockIdx.x % s.G, cg = s.C / s.G,
-            per = (s.P + col.splits - 1) / col.splits;
+    int64_t b = blockIdx.x / s.G, g = blockIdx.x % s.G, cg = s.C / s.G;
     double count = (double)(s.P * cg), sum = 0, dev = 0;
     for (int64_t i = threadIdx.x; i < col.splits * cg; i += 32) {
-        int64_t p = i / cg, first = p * per,
-                n = first >= s.P        ? 0
-                    : first + per < s.P ? per
-                                        : s.P - first;
+        int64_t p = i / cg, n = dt_split(col, p + 1) - dt_split(col, p);
         sum += (double)n * part[2 * ((b * col.splits + p) * s.C + g * cg + i % cg)];
     }
     double m = dt_warp_sum(sum) / count;
     for (int64_t i = threadIdx.x; i < col.splits * cg; i += 32) {
-        int64_t p = i / cg, first = p * per,
-                n = first >= s.P        ? 0
-                    : first + per < s.P ? per
-                                        : s.P - first;
+        int64_t p = i / cg, n = dt_split(col, p + 1) - dt_split(col, p);
         const float *v = part + 2 * ((b * col.splits + p) * s.C + g * cg + i % cg);
         dev += v[1] + (double)n * (v[0] - m) * (v[0] - m);
     }
@@ -138,14 +129,8 @@ struct gradient_term {
 
 static gradient_term term_of(const dt_node *n, const dt_run *r, gshape s)
 {
-    return gradient_term{ dt_view_in(n, r, 0),
-                          dt_view_in(n, r, 1),
-                          (const float *)r->in[2],
-                          (const float *)r->in[3],
-                          s.P,
-                          s.C,
-                          s.G,
-                          s.C / s.G };
+    return gradient_term{ dt_view_in(n, r, 0), dt_view_in(n, r, 1), (const float *)r->in[2], (const float *)r->in[3],
+                          s.P, s.C, s.G, s.C / s.G };
 }
 
 /* Means of g and g xh over a group from sums per sample and channel: one warp each -> means [B

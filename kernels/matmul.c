@@ -42,7 +42,7 @@ static void cost_mnk(dt_cost *c, int64_t m, int64_t n, int64_t k, dt_dtype t)
 
 static const char *wt_shape(dt_node *n)
 {
-    const dt_tensor *x = n->in[0], *w = n->in[1], *b = n->nin > 2 ? n->in[2] : NULL;
+    const dt_tensor *x = n->in[0], *w = n->in[1], *b = n->in[2];
     if (!pair_ok(x, w) || w->dims.d[1] != dt_last_dim(x))
         return "matmul: x [..., K] and w [N, K] must agree in K and type";
     if (!dt_is_vector(b, w->dims.d[0]) || (b && b->dtype != w->dtype))
@@ -123,14 +123,16 @@ static int wt_prepare(const dt_node *n, dt_prep *p)
     const dt_tensor *x = n->in[0], *w = n->in[1];
     return make(p, &(struct dt_dnn_matmul){
         .m = rows(x), .n = w->dims.d[0], .k = w->dims.d[1], .a = x->dtype, .b = w->dtype,
-        .c = x->dtype, .b_trans = true, .alpha = 1, .bias = n->nin > 2 && n->in[2],
+        .c = x->dtype, .b_trans = true, .alpha = 1, .bias = n->in[2] != NULL,
         .epilogue = (enum dt_epilogue)n->attr.i[DT_ATTR_EPI],
     });
 }
 
+/* Of the gradients too, which have no in[2]. */
 static void wt_run(const dt_node *n, const dt_run *r)
 {
-    multiply(r, r->in[0], r->in[1], n->nin > 2 ? r->in[2] : NULL, r->out[0]);
+    (void)n;
+    multiply(r, r->in[0], r->in[1], r->in[2], r->out[0]);
 }
 
 const dt_op dt_op_matmul_wt = {
@@ -223,15 +225,9 @@ static int dx_prepare(const dt_node *n, dt_prep *p)
     });
 }
 
-static void pair_run(const dt_node *n, const dt_run *r)
-{
-    (void)n;
-    multiply(r, r->in[0], r->in[1], NULL, r->out[0]);
-}
-
 const dt_op dt_op_matmul_dx = {
     .name = "matmul_dx", .shape = dx_shape, .cost = wt_cost,
-    .cpu = { dx_prepare, pair_run, release },
+    .cpu = { dx_prepare, wt_run, release },
 };
 
 static const char *dw_shape(dt_node *n)
@@ -259,7 +255,7 @@ static int dw_prepare(const dt_node *n, dt_prep *p)
 
 const dt_op dt_op_matmul_dw = {
     .name = "matmul_dw", .shape = dw_shape, .cost = dw_cost, .accumulates = true,
-    .cpu = { dw_prepare, pair_run, release },
+    .cpu = { dw_prepare, wt_run, release },
 };
 
 /* --- col_sum: blocks of rows are summed in parallel, then their sums in order, so that the bits do not depend on

@@ -42,7 +42,7 @@ static const float *vector(const dt_node *n, const dt_run *r, int i, int slot, i
                            float value)
 {
     float *v = (float *)r->workspace + slot * C;
-    if (i < n->nin && n->in[i])
+    if (n->in[i])
         return dt_row_in(r->in[i], n->in[i]->dtype, 0, C, v);
     for (int64_t c = 0; c < C; c++)
         v[c] = value;
@@ -83,8 +83,7 @@ static void norm_run(const dt_node *n, const dt_run *r, bool centre)
     rows s = rows_of(n->in[0]);
     dt_dtype t = n->in[0]->dtype;
     float *rstd = r->out[1], *mean = centre ? r->out[2] : NULL, eps = (float)n->attr.f[0];
-    const float *w = vector(n, r, 1, 0, s.C, 1.0f),
-                *b = vector(n, r, centre ? 2 : n->nin, 1, s.C, 0.0f);
+    const float *w = vector(n, r, 1, 0, s.C, 1.0f), *b = vector(n, r, 2, 1, s.C, 0.0f);
 #pragma omp parallel for num_threads(dt_team(r, s.N * s.C)) schedule(static)
     for (int64_t row = 0; row < s.N; row += s.per) {
         int64_t at = row * s.C, nr = dt_min64(s.per, s.N - row);
@@ -159,8 +158,7 @@ static void norm_dx_run(const dt_node *n, const dt_run *r)
 {
     rows s = rows_of(n->in[1]);
     dt_dtype td = n->in[0]->dtype, tx = n->in[1]->dtype;
-    bool centre = n->nin > 4 && n->in[4];
-    const float *rstd = r->in[2], *mean = centre ? r->in[4] : NULL;
+    const float *rstd = r->in[2], *mean = r->in[4];
     const float *w = vector(n, r, 3, 0, s.C, 1.0f);
 #pragma omp parallel for num_threads(dt_team(r, s.N * s.C)) schedule(static)
     for (int64_t row = 0; row < s.N; row += s.per) {
@@ -171,9 +169,9 @@ static void norm_dx_run(const dt_node *n, const dt_run *r)
         for (int64_t i = 0; i < nr; i++) {
             const float *xi = x + i * s.C, *dyi = dy + i * s.C;
             float *dxi = dx + i * s.C;
-            float k = rstd[row + i], m = centre ? mean[row + i] : 0.0f, g1, g2;
+            float k = rstd[row + i], m = mean ? mean[row + i] : 0.0f, g1, g2;
             row_dots(dyi, xi, w, m, k, s.C, &g1, &g2);
-            if (!centre)
+            if (!mean)
                 g1 = 0.0f;
 #pragma omp simd
             for (int64_t c = 0; c < s.C; c++)
@@ -210,7 +208,7 @@ static int norm_dw_prepare(const dt_node *n, dt_prep *p)
 static void norm_dw_part(const dt_node *n, const dt_run *r, rows s, int64_t row0, int64_t row1,
                          int64_t col, float *acc)
 {
-    const float *rstd = r->in[2], *mean = n->nin > 3 && n->in[3] ? r->in[3] : NULL;
+    const float *rstd = r->in[2], *mean = r->in[3];
     float bd[COLS] DT_ALIGNED, bx[COLS] DT_ALIGNED;
     int64_t cols = dt_min64(COLS, s.C - col);
     memset(acc, 0, (size_t)cols * sizeof(*acc));

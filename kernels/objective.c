@@ -54,7 +54,7 @@ dt_tensor *dt_flow_noise(dt_graph *g, dt_tensor *x0, dt_tensor *noise, dt_tensor
 
 static const char *loss_shape(dt_node *n)
 {
-    const dt_tensor *p = n->in[0], *t = n->in[1], *w = n->nin > 2 ? n->in[2] : NULL;
+    const dt_tensor *p = n->in[0], *t = n->in[1], *w = n->in[2];
     int64_t B = p->dims.d[0];
     if (!dt_is_float(p) || !dt_is_float(t) || !dt_dims_same(p->dims, t->dims))
         return "prediction and target must be of one shape";
@@ -111,7 +111,7 @@ static void loss_run(const dt_node *n, const dt_run *r,
 {
     const dt_tensor *p = n->in[0];
     int64_t B = p->dims.d[0], M = dt_tensor_numel(p) / B, per = chunks_per_sample(p);
-    const float *w = n->nin > 2 && n->in[2] ? r->in[2] : NULL;
+    const float *w = r->in[2];
     double *sums = r->workspace, total = 0;
 #pragma omp parallel for num_threads(dt_team(r, B * M)) schedule(static)
     for (int64_t task = 0; task < B * per; task++) {
@@ -168,7 +168,7 @@ static void loss_bwd_run(const dt_node *n, const dt_run *r,
 {
     const dt_tensor *p = n->in[0];
     int64_t B = p->dims.d[0], M = dt_tensor_numel(p) / B, per = chunks_per_sample(p);
-    const float *w = n->in[2] ? r->in[2] : NULL;
+    const float *w = r->in[2];
     double scale = *(const float *)r->in[3] / ((double)B * (double)M);
 #pragma omp parallel for num_threads(dt_team(r, B * M)) schedule(static)
     for (int64_t task = 0; task < B * per; task++) {
@@ -202,8 +202,7 @@ static void loss_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_te
 {
     if (!dy[0] || !dt_wants(n, 0))
         return;
-    dt_tensor *w = n->nin > 2 ? n->in[2] : NULL;
-    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, op, &n->attr, DT_IN(n->in[0], n->in[1], w, dy[0])));
+    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, op, &n->attr, DT_IN(n->in[0], n->in[1], n->in[2], dy[0])));
 }
 
 static void mse_loss_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
@@ -245,10 +244,9 @@ dt_tensor *dt_l1_loss(dt_graph *g, dt_tensor *p, dt_tensor *t)
  *   kl_loss            mean over elements of (mean^2 + exp(l) - 1 - l) / 2
  *                      dmean = k mean     dlogvar = k (exp(l) - 1) / 2, 0 where clamped;  k = dy / (N C) ---- */
 
-static const char *is_moments(const dt_tensor *m)
+static bool is_moments(const dt_tensor *m)
 {
-    return !dt_is_float(m) || dt_last_dim(m) % 2 || dt_last_dim(m) > 2 * DT_CHUNK
-        ? "moments must be [..., 2C], C at most 1024" : NULL;
+    return dt_is_float(m) && dt_last_dim(m) % 2 == 0 && dt_last_dim(m) <= 2 * DT_CHUNK;
 }
 
 static float clamp_logvar(float l) { return l < -30.0f ? -30.0f : l > 20.0f ? 20.0f : l; }
@@ -259,8 +257,8 @@ static const char *posterior_sample_shape(dt_node *n)
     const dt_tensor *m = n->in[0], *eps = n->in[1];
     dt_dims d = m->dims;
     d.d[d.nd - 1] /= 2;
-    if (is_moments(m) || !is_fp32(eps) || !dt_dims_same(eps->dims, d))
-        return "moments must be [..., 2C] and eps [..., C] fp32";
+    if (!is_moments(m) || !is_fp32(eps) || !dt_dims_same(eps->dims, d))
+        return "moments must be [..., 2C] and eps [..., C] fp32, C at most 1024";
     dt_node_out(n, 0, m->dtype, d);
     return NULL;
 }
@@ -334,10 +332,10 @@ dt_tensor *dt_posterior_sample(dt_graph *g, dt_tensor *moments, dt_tensor *eps)
 
 static const char *kl_loss_shape(dt_node *n)
 {
-    const char *complaint = is_moments(n->in[0]);
-    if (!complaint)
-        dt_node_out(n, 0, DT_F32, DT_DIMS(1));
-    return complaint;
+    if (!is_moments(n->in[0]))
+        return "moments must be [..., 2C], C at most 1024";
+    dt_node_out(n, 0, DT_F32, DT_DIMS(1));
+    return NULL;
 }
 
 /* Workspace: a sum per row of moments, fp64. */

@@ -12,9 +12,7 @@
 
 enum conv_kind { CONV_FWD, CONV_DX, CONV_DW };
 
-struct conv_mds {
-    dnnl_dims_t stride, pad0, pad1;
-};
+struct geometry { dnnl_dims_t stride, before, after; };     /* of h and w; before, after: padding */
 
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t md_own;              /* we made it: md_free */
@@ -58,19 +56,19 @@ static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_re
 }
 
 static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum conv_kind kind,
-                             md_ref x, md_ref w, md_ref bias, md_ref y, const struct conv_mds *g,
+                             md_ref x, md_ref w, md_ref bias, md_ref y, const struct geometry *g,
                              dnnl_primitive_attr_t attr, dnnl_primitive_desc_t hint)
 {
     const dnnl_dims_t dilate = { 0, 0 };
     const dnnl_alg_kind_t alg = dnnl_convolution_direct;
     if (kind == CONV_FWD)
         return dnnl_convolution_forward_primitive_desc_create(
-            pd, e, dnnl_forward_training, alg, x, w, bias, y, g->stride, dilate, g->pad0, g->pad1, attr);
+            pd, e, dnnl_forward_training, alg, x, w, bias, y, g->stride, dilate, g->before, g->after, attr);
     if (kind == CONV_DX)
         return dnnl_convolution_backward_data_primitive_desc_create(
-            pd, e, alg, x, w, y, g->stride, dilate, g->pad0, g->pad1, hint, attr);
+            pd, e, alg, x, w, y, g->stride, dilate, g->before, g->after, hint, attr);
     return dnnl_convolution_backward_weights_primitive_desc_create(
-        pd, e, alg, x, w, NULL, y, g->stride, dilate, g->pad0, g->pad1, hint, attr);
+        pd, e, alg, x, w, NULL, y, g->stride, dilate, g->before, g->after, hint, attr);
 }
 #else
 typedef dnnl_memory_desc_t *md_own;
@@ -109,7 +107,7 @@ static dnnl_status_t matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, md_re
 }
 
 static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum conv_kind kind,
-                             md_ref x, md_ref w, md_ref bias, md_ref y, const struct conv_mds *g,
+                             md_ref x, md_ref w, md_ref bias, md_ref y, const struct geometry *g,
                              dnnl_primitive_attr_t attr, dnnl_primitive_desc_t hint)
 {
     dnnl_convolution_desc_t d;
@@ -117,12 +115,12 @@ static dnnl_status_t conv_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t e, enum co
     dnnl_status_t s;
     if (kind == CONV_FWD)
         s = dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, alg, x, w, bias, y,
-                                               g->stride, g->pad0, g->pad1);
+                                               g->stride, g->before, g->after);
     else if (kind == CONV_DX)
-        s = dnnl_convolution_backward_data_desc_init(&d, alg, x, w, y, g->stride, g->pad0, g->pad1);
+        s = dnnl_convolution_backward_data_desc_init(&d, alg, x, w, y, g->stride, g->before, g->after);
     else
-        s = dnnl_convolution_backward_weights_desc_init(&d, alg, x, w, NULL, y, g->stride, g->pad0,
-                                                        g->pad1);
+        s = dnnl_convolution_backward_weights_desc_init(&d, alg, x, w, NULL, y, g->stride, g->before,
+                                                        g->after);
     return s != dnnl_success ? s : dnnl_primitive_desc_create(pd, &d, attr, e, hint);
 }
 #endif
@@ -436,7 +434,7 @@ int dt_dnn_matmul_new(dt_dnn **out, const struct dt_dnn_matmul *p, dt_err *err)
  * w_hint has the data's type, for the forward pass that gradients refer to. */
 struct conv {
     md_own x, y, w, w_hint, w_user, bias;
-    struct conv_mds geom;
+    struct geometry geom;
     dnnl_primitive_attr_t attr;
     dnnl_primitive_desc_t hint, pd;
 };

@@ -67,7 +67,13 @@ dt_tensor *dt_col_sum(dt_graph *g, dt_tensor *dy, const dt_tensor *b);
 /* y = f(y) for n elements, f as the op of that name computes it; pointwise.c */
 void dt_epilogue_row(enum dt_epilogue e, float *y, int64_t n);
 
-/* --- running --- */
+/* --- cost and running --- */
+
+/* What is taken of a table or a tensor is read, and no more. */
+static inline void dt_cost_taken(const dt_node *n, dt_cost *c)
+{
+    c->bytes = 2.0 * (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
+}
 
 /* Threads worth starting for n elements. */
 static inline int dt_team(const dt_run *r, int64_t n)

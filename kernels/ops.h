@@ -72,7 +72,7 @@ dt_tensor *dt_gated_add(dt_graph *g, dt_tensor *x, dt_tensor *gate, dt_tensor *y
 dt_tensor *dt_rope(dt_graph *g, dt_tensor *x, dt_tensor *cos, dt_tensor *sin);
 
 /* ---- shape.c: data movement ---- */
-dt_tensor *dt_concat(dt_graph *g, int dim, int n, dt_tensor *const *x);        /* 2..DT_MAX_IN tensors */
+dt_tensor *dt_concat(dt_graph *g, int dim, int n, dt_tensor *const *x);        /* 1..DT_MAX_IN tensors */
 dt_tensor *dt_slice(dt_graph *g, dt_tensor *x, int dim, int64_t start, int64_t len);
 void       dt_chunk(dt_graph *g, dt_tensor *x, int n, dt_tensor **out);         /* n equal slices of the last dim */
 dt_tensor *dt_permute(dt_graph *g, dt_tensor *x, const int *perm);              /* out dim i = x dim perm[i] */
@@ -80,7 +80,7 @@ dt_tensor *dt_permute(dt_graph *g, dt_tensor *x, const int *perm);              
 /* ---- embed.c ---- */
 dt_tensor *dt_embedding(dt_graph *g, dt_tensor *w, dt_tensor *ids);  /* w [V, C]; ids [...] i32 -> [..., C] */
 dt_tensor *dt_gather_rows(dt_graph *g, dt_tensor *x, dt_tensor *idx);           /* x [B, S, C]; idx [B] i32 -> [B, C] */
-/* T5 relative position bias.  w [buckets, h] -> [h, S, S] fp32; bidirectional (spec models.md 4.2) */
+/* T5 relative position bias, bidirectional.  w [buckets, h] -> [h, S, S] fp32 */
 dt_tensor *dt_t5_bias(dt_graph *g, dt_tensor *w, int64_t S, int max_distance);
 /* Sinusoidal embedding of t [B] fp32 -> [B, n]: cos first when flip; f_i = 10000^(-i/(n/2 - shift)).  no gradient */
 dt_tensor *dt_timestep_embed(dt_graph *g, dt_tensor *t, int n, bool flip, double shift, double scale);
@@ -88,11 +88,11 @@ dt_tensor *dt_timestep_embed(dt_graph *g, dt_tensor *t, int n, bool flip, double
 /* ---- objective.c ---- */
 /* (1 - sigma) x0 + sigma noise, in fp32, rounded once to T.  x0, noise [B, ...] fp32; sigma [B] fp32.  no gradient */
 dt_tensor *dt_flow_noise(dt_graph *g, dt_tensor *x0, dt_tensor *noise, dt_tensor *sigma);
-/* mean( w 1[|p - t| <= limit] (p - t)^2 ) -> [1] fp32; out 1: per-sample means [B] fp32 (via dt_mse_rows); p [B, ...]
- * T, t [B, ...] fp32, w [B] fp32 or NULL; limit <= 0: none.  Gradient to p only. */
+/* mean( w 1[|p - t| <= limit] (p - t)^2 ) -> [1] fp32; *per_sample (NULL: not wanted): the means [B] fp32.  p [B, ...] T,
+ * t [B, ...] fp32, w [B] fp32 or NULL; limit <= 0: none.  Gradient to p only. */
 dt_tensor *dt_mse_loss(dt_graph *g, dt_tensor *p, dt_tensor *t, dt_tensor *w, double limit, dt_tensor **per_sample);
-dt_tensor *dt_l1_loss(dt_graph *g, dt_tensor *p, dt_tensor *t);                 /* mean |p - t|; t fp32 or T,
-                                                                                   gradient to p only -> [1] */
+/* mean |p - t| -> [1] fp32; t fp32 or T.  Gradient to p only. */
+dt_tensor *dt_l1_loss(dt_graph *g, dt_tensor *p, dt_tensor *t);
 /* Diagonal Gaussian posterior.  moments [B, H, W, 2C] (mean | logvar, logvar clamped to [-30, 20]);
  * eps [B, H, W, C] fp32; z = mean + exp(logvar/2) eps */
 dt_tensor *dt_posterior_sample(dt_graph *g, dt_tensor *moments, dt_tensor *eps);

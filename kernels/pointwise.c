@@ -176,8 +176,8 @@ FUNCTION(gelu_tanh, DT_EPI_GELU_TANH)
 
 void dt_epilogue_row(enum dt_epilogue e, float *y, int64_t n)
 {
-    row1 *const of[] = { [DT_EPI_SILU] = silu_row, [DT_EPI_GELU_TANH] = gelu_tanh_row,
-                         [DT_EPI_GELU_ERF] = gelu_erf_row, [DT_EPI_QUICK_GELU] = quick_gelu_row };
+    static row1 *const of[] = { [DT_EPI_SILU] = silu_row, [DT_EPI_GELU_TANH] = gelu_tanh_row,
+                                [DT_EPI_GELU_ERF] = gelu_erf_row, [DT_EPI_QUICK_GELU] = quick_gelu_row };
     if (e)
         of[e](y, y, n, NULL);
 }
@@ -403,7 +403,7 @@ static const char *fill_shape(dt_node *n)
     dt_dims d = { .nd = (int)n->attr.i[0] };
     for (int i = 0; i < d.nd; i++)
         d.d[i] = n->attr.i[1 + i];
-    if (n->nin > 0 && n->in[0] && (dt_tensor_numel(n->in[0]) != 1 || n->in[0]->dtype != DT_F32))
+    if (n->in[0] && (dt_tensor_numel(n->in[0]) != 1 || n->in[0]->dtype != DT_F32))
         return "the factor must be one fp32 number";
     dt_node_out(n, 0, (dt_dtype)n->attr.i[7], d.nd ? d : DT_DIMS(1));
     return NULL;
@@ -414,7 +414,7 @@ static void fill_run(const dt_node *n, const dt_run *r)
     dt_dtype t = n->out[0]->dtype;
     int64_t N = dt_tensor_numel(n->out[0]);
     float v = (float)n->attr.f[0], buf[DT_CHUNK] DT_ALIGNED;
-    if (n->nin > 0 && n->in[0])
+    if (n->in[0])
         v *= *(const float *)r->in[0];
     for (int64_t i = 0; i < dt_min64(DT_CHUNK, N); i++)
         buf[i] = v;

@@ -155,7 +155,7 @@ static __global__ void fill_kernel(dt_view y, int64_t n, float v, const float *f
 static void fill_run(const dt_node *n, const dt_run *r)
 {
     int64_t N = dt_count(n->out[0]);
-    const float *factor = n->nin > 0 && n->in[0] ? (const float *)r->in[0] : NULL;
+    const float *factor = (const float *)dt_view_in(n, r, 0).p;
     DT_LAUNCH(fill_kernel, dt_grid(N, DT_THREADS), DT_THREADS, 0, r->dev->stream,
               dt_view_out(n, r, 0), N, (float)n->attr.f[0], factor);
 }

@@ -1,7 +1,6 @@
 /* Interleaved rotary embedding.   Su et al. 2021, eq. 34
  *
- *   (y0, y1) = (x0 c - x1 s, x1 c + x0 s)  for each pair (x[2k], x[2k+1]), c = cos[pos, k], s =
- *   sin[pos, k]
+ *   (y0, y1) = (x0 c - x1 s, x1 c + x0 s)  for each pair (x[2k], x[2k+1]), c = cos[pos, k], s = sin[pos, k]
  *
  *   x, y [B, S, h, d]   cos, sin [S, d/2] fp32
  *

@@ -143,12 +143,6 @@ static void slice_bwd_run(const dt_node *n, const dt_run *r)
         copy_runs(r, out + before + bytes, step, NULL, 0, after, outer);
 }
 
-static void slice_cost(const dt_node *n, dt_cost *c)
-{
-    c->bytes = 2.0 *
-               (double)(dt_tensor_numel(n->out[0]) * (int64_t)dt_dtype_size(n->out[0]->dtype));
-}
-
 const dt_op dt_op_slice_bwd = {
     .name = "slice_bwd", .shape = slice_bwd_shape, .cpu = { .run = slice_bwd_run },
 };
@@ -161,7 +155,7 @@ static void slice_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_t
 }
 
 const dt_op dt_op_slice = {
-    .name = "slice", .shape = slice_shape, .grad = slice_grad, .cost = slice_cost,
+    .name = "slice", .shape = slice_shape, .grad = slice_grad, .cost = dt_cost_taken,
     .cpu = { .run = slice_run },
 };
 

@@ -1,6 +1,6 @@
-/* vmath.h - exp, tanh, erf and sigmoid without branches or calls, so that loops over them
- * vectorise. Within 2 ulp of the exact value over the whole range (tests/unit/vmath.c);
- * infinities and NaN as in libm. */
+/* vmath.h - exp, tanh, erf and sigmoid without branches or calls, so that loops over them vectorise.  Within 2 ulp of the
+ * exact value over the whole range (tests/unit/kernels_vmath.c), sigmoid within 4 and 0 below -87, where exp(-x)
+ * overflows; infinities and NaN as in libm. */
 #ifndef DT_KERNELS_VMATH_H
 #define DT_KERNELS_VMATH_H
 #include <math.h>

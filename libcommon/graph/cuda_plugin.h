@@ -21,6 +21,8 @@ extern const dt_cuda_op dt_cuda_pointwise[], dt_cuda_broadcast[], dt_cuda_norm[]
     dt_cuda_groupnorm[];
 extern const dt_flat_ops dt_cuda_flat;
 
+static inline bool dt_cuda_takes(dt_dtype t) { return t == DT_F32 || t == DT_BF16; }
+
 /* The emulation in tests/cuemu has its own. */
 #ifndef DT_LAUNCH
 #define DT_LAUNCH(kernel, grid, block, shared, stream, ...) \

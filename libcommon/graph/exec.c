@@ -105,14 +105,12 @@ static double now(void)
 dt_cost dt_node_cost(const dt_node *n)
 {
     dt_cost c = { 0, 0 };
-    if (n->op->cost) {
-        n->op->cost(n, &c);
-        return c;
-    }
     for (int i = 0; i < n->nin; i++)
         c.bytes += n->in[i] ? (double)dt_bytes(n->in[i]) : 0;
     for (int i = 0; i < n->nout; i++)
         c.bytes += n->out[i] ? (double)dt_bytes(n->out[i]) : 0;
+    if (n->op->cost)
+        n->op->cost(n, &c);
     return c;
 }
 

@@ -58,7 +58,7 @@ typedef struct dt_attr {            /* what an op needs besides tensors; meaning
 struct dt_node {
     const dt_op *op;
     int        nin, nout;
-    dt_tensor *in[DT_MAX_IN];       /* optional inputs may be NULL */
+    dt_tensor *in[DT_MAX_IN];       /* NULL: an optional input that is absent, and all from nin on */
     dt_tensor *out[DT_MAX_OUT];
     dt_attr    attr;
     int        id;                  /* position in the graph */
@@ -82,7 +82,7 @@ typedef struct dt_prep {            /* plan time, once per node */
 
 typedef struct dt_run {             /* execution: everything resolved to pointers */
     dt_device   *dev;
-    void *const *in;                /* as node->in; NULL where an optional input is absent */
+    void *const *in;                /* as node->in, NULL where that is */
     void *const *out;               /* as node->out; NULL where nobody reads an output after its node: the kernel may skip it only if
                                        dt_op.optional_out has that bit, otherwise it is never NULL */
     void        *workspace;
@@ -108,7 +108,7 @@ struct dt_op {
      * i).  A gradient has its tensor's dims; of an activation its dtype, of a parameter fp32.  NULL:
      * not differentiable. */
     void (*grad)(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx);
-    void (*cost)(const dt_node *n, dt_cost *c);         /* NULL: no FLOPs, reads inputs and writes outputs once */
+    void (*cost)(const dt_node *n, dt_cost *c);         /* NULL, or changes *c: no FLOPs, inputs and outputs once */
     unsigned inplace;               /* bit i: out[0] may take over the bytes of in[i] if that dies here (equal size) */
     unsigned optional_out;          /* bit o: kernel accepts out[o] == NULL */
     bool     accumulates;           /* with attr.i[DT_ATTR_ACC] set, run adds to out[0] (fp32) instead of writing it */
