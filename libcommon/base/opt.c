@@ -5,7 +5,6 @@
 #include "base/opt.h"
 #include <ctype.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -208,13 +207,9 @@ static int bad_number(const dt_opt *o, const char *value, dt_err *err)
                      : "a number of bytes such as 512M or 24G";
     if (o->min == o->max)
         return dt_err_set(err, DT_EUSAGE, "option '--%s' must be %s (got '%s')", o->name, kind, value);
-    return dt_err_set(err, DT_EUSAGE, "option '--%s' must be %s from %.15g to %.15g (got '%s')", o->name, kind, o->min,
-                      o->max, value);
-}
-
-static bool in_range(const dt_opt *o, double v)
-{
-    return o->min == o->max || (v >= o->min && v <= o->max);
+    int digits = o->type == DT_OPT_INT ? 16 : 15;       /* of 2^53; a fraction has not that many that are meant */
+    return dt_err_set(err, DT_EUSAGE, "option '--%s' must be %s from %.*g to %.*g (got '%s')", o->name, kind, digits,
+                      o->min, digits, o->max, value);
 }
 
 static int set_int(const dt_opt *o, int64_t *field, const char *value, dt_err *err)
@@ -222,7 +217,7 @@ static int set_int(const dt_opt *o, int64_t *field, const char *value, dt_err *e
     char *end;
     errno = 0;
     long long v = strtoll(value, &end, 10);
-    if (errno || end == value || *end || isspace((unsigned char)*value) || !in_range(o, (double)v))
+    if (errno || end == value || *end || isspace((unsigned char)*value) || !dt_opt_in_range(o, (double)v))
         return bad_number(o, value, err);
     *field = v;
     return 0;
@@ -242,7 +237,7 @@ static int set_float(const dt_opt *o, double *field, const char *value, dt_err *
 {
     char *end;
     double v;
-    if (!read_decimal(value, &v, &end) || *end || !in_range(o, v))
+    if (!read_decimal(value, &v, &end) || *end || !dt_opt_in_range(o, v))
         return bad_number(o, value, err);
     *field = v;
     return 0;
@@ -261,7 +256,7 @@ static int set_bytes(const dt_opt *o, int64_t *field, const char *value, dt_err 
         end += end[1] == 'i' ? 2 : 1;
     }
     end += *end == 'B' || *end == 'b';
-    if (*end || v >= 0x1p63 || !in_range(o, v))
+    if (*end || v >= 0x1p63 || !dt_opt_in_range(o, v))
         return bad_number(o, value, err);
     *field = (int64_t)v;
     return 0;

@@ -74,12 +74,12 @@ int  dt_cli_help(const dt_cli *cli, const char *topic, FILE *out, dt_err *err);
 /* A completion script for a tool, or for one of several commands; cli ends with NULL. */
 void dt_cli_completion(const dt_cli *const *cli, const char *shell, FILE *out);
 extern const char *const dt_cli_shells[];
+/* What an option comes to; caller deletes.  NULL: a default that the option itself would not take (0 below its
+ * range, an ENUM's -1), which stands for a choice that the model or other options make. */
+cJSON *dt_cli_value(const dt_opt *o, const void *opts);
 /* The options in force and where each is from, after dt_cli_parse has accepted the same argv.  As a
  * command line that says the same, defaults beside it as comments; or as one JSON object, name -> {"value": ...,
- * "from": "flag"|"default"|"model"}.
- * A default that the option itself would not take (0 below its range, an ENUM's -1) stands for a choice
- * that the model or other options make: "model", without a value.  Caller frees. */
-cJSON *dt_cli_value(const dt_opt *o, const void *opts);  /* what an option comes to; NULL: "model".  Caller deletes */
+ * "from": "flag"|"default"|"model"}; "model" has no value.  Caller frees. */
 char *dt_cli_config(const dt_cli *cli, const void *opts, int argc, char **argv, bool json);
 
 #endif

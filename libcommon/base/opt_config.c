@@ -1,6 +1,4 @@
 /* opt_config.c - --print_config: the options in force and where each is from. */
-#include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
@@ -18,7 +16,7 @@ cJSON *dt_cli_value(const dt_opt *o, const void *opts)
     case DT_OPT_INT:
     case DT_OPT_BYTES:
     case DT_OPT_FLOAT:
-        return o->min == o->max || (v >= o->min && v <= o->max) ? cJSON_CreateNumber(v) : NULL;
+        return dt_opt_in_range(o, v) ? cJSON_CreateNumber(v) : NULL;
     case DT_OPT_ENUM:
         return *(const int *)f >= 0 ? cJSON_CreateString(o->choices[*(const int *)f]) : NULL;
     case DT_OPT_LIST:
@@ -46,7 +44,6 @@ static void put_word(FILE *out, const char *s)
 static void put_flag(FILE *out, const dt_opt *o, const cJSON *v)
 {
     const cJSON *e;
-    char num[32];
     if (cJSON_IsBool(v)) {
         fprintf(out, "--%s%s", cJSON_IsTrue(v) ? "" : "no_", o->name);
         return;
@@ -64,12 +61,9 @@ static void put_flag(FILE *out, const dt_opt *o, const cJSON *v)
         put_word(out, v->valuestring);
         return;
     }
-    for (int digits = 6; digits <= 17; digits++) {          /* as few as give the number back */
-        snprintf(num, sizeof num, "%.*g", digits, v->valuedouble);
-        if (strtod(num, NULL) == v->valuedouble)
-            break;
-    }
-    fputs(num, out);
+    char *number = dt_json_line(v);         /* whole ones without an exponent, which no option of that kind takes */
+    fputs(number, out);
+    free(number);
 }
 
 static bool empty(const cJSON *v)
@@ -122,9 +116,7 @@ char *dt_cli_config(const dt_cli *cli, const void *opts, int argc, char **argv, 
 {
     char *text = NULL;
     size_t bytes = 0;
-    FILE *out = open_memstream(&text, &bytes);
-    if (!out)
-        return dt_strdup("");
+    FILE *out = dt_must(open_memstream(&text, &bytes));
     (json ? print_json : print_flags)(out, cli, opts, argc, argv);
     fclose(out);
     return text;

@@ -13,6 +13,11 @@ static inline bool dt_opt_is_end(const dt_opt *o)
     return !o->name && !o->help;
 }
 
+static inline bool dt_opt_in_range(const dt_opt *o, double v)
+{
+    return o->min == o->max || (v >= o->min && v <= o->max);
+}
+
 void dt_cli_man(const dt_cli *cli, FILE *out);
 
 #endif

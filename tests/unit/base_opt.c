@@ -308,12 +308,11 @@ static void config_text(void **state)
                            "\"targets\":{\"value\":[],\"from\":\"default\"},\"memory\":{\"value\":0,\"from\":\"default\"}}\n");
     free(s);
     dt_strs_release(&shown.words);
-    char *argv[] = { "dt-x", "--prompts", "it's", "c", "-q", "--rank=9" };
-    ok(&shown, "--prompts|it's|c|-q|--rank=9");
-    shown.rank = 9;
+    char *argv[] = { "dt-x", "--prompts", "it's", "c", "-q", "--rank=9", "--any=1000000" };
+    ok(&shown, "--prompts|it's|c|-q|--rank=9|--any=1000000");
     shown.mode = -1;
-    s = dt_cli_config(&cli, &shown, 6, argv, false);
-    assert_non_null(strstr(s, "dt-x lora \\\n    --quiet \\\n    --rank=9 \\\n"
+    s = dt_cli_config(&cli, &shown, 7, argv, false);
+    assert_non_null(strstr(s, "dt-x lora \\\n    --quiet \\\n    --rank=9 \\\n    --any=1000000 \\\n"
                               "    --prompts 'it'\\''s' c\n# default:\n#   --no_train_flag\n"));
     assert_non_null(strstr(s, "\n#   --learning_rate=0.0001\n"));
     assert_non_null(strstr(s, "\n# not set: --output_dir --targets\n"));
