@@ -43,10 +43,10 @@ int dt_err_sys(dt_err *err, int code, const char *fmt, ...)
     return err->code = e == ENOMEM ? DT_ENOMEM : code;
 }
 
-int dt_err_prefix(dt_err *err, const char *fmt, ...)
+void dt_err_prefix(dt_err *err, const char *fmt, ...)
 {
     if (!err)
-        return DT_EFAIL;
+        return;
     char old[sizeof err->msg];
     memcpy(old, err->msg, sizeof old);
     va_list ap;
@@ -56,5 +56,4 @@ int dt_err_prefix(dt_err *err, const char *fmt, ...)
     size_t n = strlen(err->msg);
     snprintf(err->msg + n, sizeof err->msg - n, ": %s", old);
     one_line(err->msg);
-    return err->code;
 }

@@ -28,7 +28,7 @@ int dt_err_set(dt_err *err, int code, const char *fmt, ...) __attribute__((forma
 /* As dt_err_set, then appends ": " and strerror(errno).  ENOMEM is DT_ENOMEM, whatever the code. */
 int dt_err_sys(dt_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* Puts "text: " in front of the message that is there; keeps and returns err->code. */
-int dt_err_prefix(dt_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Puts "text: " in front of the message that is there, if err is not NULL. */
+void dt_err_prefix(dt_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

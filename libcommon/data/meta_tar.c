@@ -174,7 +174,9 @@ static int read_members(struct tar *t, struct archive *a, dt_err *err)
         rc = dt_err_set(err, archive_errno(a) == ENOMEM ? DT_ENOMEM : DT_EDATA, "%s",
                         archive_error_string(a) ? archive_error_string(a) : "not a tar file");
     flush(t);
-    return rc < 0 ? dt_err_prefix(err, "%s", t->path) : 0;
+    if (rc < 0)
+        dt_err_prefix(err, "%s", t->path);
+    return rc;
 }
 
 static void say_read(const struct tar *t)

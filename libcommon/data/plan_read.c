@@ -165,7 +165,9 @@ int dt_plan_item_read(char **data, size_t *bytes, const dt_plan_item *it, dt_err
         return dt_file_read_regular(data, bytes, it->path, DT_IMAGE_MAX_BYTES, err);
     int rc = dt_file_read_part(data, it->tar, it->off, it->bytes, err);
     *bytes = rc < 0 ? 0 : (size_t)it->bytes;
-    return rc < 0 ? dt_err_prefix(err, "%s", it->path) : 0;
+    if (rc < 0)
+        dt_err_prefix(err, "%s", it->path);
+    return rc;
 }
 
 /* Strings are borrowed from o. */

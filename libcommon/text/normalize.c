@@ -67,7 +67,9 @@ static int add_replace(dt_norm *m, const cJSON *node, const char *what, dt_err *
     char *text = re ? dt_strdup(re) : dt_sprintf("\\Q%s\\E", literal);
     int rc = dt_re_compile(&s->re, text, err);
     free(text);
-    return rc < 0 ? dt_err_prefix(err, "%s", what) : 0;
+    if (rc < 0)
+        dt_err_prefix(err, "%s", what);
+    return rc;
 }
 
 int dt_norm_json(dt_norm *m, const cJSON *node, const char *what, dt_err *err)

@@ -21,7 +21,9 @@ static void err_messages(void **state)
     assert_int_equal(dt_err_set(&e, DT_EDATA, "%s: no '%s'", "a", "b\nc"), DT_EDATA);
     assert_int_equal(e.code, DT_EDATA);
     assert_string_equal(e.msg, "a: no 'b?c'");
-    assert_int_equal(dt_err_prefix(&e, "row %d", 7), DT_EDATA);
+    dt_err_prefix(&e, "row %d", 7);
+    dt_err_prefix(NULL, "x");
+    assert_int_equal(e.code, DT_EDATA);
     assert_string_equal(e.msg, "row 7: a: no 'b?c'");
     errno = ENOSPC;
     assert_int_equal(dt_err_sys(&e, DT_EIO, "cannot write '%s'", "x"), DT_EIO);
