@@ -95,11 +95,12 @@ int dt_out_open(dt_out **out, const char *path, dt_err *err)
             fd = -1;
         }
     }
-    if (fd < 0 || !(o->f = fdopen(fd, "w"))) {
+    if (fd < 0) {
         int rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
         out_free(&o);
         return rc;
     }
+    o->f = dt_must(fdopen(fd, "w"));
     *out = o;
     return 0;
 }
@@ -524,6 +525,8 @@ int dt_rmtree(const char *dir, dt_err *err)
         if (errno != ENOENT)
             rc = dt_err_sys(err, DT_EIO, "cannot remove '%s'", e->fts_path);
     }
+    if (!rc && errno && errno != ENOENT)        /* 0 at the end; else the walk was broken off, or never begun */
+        rc = dt_err_sys(err, DT_EIO, "cannot remove '%s'", dir);
     if (t)
         fts_close(t);
     free(p);
@@ -548,13 +551,13 @@ static char *path_near(const char *path)
         n += len + (path[n + len] == '/');
     }
     dir = n ? dt_sprintf("%.*s", (int)n, path) : dt_strdup(".");
-    int k = scandir(dir, &e, NULL, alphasort), best = -1;
+    int k = scandir(dir, &e, NULL, alphasort);
     const char **name = dt_alloc((size_t)(k > 0 ? k : 1) * sizeof(*name));
     for (int i = 0; i < k; i++)
         name[i] = e[i]->d_name[0] == '.' ? "" : e[i]->d_name;
     char *word = dt_sprintf("%.*s", (int)len, path + n);
-    best = k > 0 ? dt_nearest(word, name, k) : -1;
-    if (best >= 0 && *name[best])
+    int best = dt_nearest(word, name, k);
+    if (best >= 0)
         near = dt_sprintf("%.*s%s%s", (int)n, path, name[best], path + n + len);
     for (int i = 0; i < k; i++)
         free(e[i]);
@@ -569,12 +572,10 @@ int dt_err_open(dt_err *err, const char *path)
 {
     int e = errno;
     char *near = err && (e == ENOENT || e == ENOTDIR) ? path_near(path) : NULL;
+    if (near)
+        dt_err_set(err, DT_EDATA, "cannot open '%s': %s (did you mean '%s'?)", path, strerror(e), near);
     errno = e;
-    int rc = dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
-    if (near) {
-        size_t n = strlen(err->msg);
-        snprintf(err->msg + n, sizeof(err->msg) - n, " (did you mean '%s'?)", near);
-    }
+    int rc = near ? DT_EDATA : dt_err_sys(err, DT_EDATA, "cannot open '%s'", path);
     free(near);
     return rc;
 }

@@ -17,7 +17,7 @@
 #include "base/mem.h"
 #include "tests/unit/scratch.h"
 
-/* Every test runs in a scratch folder of its own, which is left empty or removed. */
+/* Every test runs in a scratch folder of its own. */
 static int enter(void **state)
 {
     return scratch_setup(state) || chdir(*state);
@@ -401,6 +401,13 @@ static void a_path_that_is_not_there_has_a_near_one(void **state)
     errno = EACCES;
     dt_err_open(&err, typo);
     assert_null(strstr(err.msg, "did you mean"));
+    char *odd = dt_path_join(dir, "bl\nack"), *plain = dt_path_join(dir, "black");
+    assert_int_equal(dt_mkdirs(odd, NULL), 0);
+    errno = ENOENT;
+    dt_err_open(&err, plain);
+    assert_non_null(strstr(err.msg, "/bl?ack'?"));          /* one line, whatever names there are */
+    free(odd);
+    free(plain);
     assert_int_equal(scratch_end(dir), 0);
     free(deep);
     free(typo);
