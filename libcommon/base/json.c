@@ -184,7 +184,7 @@ static void put_str(struct text *t, const char *s)
     for (; *s; s++) {
         char esc[8];
         unsigned char c = (unsigned char)*s;
-        const char *short_form = c ? strchr("\"\"\\\\\bb\ff\nn\rr\tt", c) : NULL;
+        const char *short_form = strchr("\"\"\\\\\bb\ff\nn\rr\tt", c);
         if (c >= 0x20 && c != '"' && c != '\\' && c != 0x7f)
             put(t, s, 1);
         else if (short_form)

@@ -48,8 +48,12 @@ int dt_progress_open(dt_progress **out, const char *what, const char *unit, int6
         bool fd = *ndjson && strspn(ndjson, "0123456789") == strlen(ndjson) && strlen(ndjson) < 6;
         int copy = fd ? dup(atoi(ndjson)) : -1;     /* closing ours leaves the caller's open */
         f = !fd ? fopen(ndjson, "ae") : copy < 0 ? NULL : fdopen(copy, "w");
-        if (!f)
-            return dt_err_sys(err, DT_EIO, "cannot write progress to '%s'", ndjson);
+        if (!f) {
+            int rc = dt_err_sys(err, DT_EIO, "cannot write progress to '%s'", ndjson);
+            if (copy >= 0)
+                close(copy);
+            return rc;
+        }
     }
     dt_progress *p = dt_alloc(sizeof *p);
     *p = (dt_progress){ .what = dt_strdup(what), .unit = dt_strdup(unit), .total = total, .quiet = quiet,

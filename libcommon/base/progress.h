@@ -1,6 +1,7 @@
 /* progress.h - how far a long job is: a bar on a terminal, a line every ten seconds otherwise, and
  * NDJSON for machines (--progress FILE or a file descriptor number), one object per report:
- *     {"job":"train","step":12,"total":100,"unit":"step","elapsed_s":31.2,"rate":0.4,"eta_s":220,"loss":0.31,"of_peak":0.42}
+ *     {"job":"train","step":12,"total":100,"unit":"step","elapsed_s":31.2,"rate":0.4,"eta_s":220,"loss":0.31,
+ *      "of_peak":0.42}
  * total, rate (units per second) and eta_s are left out where unknown.  One thread at a time. */
 #ifndef DT_BASE_PROGRESS_H
 #define DT_BASE_PROGRESS_H
