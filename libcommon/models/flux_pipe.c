@@ -173,8 +173,10 @@ int dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err)
         rc = dt_tokenizer_open(&p->t5_tok, b, err);
     free(a);
     free(b);
-    if (rc < 0)
+    if (rc < 0) {
+        dt_tokenizer_close(&p->clip_tok);       /* both, or none */
         return rc;
+    }
     shorten(&p->clip_len, p->clip_tok);
     shorten(&p->t5_len, p->t5_tok);
     if (p->clip_len > p->clip.positions)
@@ -213,30 +215,26 @@ int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip,
 
 /* --- weights --- */
 
+static int need_either(const dt_st *st, const char *name, const char *other, dt_st_entry *out, dt_err *err)
+{
+    int rc = dt_st_need(st, dt_st_find(st, name) || !dt_st_find(st, other) ? name : other, out, err);
+    return rc < 0 ? rc : 1;
+}
+
 /* T5 files hold the embedding under either of two names. */
 static int rename_t5(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
 {
     (void)ctx;
-    const dt_st_entry *e = dt_st_find(st, q->name);
-    if (!e && !strcmp(q->name, "shared.weight"))
-        e = dt_st_find(st, "encoder.embed_tokens.weight");
-    if (!e)
-        return dt_err_set(err, DT_EDATA, "no tensor '%s'", q->name);
-    *out = *e;
-    return 1;
+    bool embedding = !strcmp(q->name, "shared.weight");
+    return need_either(st, q->name, embedding ? "encoder.embed_tokens.weight" : q->name, out, err);
 }
 
-/* transformers 5 leaves the prefix text_model out; the shape check is dt_params_load's. */
+/* transformers 5 leaves the prefix text_model out. */
 static int rename_clip(const dt_st *st, const dt_param *q, dt_st_entry *out, void *ctx, dt_err *err)
 {
     (void)ctx;
-    const dt_st_entry *e = dt_st_find(st, q->name);
-    if (!e && !strncmp(q->name, "text_model.", 11))
-        e = dt_st_find(st, q->name + 11);
-    if (!e)
-        return dt_err_set(err, DT_EDATA, "no tensor '%s'", q->name);
-    *out = *e;
-    return 1;
+    bool prefix = !strncmp(q->name, "text_model.", 11);
+    return need_either(st, q->name, prefix ? q->name + 11 : q->name, out, err);
 }
 
 const dt_rename_fn dt_flux_part_rename[DT_FLUX_NPART] = { dt_flux_rename, dt_vae_rename, rename_clip, rename_t5 };

@@ -8,6 +8,15 @@
 
 /* --- rules --- */
 
+/* A table of rules turns a dotted name into another.  '#' stands for a number, taken over in order ('~' in `to`:
+ * counted from the end of n).  A rule matches a whole name or a beginning of it that ends at a dot; the rest is kept.
+ * First match wins. */
+struct rule {
+    const char *from, *to;
+    int  part, parts;               /* parts 0 = 1 */
+    bool swap;
+};
+
 enum { MAX_NUMBERS = 4 };
 
 /* Length of the beginning of name that `from` matches, or -1.  Numbers go to num. */
@@ -42,9 +51,9 @@ static bool expand(const char *to, const long *num, int n, const char *rest, cha
     return !*to && at < bytes && (size_t)snprintf(out + at, bytes - at, "%s", rest) < bytes - at;
 }
 
-bool dt_name_apply(const dt_name_rule *rules, const char *name, int n, dt_other_name *out)
+static bool apply(const struct rule *rules, const char *name, int n, dt_other_name *out)
 {
-    for (const dt_name_rule *r = rules; r->from; r++) {
+    for (const struct rule *r = rules; r->from; r++) {
         long num[MAX_NUMBERS] = { 0 };
         int len = match(r->from, name, num);
         if (len < 0)
@@ -83,7 +92,7 @@ static int need(const dt_st *st, const char *prefix, const char *name, dt_st_ent
 #define SINGLE(ours, theirs) { "single_transformer_blocks.#." ours, "single_blocks.#." theirs }
 #define PART(i, n) .part = i, .parts = n
 
-static const dt_name_rule flux_rules[] = {
+static const struct rule flux_rules[] = {
     { "x_embedder", "img_in" },
     { "context_embedder", "txt_in" },
     EMBEDDER("timestep_embedder", "time_in"),
@@ -128,9 +137,7 @@ static const char *flux_prefix(const dt_st *st)
     return find_prefix(st, flux_prefixes, "double_blocks.0.img_attn.qkv.weight");
 }
 
-bool dt_flux_is_single(const dt_st *st) { return flux_prefix(st) != NULL; }
-
-bool dt_flux_single_name(const char *name, dt_other_name *out) { return dt_name_apply(flux_rules, name, 0, out); }
+bool dt_flux_single_name(const char *name, dt_other_name *out) { return apply(flux_rules, name, 0, out); }
 
 int dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *unused, dt_err *err)
 {
@@ -161,11 +168,11 @@ int dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PI
 #define ATTN "text_model.encoder.layers.#.self_attn."
 #define PROJ(ours, theirs) { ATTN ours, ATTN theirs }
 
-static const dt_name_rule clip_old_rules[] = {
+static const struct rule clip_old_rules[] = {
     PROJ("q_proj", "to_q"), PROJ("k_proj", "to_k"), PROJ("v_proj", "to_v"), PROJ("out_proj", "to_out"), { NULL, NULL },
 };
 
-bool dt_clip_old_name(const char *name, dt_other_name *out) { return dt_name_apply(clip_old_rules, name, 0, out); }
+bool dt_clip_old_name(const char *name, dt_other_name *out) { return apply(clip_old_rules, name, 0, out); }
 
 /* --- AutoencoderKL --- */
 
@@ -181,7 +188,7 @@ bool dt_clip_old_name(const char *name, dt_other_name *out) { return dt_name_app
     { side ".mid_block.attentions.0.to_v", side ".mid.attn_1.v" }, \
     { side ".mid_block.attentions.0.to_out.0", side ".mid.attn_1.proj_out" }
 
-static const dt_name_rule vae_rules[] = {
+static const struct rule vae_rules[] = {
     VAE_COMMON("encoder"),
     VAE_COMMON("decoder"),
     { "encoder.down_blocks.#.resnets.#.conv_shortcut", "encoder.down.#.block.#.nin_shortcut" },
@@ -199,7 +206,7 @@ static const dt_name_rule vae_rules[] = {
     { side ".mid_block.attentions.0.to_v", side ".mid_block.attentions.0.value" }, \
     { side ".mid_block.attentions.0.to_out.0", side ".mid_block.attentions.0.proj_attn" }
 
-static const dt_name_rule vae_old_rules[] = { VAE_OLD("encoder"), VAE_OLD("decoder"), { NULL, NULL } };
+static const struct rule vae_old_rules[] = { VAE_OLD("encoder"), VAE_OLD("decoder"), { NULL, NULL } };
 
 static const char *const vae_prefixes[] = { "", "first_stage_model.", "vae.", NULL };
 
@@ -207,8 +214,6 @@ static const char *vae_prefix(const dt_st *st)
 {
     return find_prefix(st, vae_prefixes, "encoder.down.0.block.0.norm1.weight");
 }
-
-bool dt_vae_is_single(const dt_st *st) { return vae_prefix(st) != NULL; }
 
 /* The decoder's levels are numbered from the outside there. */
 static int up_blocks(const dt_st *st, const char *prefix)
@@ -233,9 +238,9 @@ int dt_vae_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIE
     (void)unused;
     const char *prefix = vae_prefix(st), *name = p->name;
     dt_other_name o;
-    if (prefix && dt_name_apply(vae_rules, name, up_blocks(st, prefix), &o))
+    if (prefix && apply(vae_rules, name, up_blocks(st, prefix), &o))
         name = o.name;
-    else if (!prefix && !dt_st_find(st, name) && dt_name_apply(vae_old_rules, name, 0, &o) && dt_st_find(st, o.name))
+    else if (!prefix && !dt_st_find(st, name) && apply(vae_old_rules, name, 0, &o) && dt_st_find(st, o.name))
         name = o.name;
     int rc = need(st, prefix ? prefix : "", name, out, err);
     if (rc < 0)

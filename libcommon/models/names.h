@@ -14,20 +14,9 @@ typedef struct dt_other_name {      /* of a module, in another naming of the sam
     bool swap;                      /* halves of the rows lie the other way round */
 } dt_other_name;
 
-/* A table of rules turns a dotted name into another.  '#' stands for a number, taken over in order ('~' in `to`:
- * counted from the end of n).  A rule matches a whole name or a beginning of it that ends at a dot; the rest is kept.
- * First match wins. */
-typedef struct dt_name_rule {
-    const char *from, *to;
-    int  part, parts;               /* parts 0 = 1 */
-    bool swap;
-} dt_name_rule;
-bool dt_name_apply(const dt_name_rule *rules, const char *name, int n, dt_other_name *out);
-
 /* --- FLUX transformer: Black Forest Labs' single file (flux1-dev.safetensors), also as "model.diffusion_model." of
  * a checkpoint --- */
 bool dt_flux_single_name(const char *name, dt_other_name *out);     /* module or tensor; false if there is none */
-bool dt_flux_is_single(const dt_st *st);
 int  dt_flux_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *unused, dt_err *err);
 
 /* A transformer that the matrices of a file of weights, or of a LoRA in any naming, fit: numbers of blocks
@@ -41,7 +30,6 @@ bool dt_clip_old_name(const char *name, dt_other_name *out);
 
 /* --- AutoencoderKL: the original naming (ae.safetensors; "first_stage_model." or "vae." of a checkpoint)
  * and diffusers' old names of the attention --- */
-bool dt_vae_is_single(const dt_st *st);
 int  dt_vae_rename(const dt_st *st, const dt_param *p, dt_st_entry out[DT_MAX_PIECES], void *unused, dt_err *err);
 
 #endif
