@@ -1,7 +1,6 @@
 /* flux_run.c - the networks of a FLUX folder, forward only.  See flux_run.h. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include "models/flux_run.h"
 #include "models/tiles.h"
 
@@ -275,30 +274,40 @@ static void split_moments(const float *m, int64_t n, int64_t half, float *mean, 
         }
 }
 
-static int encode_tiled(dt_flux_run *r, const float *x, int64_t w, int64_t h, float *moments, dt_err *err)
+/* What goes into the vae or comes out: [planes, h, w, channels] with h, w = px / scale. */
+struct layout { int64_t planes, channels, scale; };
+
+static float *alloc_cells(const struct layout *l, int64_t w, int64_t h)
 {
-    int64_t f = dt_vae_factor(&r->p.pipe->vae), C = 2 * r->p.pipe->vae.latent_channels;
+    return dt_try_alloc((size_t)(l->planes * (h / l->scale) * (w / l->scale) * l->channels) * sizeof(float));
+}
+
+/* ENCODE: a picture in [-1, 1] to its moments; DECODE: latents to a picture. */
+static int run_tiled(dt_flux_run *r, enum job j, const float *x, int64_t w, int64_t h, float *y, const char *what,
+                     dt_err *err)
+{
+    int64_t f = dt_vae_factor(&r->p.pipe->vae), C = r->p.pipe->vae.latent_channels;
+    const struct layout px = { 1, 3, 1 }, lat = { j == ENCODE ? 2 * C : C, 1, f },
+                        *in = j == ENCODE ? &px : &lat, *out = j == ENCODE ? &lat : &px;
     dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
-    float *in = dt_try_alloc((size_t)(t.tile * t.tile * 3) * sizeof(float)),
-        **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
-    int rc = in ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+    float *tile = alloc_cells(in, t.tile, t.tile), **done = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*done));
+    int rc = tile ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
     for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
         dt_tile a = dt_tiles_at(&t, i);
         dt_plan *p;
         dt_graph *g;
-        for (int64_t y = 0; y < a.h; y++)
-            memcpy(in + y * a.w * 3, x + ((a.y + y) * w + a.x) * 3, (size_t)(a.w * 3) * sizeof(float));
-        out[i] = dt_try_alloc((size_t)(C * (a.w / f) * (a.h / f)) * sizeof(float));
-        rc = out[i] ? use(r, ENCODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
+        dt_tiles_cut(&t, i, x, in->planes, in->channels, in->scale, tile);
+        done[i] = alloc_cells(out, a.w, a.h);
+        rc = done[i] ? use(r, j, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
         if (rc == 0)
-            rc = run_one(r, p, g, "in", in, out[i], "the latent of a picture", err);
+            rc = run_one(r, p, g, "in", tile, done[i], what, err);
     }
     if (rc == 0)
-        dt_tiles_join(&t, out, C, 1, f, moments);
+        dt_tiles_join(&t, done, out->planes, out->channels, out->scale, y);
     for (int64_t i = 0; i < t.nx * t.ny; i++)
-        free(out[i]);
-    free(out);
-    free(in);
+        free(done[i]);
+    free(done);
+    free(tile);
     return rc;
 }
 
@@ -315,7 +324,7 @@ int dt_flux_run_encode(dt_flux_run *r, const uint8_t *const *rgb, int64_t n, int
         to_unit(x + i * px, rgb[i], px);
     if (rc == 0 && tiled(r, w, h)) {
         for (int64_t i = 0; i < n && rc == 0; i++)
-            rc = encode_tiled(r, x + i * px, w, h, m + 2 * i * half, err);
+            rc = run_tiled(r, ENCODE, x + i * px, w, h, m + 2 * i * half, "the latent of a picture", err);
     } else if (rc == 0) {
         dt_plan *p;
         dt_graph *g;
@@ -375,41 +384,12 @@ int dt_flux_run_sample(dt_flux_run *r, const dt_flux_sample *s, dt_err *err)
     return rc;
 }
 
-static int decode_tiled(dt_flux_run *r, const float *lat, int64_t w, int64_t h, float *x, dt_err *err)
-{
-    int64_t f = dt_vae_factor(&r->p.pipe->vae), C = r->p.pipe->vae.latent_channels, lw = w / f, lh = h / f;
-    dt_tiles t = dt_tiles_make(w, h, r->p.tile_px);
-    float *in = dt_try_alloc((size_t)(C * (t.tile / f) * (t.tile / f)) * sizeof(float));
-    float **out = dt_alloc((size_t)(t.nx * t.ny) * sizeof(*out));
-    int rc = in ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
-    for (int64_t i = 0; i < t.nx * t.ny && rc == 0; i++) {
-        dt_tile a = dt_tiles_at(&t, i);
-        dt_plan *p;
-        dt_graph *g;
-        int64_t ah = a.h / f, aw = a.w / f;
-        for (int64_t c = 0; c < C; c++)
-            for (int64_t y = 0; y < ah; y++)
-                memcpy(in + (c * ah + y) * aw, lat + (c * lh + a.y / f + y) * lw + a.x / f, (size_t)aw * sizeof(float));
-        out[i] = dt_try_alloc((size_t)(a.w * a.h * 3) * sizeof(float));
-        rc = out[i] ? use(r, DECODE, 1, a.w, a.h, 0, &p, &g, err) : dt_err_set(err, DT_ENOMEM, "no memory for a tile");
-        if (rc == 0)
-            rc = run_one(r, p, g, "in", in, out[i], "a decoded picture", err);
-    }
-    if (rc == 0)
-        dt_tiles_join(&t, out, 1, 3, 1, x);
-    for (int64_t i = 0; i < t.nx * t.ny; i++)
-        free(out[i]);
-    free(out);
-    free(in);
-    return rc;
-}
-
 int dt_flux_run_decode(dt_flux_run *r, const float *latents, int64_t w, int64_t h, uint8_t *rgb, dt_err *err)
 {
     float *x = dt_try_alloc((size_t)(w * h * 3) * sizeof(*x));
     int rc = x ? 0 : dt_err_set(err, DT_ENOMEM, "no memory for a picture of %lldx%lld px", (long long)w, (long long)h);
     if (rc == 0 && tiled(r, w, h)) {
-        rc = decode_tiled(r, latents, w, h, x, err);
+        rc = run_tiled(r, DECODE, latents, w, h, x, "a decoded picture", err);
     } else if (rc == 0) {
         dt_plan *p;
         dt_graph *g;

@@ -13,8 +13,8 @@ struct dt_flux_run_params {
     dt_flux_pipe *pipe;             /* borrowed */
     dt_device    *dev;
     dt_dtype      act;              /* dtype of activations and of the loaded weights */
-    int64_t       tile_px;          /* pictures larger than this on a side go through the vae in tiles (a multiple of 4 * vae factor);
-                                       0 = never.  As diffusers' enable_tiling, overlap 1/4 */
+    int64_t       tile_px;          /* pictures larger than this on a side go through the vae in tiles (a multiple of
+                                       4 * vae factor); 0 = never.  As diffusers' enable_tiling, overlap 1/4 */
 };
 
 dt_flux_run *dt_flux_run_new(const struct dt_flux_run_params *p);

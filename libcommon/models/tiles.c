@@ -20,6 +20,16 @@ dt_tile dt_tiles_at(const dt_tiles *t, int64_t i)
     return a;
 }
 
+void dt_tiles_cut(const dt_tiles *t, int64_t i, const float *src, int64_t planes, int64_t channels, int64_t scale,
+                  float *tile)
+{
+    dt_tile a = dt_tiles_at(t, i);
+    int64_t W = t->w / scale, H = t->h / scale, row = a.w / scale * channels;
+    for (int64_t p = 0; p < planes; p++)
+        for (int64_t y = 0; y < a.h / scale; y++, tile += row)
+            memcpy(tile, src + ((p * H + a.y / scale + y) * W + a.x / scale) * channels, (size_t)row * sizeof(float));
+}
+
 /* A tile's cells: [planes, h, w, channels]. */
 struct cells { float *v; int64_t planes, h, w, ch; };
 
