@@ -150,26 +150,27 @@ static void gelu_erf_bwd_row(float *dx, const float *dy, const float *x, int64_t
 }
 FUNCTION(gelu_erf, DT_EPI_GELU_ERF)
 
+/* x (1 + tanh u) / 2 is x sigmoid(2u): one exponential, and no cancellation where tanh is near -1. */
+#define GELU_2U(X) (1.59576912f * ((X) + 0.044715f * (X) * (X) * (X)))
+
 static void gelu_tanh_row(float *y, const float *x, int64_t n, const double *f)
 {
     (void)f;
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        float u = 0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
-        y[i] = 0.5f * x[i] * (1.0f + dt_tanhf(u));
-    }
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * dt_sigmoidf(GELU_2U(x[i]));
 }
 
+/* sigmoid' = e s^2 with e = exp(-2u), which must not become infinite: its limit is where s^2 is 0. */
 static void gelu_tanh_bwd_row(float *dx, const float *dy, const float *x, int64_t n,
                               const double *f)
 {
     (void)f;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        float q = x[i] * x[i];
-        float t = dt_tanhf(0.79788456f * (x[i] + 0.044715f * q * x[i]));
-        float du = 0.79788456f * (1.0f + 3.0f * 0.044715f * q);
-        dx[i] = dy[i] * (0.5f * (1.0f + t) + 0.5f * x[i] * (1.0f - t * t) * du);
+        float v = GELU_2U(x[i]), dv = 1.59576912f * (1.0f + 3.0f * 0.044715f * x[i] * x[i]);
+        float e = dt_expf(v < -80.0f ? 80.0f : -v), s = 1.0f / (1.0f + e);
+        dx[i] = dy[i] * s * (1.0f + x[i] * (e * s) * dv);
     }
 }
 FUNCTION(gelu_tanh, DT_EPI_GELU_TANH)

@@ -1,4 +1,4 @@
-/* vmath.h - exp, tanh, erf and sigmoid without branches or calls, so that loops over them vectorise.  Within 2 ulp of the
+/* vmath.h - exp, erf and sigmoid without branches or calls, so that loops over them vectorise.  Within 2 ulp of the
  * exact value over the whole range (tests/unit/kernels_vmath.c), sigmoid within 4 and 0 below -87, where exp(-x)
  * overflows; infinities and NaN as in libm. */
 #ifndef DT_KERNELS_VMATH_H
@@ -48,20 +48,6 @@ static inline float dt_expf(float x)
 static inline float dt_sigmoidf(float x)
 {
     return 1.0f / (1.0f + dt_expf(-x));
-}
-
-/* Odd polynomial below 0.625 (Cephes tanhf), 1 - 2 / (exp(2|x|) + 1) above. */
-static inline float dt_tanhf(float x)
-{
-    float a = fabsf(x), s = x * x;
-    float p = -5.70498872745e-3f;
-    p = p * s + 2.06390887954e-2f;
-    p = p * s - 5.37397155531e-2f;
-    p = p * s + 1.33314422036e-1f;
-    p = p * s - 3.33332819422e-1f;
-    float small = p * s * x + x;
-    float large = copysignf(1.0f - 2.0f / (dt_expf(2.0f * a) + 1.0f), x);
-    return a < 0.625f ? small : large;
 }
 
 /* Odd polynomial below 0.92, 1 - exp(polynomial) above. */
