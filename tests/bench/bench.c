@@ -180,13 +180,15 @@ static int table(const struct opts *o, const char *name, const struct peak *p, d
     return rc;
 }
 
+/* Of the works named, or of all. */
 static int tables(const struct opts *o, char **names, dt_err *err)
 {
     struct peak p = peak_measure(o->dev, o->dtype);
     printf("%d threads, %s: %.1f GFLOP/s in fp32 registers, %.1f GFLOP/s in a large product, %.1f GB/s\n\n",
            o->dev->threads, dt_dtype_name(o->dtype), p.fma * 1e-9, p.product * 1e-9, p.bytes * 1e-9);
-    for (int rc; *names; names++)
-        if ((rc = table(o, *names, &p, err)) < 0)
+    const char *name;
+    for (int k = 0, rc; (name = *names ? names[k] : work_name(k)); k++)
+        if ((rc = table(o, name, &p, err)) < 0)
             return rc;
     return 0;
 }
@@ -244,8 +246,10 @@ int main(int argc, char **argv)
     const char *served = NULL;
     dt_err err = { 0 };
     for (int c; (c = getopt(argc, argv, "t:n:as:")) != -1;) {
-        if (c == 't')
-            o.dtype = strcmp(optarg, "bf16") ? DT_F32 : DT_BF16;
+        if (c == 't' && !strcmp(optarg, "bf16"))
+            o.dtype = DT_BF16;
+        else if (c == 't' && !strcmp(optarg, "f32"))
+            o.dtype = DT_F32;
         else if (c == 'n' && atoi(optarg) > 0)
             o.runs = atoi(optarg);
         else if (c == 'a')
@@ -257,7 +261,7 @@ int main(int argc, char **argv)
     }
     int rc = dt_cpu_open(&o.dev, &err);
     if (rc == 0)
-        rc = served ? serve(&o, served, &err) : tables(&o, optind < argc ? argv + optind : (char **)work_names, &err);
+        rc = served ? serve(&o, served, &err) : tables(&o, argv + optind, &err);
     dt_device_close(&o.dev);
     if (rc < 0)
         fprintf(stderr, "bench: %s\n", err.msg);

@@ -95,7 +95,8 @@ static const struct job {
     { "t5", t5_pass },
 };
 enum { NJOB = sizeof(jobs) / sizeof(jobs[0]) };
-const char *const work_names[] = { "lora", "full", "sample", "encode", "decode", "t5", NULL };
+
+const char *work_name(int k) { return k < NJOB ? jobs[k].name : NULL; }
 
 static dt_graph *build(const struct job *j, dt_params *set, dt_dtype t)
 {

@@ -16,7 +16,7 @@
 #include "graph/graph.h"
 
 typedef struct work work;
-extern const char *const work_names[];              /* NULL-terminated */
+const char *work_name(int k);                       /* of the k-th, NULL beyond the last */
 
 /* Ready to run: graph planned, weights and inputs filled. */
 int      work_new(work **out, const char *name, dt_dtype t, dt_device *dev, dt_err *err);
