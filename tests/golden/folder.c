@@ -17,13 +17,6 @@ typedef struct scene {              /* what the stages hand on */
     float *lat;                     /* [PICTURES, C, h, w] */
 } scene;
 
-static void compare(const gold *f, tally *t, const char *name, const float *a, double tol)
-{
-    float *ref = gold_f32(f, name);
-    tally_add(t, name, a, ref, dt_numel(gold_entry(f, "%s", name)->dims), 0, tol);
-    free(ref);
-}
-
 /* Largest distance in levels of 0..255 between rgb and ref (0..1); 0.5 is rounding. */
 static void compare_rgb(tally *t, const char *name, const uint8_t *rgb, const float *ref, int64_t n)
 {
@@ -67,8 +60,8 @@ static void captions(scene *s)
         same_ids(&ids, text, t5, ref_t5 + i * nt, nt);
         must(dt_flux_run_text(r, text, s->states + i * nt * D, s->pooled + i * P, &err), &err);
     }
-    compare(s->f, &states, "out.prompt_embeds", s->states, tol_forward(DT_F32));
-    compare(s->f, &states, "out.pooled", s->pooled, tol_forward(DT_F32));
+    tally_tensor(&states, s->f, "out.prompt_embeds", s->states, PROMPTS * nt * D, tol_forward(DT_F32));
+    tally_tensor(&states, s->f, "out.pooled", s->pooled, PROMPTS * P, tol_forward(DT_F32));
     tap(&ids, "token ids of five prompts");
     tap(&states, "states of five prompts");
     dt_flux_run_free(&r);
@@ -144,8 +137,8 @@ static void tiles(scene *s)
     must(dt_flux_run_plan_decode(r, TILED_W, TILED_H, &err), &err);
     must(dt_flux_run_alloc(r, NULL, &err), &err);
     must(dt_flux_run_encode(r, (const uint8_t *const[]){ rgb }, 1, TILED_W, TILED_H, mean, logvar, &err), &err);
-    compare(s->f, &t, "out.tiled.mean", mean, tol_forward(DT_F32));
-    compare(s->f, &t, "out.tiled.logvar", logvar, tol_forward(DT_F32));
+    tally_tensor(&t, s->f, "out.tiled.mean", mean, n, tol_forward(DT_F32));
+    tally_tensor(&t, s->f, "out.tiled.logvar", logvar, n, tol_forward(DT_F32));
     must(dt_flux_run_decode(r, lat, TILED_W, TILED_H, rgb, &err), &err);
     compare_rgb(&t, "out.tiled.image", rgb, image, 3 * px);
     tap(&t, "autoencoder in tiles");

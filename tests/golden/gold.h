@@ -54,7 +54,9 @@ typedef struct tally {              /* of the comparisons behind one TAP line */
 
 /* |a - ref| / max(|ref|, floor) against tol.  `floor` keeps values that are zero in exact arithmetic from mattering. */
 void tally_add(tally *t, const char *what, const float *a, const float *ref, int64_t n, double floor, double tol);
-/* A block of parameters on its device against the file's tensor of that name. */
+/* The same against the file's tensor of that name, which has n elements. */
+void tally_tensor(tally *t, const gold *f, const char *name, const float *a, int64_t n, double tol);
+/* The same of a block of parameters, on its device. */
 void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol, const char *fmt, ...)
     __attribute__((format(printf, 7, 8)));
 void tally_error(tally *t, const char *what, double error, double tol);         /* measured by the caller */

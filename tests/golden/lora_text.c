@@ -7,13 +7,6 @@
 
 enum { PROMPTS = 2, W = 40, H = 24 };
 
-static void compare(const gold *f, tally *t, const char *name, const float *a, double tol)
-{
-    float *ref = gold_f32(f, name);
-    tally_add(t, name, a, ref, dt_numel(gold_entry(f, "%s", name)->dims), 0, tol);
-    free(ref);
-}
-
 /* What `path` has for each network, on it from here on. */
 static void adapt(dt_flux_pipe *pipe, dt_device *dev, dt_lora *lora[DT_FLUX_NPART], const char *path)
 {
@@ -69,10 +62,10 @@ static void file_of(const gold *f, dt_device *dev, const char *layout)
     const dt_flux_sample how = { .w_px = W, .h_px = H, .steps = gold_int(f, "steps"), .guidance = 3.5, .T = T,
                                  .states = states, .pooled = pooled, .latents = x };
     must(dt_flux_run_sample(r, &how, &err), &err);
-    compare(f, &t, "out.pooled", pooled, tol_forward(DT_F32));
+    tally_tensor(&t, f, "out.pooled", pooled, PROMPTS * P, tol_forward(DT_F32));
     if (lora[DT_FLUX_T5])
-        compare(f, &t, "out.prompt_embeds", states, tol_forward(DT_F32));
-    compare(f, &t, latents, x, 1e-4);
+        tally_tensor(&t, f, "out.prompt_embeds", states, PROMPTS * T * D, tol_forward(DT_F32));
+    tally_tensor(&t, f, latents, x, dt_numel(gold_entry(&noise, "in.latents")->dims) / 2, 1e-4);
     tap(&t, "%s: states and latents", name);
     dt_flux_run_free(&r);
     for (int k = 0; k < DT_FLUX_NPART; k++)

@@ -14,15 +14,14 @@ static const dt_flow qwen = { .dynamic = true, .shift = 1.0, .base_shift = 0.5, 
 
 static void one_table(const gold *f, tally *t, const dt_flow *flow, int64_t tokens, int64_t steps, const char *name)
 {
-    float *ref = gold_f32(f, name), *a = dt_alloc((size_t)(steps + 1) * sizeof(*a));
+    float *a = dt_alloc((size_t)(steps + 1) * sizeof(*a));
     double *sigma = dt_alloc((size_t)(steps + 1) * sizeof(*sigma));
     dt_flow_sigmas(flow, sigma, steps, tokens);
     for (int64_t i = 0; i <= steps; i++)
         a[i] = (float)sigma[i];
-    tally_add(t, name, a, ref, steps + 1, 0, TOL);
+    tally_tensor(t, f, name, a, steps + 1, TOL);
     free(sigma);
     free(a);
-    free(ref);
 }
 
 static void sigmas(const gold *f)
@@ -67,14 +66,10 @@ static void density(const gold *f, const char *name, const dt_timesteps *how)
         s[i] = (float)table[(int64_t)(d * 1000.0)];
     }
     snprintf(key, sizeof(key), "out.u.%s", name);
-    float *ref_u = gold_f32(f, key);
-    tally_add(&t, key, u, ref_u, n, 0, TOL);
+    tally_tensor(&t, f, key, u, n, TOL);
     snprintf(key, sizeof(key), "out.sigma.%s", name);
-    float *ref_s = gold_f32(f, key);
-    tally_add(&t, key, s, ref_s, n, 0, TOL);
+    tally_tensor(&t, f, key, s, n, TOL);
     tap(&t, "training sigmas, %s", name);
-    free(ref_s);
-    free(ref_u);
     free(s);
     free(u);
     free(in);
@@ -89,11 +84,9 @@ static void loss_weights(const gold *f)
     float *sigma = gold_f32(f, "out.sigma.logit_normal"), *w = dt_alloc((size_t)n * sizeof(*w));
     for (int k = 0; k < 3; k++) {
         dt_timesteps how = { .weighting = kind[k] };
-        float *ref = gold_f32(f, name[k]);
         for (int64_t i = 0; i < n; i++)
             w[i] = (float)dt_timestep_weight(&how, sigma[i]);
-        tally_add(&t, name[k], w, ref, n, 0, TOL);
-        free(ref);
+        tally_tensor(&t, f, name[k], w, n, TOL);
     }
     tap(&t, "loss weights");
     free(w);
@@ -123,9 +116,7 @@ static void learning_rates(const gold *f)
         for (int64_t k = 0; k <= total; k++)
             a[k] = (float)(dt_lr_at(&lr, k) / 1e-3);
         char *key = dt_sprintf("out.lr.%s", cases[i].name);
-        float *ref = gold_f32(f, key);
-        tally_add(&t, key, a, ref, total + 1, 0, TOL);
-        free(ref);
+        tally_tensor(&t, f, key, a, total + 1, TOL);
         free(key);
     }
     tap(&t, "learning rates of diffusers.optimization");
