@@ -8,9 +8,11 @@ list() {
     if [ -e .git ]; then git ls-files -co --exclude-standard; else find . -path './build*' -prune -o -type f -print; fi
 }
 list | while read -r f; do [ -f "$f" ] && [ ! -L "$f" ] && echo "${f#./}"; done >"$T/all"
-grep -E '\.(c|h|cu|cc|proto)$' "$T/all" >"$T/code"
-grep -E '\.(c|h|cu|cc|proto|sh|t|mk|md|py|[157])$|(^|/)Makefile$|^tests/run$|^\.ci/run$' "$T/all" |
-    grep -vE '^(examples|tests/golden)/.*\.md$' >"$T/text"
+grep -E '\.(c|h|cu|cuh|cc|proto)$' "$T/all" >"$T/code"
+# programs of the shell, whatever their names
+tr '\n' '\0' <"$T/all" | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh$/ { print FILENAME } { nextfile }' >"$T/scripts"
+{ grep -E '\.(c|h|cu|cuh|cc|proto|sh|t|mk|md|py|[157])$|(^|/)Makefile$' "$T/all" | grep -vE '^(examples|tests/golden)/.*\.md$'
+    cat "$T/scripts"; } | sort -u >"$T/text"
 
 # none NAME LIST GREP-ARGS...: no line of the listed files matches
 none() {
@@ -39,8 +41,7 @@ if [ -s "$T/headers" ]; then not_ok 'every header compiles alone' "$(cat "$T/hea
 
 # Shell, where there is shellcheck; nothing else needs it.
 if command -v shellcheck >/dev/null; then
-    scripts=$(while read -r f; do head -n 1 "$f" | grep -Eq '^#!.*\b(ba)?sh$' && echo "$f"; done <"$T/text"; echo pipelines/stage)
-    if d=$(shellcheck -S warning -x $scripts 2>&1); then ok 'shellcheck'; else not_ok 'shellcheck' "$d"; fi
+    if d=$(xargs shellcheck -S warning -x <"$T/scripts" 2>&1); then ok 'shellcheck'; else not_ok 'shellcheck' "$d"; fi
 else
     skip 'shellcheck' 'not installed'
 fi
