@@ -102,6 +102,10 @@ check 'without padding' "dt-train lora $L --text_padding none --output_dir n && 
 check 'without padding the memory plan knows every length' \
     "dt-train lora $L --text_padding none --output_dir np --plan | sed -n 's/^\(32x32, [0-9]*, [0-9]*\) .*/\1/p' && ls np" '32x32, 2, 16
 plan.ndjson'
+mkdir long; cp data/crown.png long/; echo 'a crown on a very long caption of which there is more than fits' >long/crown.txt
+check 'nor more rows than --max_sequence_length' \
+    "dt-train lora ${L/_dir data/_dir long} --text_padding none --max_sequence_length 20 --output_dir np --plan |
+     sed -n 's/^\(32x32, [0-9]*, [0-9]*\) .*/\1/p'" '32x32, 2, 20'
 check 'without padding, resumed: bit for bit' \
     "cp -r n nr && rm -rf nr/checkpoint-[46] nr/lora.safetensors && dt-train lora $L --text_padding none --output_dir nr --resume_from_checkpoint latest &&
      cmp n/lora.safetensors nr/lora.safetensors && cmp n/metrics.ndjson nr/metrics.ndjson"
@@ -205,6 +209,13 @@ check 'validation: samples and held-out loss' \
     "dt-train lora $L --validation_prompts 'a crown' 'a sun' --validation_steps 3 --validation_inference_steps 2 --validation_data_dir held --output_dir val &&
      ls val/samples.png val/samples/* | wc -l; wc -l <val/validation.ndjson" '7
 3'
+# Without learning every validation and every batch size has about the loss of training; a part of a picture too much or too
+# little would be a quarter off.
+check 'the held-out loss is the mean over the pictures' \
+    "for b in 1 2 3; do dt-train lora ${L/batch_size 2/batch_size \$b} --learning_rate 0 --validation_data_dir data --validation_steps 3 --output_dir hl\$b || exit
+         sed 's/.*loss\":\([0-9.]*\).*/\1/' hl\$b/validation.ndjson | sort -u; done >held.losses
+     sed 's/.*loss\":\([0-9.]*\).*/\1/' hl1/metrics.ndjson | awk '{ s += \$1 } END { print s / NR }' >>held.losses
+     awk 'NR == 1 { a = \$1 } \$1 < 0.8 * a || \$1 > 1.2 * a { print } END { print NR }' held.losses" 4
 check 'held-out pictures have the size of the plan' \
     "dt-train lora $P --plan a/plan.ndjson --latents a/cache --validation_steps 3 --validation_data_dir held --output_dir val2 &&
      cmp val/held-plan.ndjson val2/held-plan.ndjson && grep -o '\"batch\".*\"size\":.32,32.' val2/held-plan.ndjson | wc -l" 1
