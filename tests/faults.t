@@ -145,6 +145,11 @@ if [ -z "${SAN-}" ]; then
         "$C -o c3 plan3; grep -o '\"key\":\"[0-9a-f]*\",\"sum\":\"[0-9a-f]*\"' c3/index-* | sort >a; cat c2/index-* | grep -o '\"key\":\"[0-9a-f]*\",\"sum\":\"[0-9a-f]*\"' | sort >b
          comm -23 a b"
 
+    # --- file systems ---
+    check 'a checkpoint that is there is written anew, also where folders cannot be exchanged' \
+        "rm -rf out; $L && holds out >want && FAULT_EXCHANGE=1 faulty $L --resume_from_checkpoint checkpoint-1 && holds out | cmp - want
+         rm -r out/checkpoint-2; ls out | grep checkpoint" checkpoint-1
+
 # --- clocks ---
     rm -rf out; $L; cp out/lora.safetensors ref.safetensors
     for k in 3 10 30 60; do

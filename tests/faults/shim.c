@@ -10,7 +10,8 @@
  *   how many there were
  *   FAULT_LIBS=A:B    libraries that count as ours, by a part of their names
  *   FAULT_CLOCK=K     from the K-th reading on, all clocks have lost an hour, and lose a second with each reading
- *   FAULT_WATCH=FILE  after FILE has been opened FAULT_TIMES times, the command in FAULT_THEN is run, once */
+ *   FAULT_WATCH=FILE  after FILE has been opened FAULT_TIMES times, the command in FAULT_THEN is run, once
+ *   FAULT_EXCHANGE=1  no two folders can be exchanged, as on some file systems */
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -214,6 +215,14 @@ FILE *fopen(const char *path, const char *mode)
     if (f)
         opened(path);
     return f;
+}
+
+int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
+{
+    if (!getenv("FAULT_EXCHANGE") || !(flags & RENAME_EXCHANGE))
+        return (int)syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
+    errno = EINVAL;
+    return -1;
 }
 
 /* --- clocks --- */
