@@ -3,7 +3,7 @@
  *   W [out, in] frozen     A [r, in] "down"     B [out, r] "up"
  *
  * Life: build the model's graph once, so that its dt_params knows the linear layers -> dt_lora_new (to train) or
- * dt_lora_open (from a file) -> base->lora = it -> dt_params_alloc(lora->params) -> dt_params_init or
+ * dt_lora_open_parts (from a file) -> base->lora = it -> dt_params_alloc(lora->params) -> dt_params_init or
  * dt_lora_fill -> every graph built from then on has the branches: dt_linear calls dt_lora_find.
  * The adapters' parameters are a set of their own, "<module path>.lora_A.weight" and ".lora_B.weight". */
 #ifndef DT_TRAIN_LORA_H
@@ -98,12 +98,10 @@ int dt_lora_save_parts(const dt_lora *const *l, int n, const char *path, enum dt
  * kept to the bit. */
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);
 
-/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v).  Tensors
- * that belong to no layer of base are DT_EDATA, and so are halves of pairs.  alpha: of files that do not say it; <= 0:
- * their rank. */
-int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err);
-/* The same of several networks, whose sets have the names of dt_lora_parts: out[i] is what the file has for base[i],
- * NULL if that is nothing.  What is for none of them is DT_EDATA.  base[i] may be NULL. */
+/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v), for n networks whose
+ * sets have the names of dt_lora_parts: out[i] is what the file has for base[i], NULL if that is nothing; base[i] may be
+ * NULL.  Tensors that are for none of them or belong to no layer are DT_EDATA, and so are halves of pairs.  Where the file
+ * does not say alpha, it is the rank. */
 int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char *path, dt_err *err);
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);

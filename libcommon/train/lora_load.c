@@ -36,7 +36,6 @@ struct loader {
     dt_params   *base;
     const dt_lora_part *part;       /* of base */
     const dt_st *st;
-    double       alpha;             /* of files that do not say */
     cJSON       *config;            /* peft's settings, or NULL */
     bool         own_config;        /* they are of this component only */
     struct module *module;
@@ -72,9 +71,10 @@ static struct module *module_of(struct loader *l, const char *name)
     return m;
 }
 
-static void build_table(struct loader *l, dt_lora_naming naming)
+static void build_table(struct loader *l)
 {
     const dt_strs *linears = &l->base->linears;
+    dt_lora_naming naming = l->part->naming;
     dt_other_name o;
     for (int64_t i = 0; i < linears->n; i++) {
         module_of(l, linears->v[i])->part[0] = i + 1;
@@ -163,14 +163,14 @@ static bool take_key(struct loader *l, const dt_st_entry *e)
     return false;
 }
 
-/* `own`: only what the names say is for this network. */
-static int take_keys(struct loader *l, bool own, dt_err *err)
+/* What the names say is for this network. */
+static int take_keys(struct loader *l, dt_err *err)
 {
     int64_t n = 0;
     const char *first = NULL;
     for (int64_t i = 0; i < dt_st_count(l->st); i++) {
         const dt_st_entry *e = dt_st_at(l->st, i);
-        if ((own && dt_lora_part_of(e->name) != l->part) || take_key(l, e))
+        if (dt_lora_part_of(e->name) != l->part || take_key(l, e))
             continue;
         first = first ? first : e->name;
         n++;
@@ -241,7 +241,7 @@ static double alpha_of(const struct loader *l, const struct pair *p, const char 
     cJSON_ArrayForEach(j, each)
         if (cJSON_IsNumber(j) && j->string && pattern_matches(j->string, path))
             whole = j;
-    double a = cJSON_IsNumber(whole) ? whole->valuedouble : l->alpha > 0 ? l->alpha : (double)rank;
+    double a = cJSON_IsNumber(whole) ? whole->valuedouble : (double)rank;
     return cJSON_IsTrue(config_item(l, "use_rslora")) ? a * sqrt((double)rank) : a;
 }
 
@@ -390,10 +390,10 @@ out:
 
 /* --- opening --- */
 
-static dt_lora *make_lora(struct loader *l, dt_lora_naming naming)
+static dt_lora *make_lora(struct loader *l)
 {
     const dt_strs *linears = &l->base->linears;
-    dt_lora *o = dt_lora_make(l->base, naming);
+    dt_lora *o = dt_lora_make(l->base, l->part->naming);
     o->values = dt_alloc((size_t)(2 * linears->n) * sizeof(*o->values));
     for (int64_t i = 0; i < linears->n; i++) {
         struct layer *y = &l->layer[i];
@@ -436,43 +436,25 @@ static void release(struct loader *l)
 }
 
 /* *out is NULL if the file has nothing for base. */
-static int open_one(dt_lora **out, dt_params *base, const dt_st *st, dt_lora_naming naming, double alpha, bool own,
-                    dt_err *err)
+static int open_one(dt_lora **out, dt_params *base, const dt_st *st, dt_err *err)
 {
-    struct loader l = { .base = base, .part = dt_lora_part_named(base->name), .st = st, .alpha = alpha,
-                        .modules = dt_strmap_new(), .stems = dt_strmap_new() };
+    struct loader l = { .base = base, .part = dt_lora_part_named(base->name), .st = st, .modules = dt_strmap_new(),
+                        .stems = dt_strmap_new() };
     l.layer = dt_alloc((size_t)(base->linears.n + 1) * sizeof(*l.layer));
     *out = NULL;
-    build_table(&l, naming);
+    build_table(&l);
     int rc = read_config(&l, dt_st_path(st), err);
     if (rc == 0)
-        rc = take_keys(&l, own, err);
+        rc = take_keys(&l, err);
     for (int64_t i = 0; i < l.npair && rc == 0; i++)
         rc = take_pair(&l, &l.pair[i], err);
     if (rc == 0 && l.npair)
-        *out = make_lora(&l, naming);
+        *out = make_lora(&l);
     if (*out && !(*out)->n) {
         dt_lora_free(out);
         rc = dt_err_set(err, DT_EDATA, "%s: all of its matrices are zero", dt_st_path(st));
     }
     release(&l);
-    return rc;
-}
-
-static int holds_none(const dt_st *st, dt_err *err)
-{
-    return dt_err_set(err, DT_EDATA, "%s: holds no LoRA", dt_st_path(st));
-}
-
-int dt_lora_open(dt_lora **out, dt_params *base, const char *path, dt_lora_naming naming, double alpha, dt_err *err)
-{
-    dt_st *st = NULL;
-    int rc = dt_st_open(&st, path, err);
-    if (rc == 0)
-        rc = open_one(out, base, st, naming, alpha, false, err);
-    if (rc == 0 && !*out)
-        rc = holds_none(st, err);
-    dt_st_close(&st);
     return rc;
 }
 
@@ -505,11 +487,11 @@ int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char 
         rc = check_parts(st, base, n, err);
     for (int i = 0; i < n && rc == 0; i++) {
         if (base[i])
-            rc = open_one(&out[i], base[i], st, dt_lora_part_named(base[i]->name)->naming, 0, true, err);
+            rc = open_one(&out[i], base[i], st, err);
         any |= out[i] != NULL;
     }
     if (rc == 0 && !any)
-        rc = holds_none(st, err);
+        rc = dt_err_set(err, DT_EDATA, "%s: holds no LoRA", path);
     for (int i = 0; i < n && rc < 0; i++)
         dt_lora_free(&out[i]);
     dt_st_close(&st);

@@ -216,7 +216,7 @@ static void lora_file(const bench *b, const char *file)
     dt_lora *l = NULL;
     char *path = gold_path(file);
     must(dt_flux_pipe_load(b->pipe, DT_FLUX_DIT, b->dev, DT_F32, DT_PARAMS_NO_OPTIM, &err), &err);
-    must(dt_lora_open(&l, base, path, dt_flux_single_name, 0, &err), &err);
+    must(dt_lora_open_parts(&l, &base, 1, path, &err), &err);
     must(dt_params_alloc(l->params, b->dev, DT_F32, DT_PARAMS_NO_OPTIM, &err), &err);
     must(dt_lora_fill(l, &err), &err);
     base->lora = l;
