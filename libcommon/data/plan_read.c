@@ -400,6 +400,13 @@ int dt_batches_next(dt_batches *b, dt_batch *batch, dt_err *err)
     return rc;
 }
 
+/* Of a batch line, whose first field it is: dt-plan(5); -1: it is no batch. */
+static int64_t index_of(const char *line)
+{
+    long long at;
+    return sscanf(line, " { \"batch\" : %lld", &at) == 1 ? at : -1;
+}
+
 int dt_batches_seek(dt_batches *b, int64_t k, dt_err *err)
 {
     if (k <= b->last) {
@@ -411,13 +418,13 @@ int dt_batches_seek(dt_batches *b, int64_t k, dt_err *err)
     }
     b->seen = -1;
     while (!b->ended) {
-        long long at;
         int rc = next_line(b, err);
         if (rc < 0)
             return rc;
         if (rc == 0)                    /* dt_batches_next() will say that the footer is missing */
             return 0;
-        if (sscanf(b->line, "{\"batch\":%lld,", &at) != 1 || at >= k) {
+        int64_t at = index_of(b->line);
+        if (at < 0 || at >= k) {
             b->held = true;
             return 0;
         }

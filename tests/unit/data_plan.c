@@ -244,6 +244,27 @@ static void test_seek(void **state)
     free(text);
 }
 
+/* Other programs put a space behind each colon and comma. */
+static void test_spaces(void **state)
+{
+    (void)state;
+    static const char spaced[] =
+        "{ \"dt_plan\": 1, \"seed\": 1, \"items\": 1, \"epochs\": 3, \"batches\": 3, \"samples\": 3, \"steps\": 3, "
+        "\"train_batch_size\": 1, \"gradient_accumulation_steps\": 1, \"world_size\": 1 }\n"
+        "{ \"item\": 0, \"path\": \"a.png\", \"text\": \"\", \"size\": [16, 16] }\n"
+#define SPACED(k) "{ \"batch\": " k ", \"epoch\": " k ", \"size\": [16, 16], \"items\": [{ \"item\": 0, " \
+                  "\"resize\": [16, 16], \"crop\": [0, 0] }] }\n"
+        SPACED("0") SPACED("1") SPACED("2") "{ \"end\": true, \"batches\": 3 }\n";
+    dt_batches *b = open_text(spaced);
+    dt_batch batch;
+    for (int64_t k = 2; k >= 0; k--) {
+        assert_int_equal(dt_batches_seek(b, k, NULL), 0);
+        assert_int_equal(dt_batches_next(b, &batch, NULL), 1);
+        assert_int_equal(batch.index, k);
+    }
+    dt_batches_close(&b);
+}
+
 /* A plan that comes through a pipe, and only once, has the items that a file has; text comes and goes with the line. */
 static void test_pipe(void **state)
 {
@@ -425,7 +446,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_coverage), cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_prefix),
-        cmocka_unit_test(test_shards), cmocka_unit_test(test_seek), cmocka_unit_test(test_pipe),
+        cmocka_unit_test(test_shards), cmocka_unit_test(test_seek), cmocka_unit_test(test_spaces), cmocka_unit_test(test_pipe),
         cmocka_unit_test(test_changed), cmocka_unit_test(test_memory), cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_settings),
     };
