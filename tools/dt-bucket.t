@@ -119,6 +119,10 @@ check 'the plan says where a picture is' "o=\$(grep -o '\"tar\":{\"file\":\"s-00
 check 'several, by braces, long names too' "dt-bucket -q $P --verify_images 's-{00..01}.tar' | grep -c '\"tar\":'" 5
 check 'or one by one, or a folder of them' "dt-bucket -q $P s-00.tar s-01.tar >p; mkdir t; mv s-0?.tar t; dt-bucket -q $P t >q; grep -c '\"tar\":' p q" 'p:5
 q:5'
+mkdir badtext; for k in 1 2 3; do cp good/$k.png badtext/00$k.png; echo '{"caption"' >badtext/00$k.json; done
+rm badtext/003.json; printf 'a\0b\0' >badtext/003.txt; (cd badtext && tar -cf ../badtext.tar 00*)
+fails 3 'captions that are none are listed' "dt-bucket $P badtext.tar >p" 'skipped badtext.tar/003.txt: a caption that holds a NUL byte'
+check 'and no reason to refuse their pictures' "grep -c '\"text\":\"\",\"size\":\[20,12\]' p" 3
 fails 3 'a tar cut short: what is whole is used' "head -c 6000 t/s-00.tar >t/cut.tar; dt-bucket $P t >p" 'skipped t/cut.tar: '
 fails 4 'a compressed tar' "gzip -c t/s-00.tar >gz.tar; dt-bucket $P gz.tar" 'gz.tar: '
 

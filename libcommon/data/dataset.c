@@ -41,7 +41,7 @@ static const struct key {
     { "class_tokens", KOHYA, SUBSET, STR, SUB(class_tokens) },
     { "image_directory", MUSUBI, DATASET, STR, SUB(dir) },
     { "image_jsonl_file", MUSUBI, DATASET, STR, SUB(jsonl) },
-    { "num_repeats", BOTH, GENERAL | DATASET | SUBSET, INT, SUB(repeats), 1, 4095 },
+    { "num_repeats", BOTH, GENERAL | DATASET | SUBSET, INT, SUB(repeats), 1, DT_MAX_REPEATS },
     { "caption_extension", BOTH, GENERAL | DATASET | SUBSET, STR, SUB(ext) },
     { "caption_prefix", KOHYA, GENERAL | DATASET | SUBSET, STR, SUB(prefix) },
     { "caption_suffix", KOHYA, GENERAL | DATASET | SUBSET, STR, SUB(suffix) },
@@ -198,10 +198,13 @@ static bool size_of(const cJSON *v, const struct key *k, dt_size *out)
 {
     int64_t w = 0, h = 0;
     if (cJSON_IsString(v)) {
-        long long a, b;
-        int n = sscanf(v->valuestring, "%lld,%lld", &a, &b);
-        w = n > 0 ? a : 0;
-        h = n > 1 ? b : w;
+        const char *s = v->valuestring;
+        long long a = 0, b = 0;
+        int one = 0, two = 0;
+        sscanf(s, " %lld %n, %lld %n", &a, &one, &b, &two);
+        bool pair = two && !s[two];
+        w = pair || (one && !s[one]) ? a : 0;
+        h = pair ? b : w;
     } else if (cJSON_IsArray(v)) {
         int n = cJSON_GetArraySize(v);
         if (n < 1 || n > 2 || !whole(cJSON_GetArrayItem(v, 0), k, &w) || !whole(cJSON_GetArrayItem(v, n - 1), k, &h))
@@ -457,12 +460,21 @@ void dt_datasets_close(dt_datasets **pd)
 
 /* --- sizes --- */
 
+/* Do sizes of batches come from the pictures, which are only shrunk? */
+static bool shrinks(const dt_datasets *d, const dt_dataset *s) { return s->bucket && s->no_upscale && !d->musubi; }
+
+/* Is this picture left as it is, but for its edges? */
+static bool stays(const dt_datasets *d, const dt_dataset *s, int w, int h)
+{
+    return s->bucket && s->no_upscale && d->musubi && (int64_t)w * h <= (int64_t)s->reso.w * s->reso.h;
+}
+
 dt_size dt_dataset_size(const dt_datasets *d, const dt_dataset *s, int w, int h)
 {
     dt_size resized;
-    if (s->bucket && s->no_upscale && d->musubi && (int64_t)w * h <= (int64_t)s->reso.w * s->reso.h)
+    if (stays(d, s, w, h))
         return (dt_size){ w / (int)s->step * (int)s->step, h / (int)s->step * (int)s->step };
-    if (s->bucket && s->no_upscale && !d->musubi)
+    if (shrinks(d, s))
         return dt_bucket_shrink(s->reso, (int)s->step, w, h, &resized);
     return dt_bucket_choose(s->size, s->n_size, w, h);
 }
@@ -470,11 +482,9 @@ dt_size dt_dataset_size(const dt_datasets *d, const dt_dataset *s, int w, int h)
 dt_fit dt_dataset_fit(const dt_datasets *d, const dt_dataset *s, int w, int h, dt_size target)
 {
     dt_size resized = { w, h };
-    bool shrinks = s->bucket && s->no_upscale && !d->musubi;
-    bool as_is = s->bucket && s->no_upscale && d->musubi && (int64_t)w * h <= (int64_t)s->reso.w * s->reso.h;
-    if (!shrinks && !as_is)
-        return dt_fit_cover_round(w, h, target);
-    if (shrinks)
+    if (shrinks(d, s))
         dt_bucket_shrink(s->reso, (int)s->step, w, h, &resized);
+    else if (!stays(d, s, w, h))
+        return dt_fit_cover_round(w, h, target);
     return (dt_fit){ resized.w, resized.h, (resized.w - target.w) / 2, (resized.h - target.h) / 2 };
 }

@@ -26,6 +26,8 @@ typedef struct dt_dataset {         /* one [[datasets]] */
     int     n_size;
 } dt_dataset;
 
+enum { DT_MAX_REPEATS = 4095 };     /* a repeat's draws are told apart by 12 bits: dt_seat_when() */
+
 typedef struct dt_subset {          /* one folder; strings are borrowed from the document */
     int     set;
     const char *dir, *meta, *jsonl;

@@ -62,15 +62,11 @@ static int read_metadata(const dt_datasets *d, int i, const char *dir, dt_meta *
     if (rc == 0)
         cJSON_ArrayForEach(o, doc) {
             char *file = picture_of(dir, o->string), *text = caption_of(o);
-            if (file) {
+            if (file)
                 dt_meta_add(m, &(dt_meta_item){ .path = file, .text = text, .tar = -1, .repeats = s->repeats,
                             .sub = i }, file);
-            } else {
-                char *line = dt_sprintf("%s: '%s': no such picture", path, o->string);
-                dt_strs_add(&m->skipped, line);
-                m->entries++;
-                free(line);
-            }
+            else
+                dt_meta_skip(m, "%s: '%s': no such picture", path, o->string);
             free(file);
             free(text);
         }
@@ -100,10 +96,7 @@ static void add_line(const char *jsonl, int64_t line, const cJSON *o, const dt_s
                     : !path || !*path ? "'image_path' must be a string" : !text ? "'caption' must be a string" : NULL;
     char *at = dt_sprintf("%s: line %lld", jsonl, (long long)line);
     if (why) {
-        char *said = dt_sprintf("%s: %s", at, why);
-        dt_strs_add(&m->skipped, said);
-        m->entries++;
-        free(said);
+        dt_meta_skip(m, "%s: %s", at, why);
     } else {
         char *file = dt_dataset_locate(jsonl, path);
         dt_meta_add(m, &(dt_meta_item){ .path = file, .text = text, .tar = -1, .repeats = s->repeats, .sub = i }, at);

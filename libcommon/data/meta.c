@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -10,8 +11,6 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "data/meta.h"
-
-#define MAX_CAPTION_BYTES (1 << 20)
 
 /* --- what is kept --- */
 
@@ -75,6 +74,27 @@ int dt_meta_get(const dt_meta *m, int64_t k, dt_tape_reader *r, dt_meta_item *it
                           .h = h.h, .tar = h.tar, .off = h.off, .bytes = h.bytes,
                           .repeats = m->from[h.from].repeats, .sub = m->from[h.from].sub };
     return 0;
+}
+
+void dt_meta_skip(dt_meta *m, const char *fmt, ...)
+{
+    char *line;
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vasprintf(&line, fmt, ap);
+    va_end(ap);
+    line = dt_must(n < 0 ? NULL : line);
+    dt_strs_add(&m->skipped, line);
+    m->entries++;
+    free(line);
+}
+
+void dt_meta_add(dt_meta *m, const dt_meta_item *it, const char *what)
+{
+    if (dt_is_utf8(it->text, strlen(it->text)))
+        dt_meta_put(m, it);
+    else
+        dt_meta_skip(m, "%s: not UTF-8", what);
 }
 
 int dt_meta_check(const dt_meta *m, dt_err *err)
@@ -157,18 +177,6 @@ struct walk {
     int64_t n_seen, cap;
 };
 
-void dt_meta_add(dt_meta *m, const dt_meta_item *it, const char *what)
-{
-    if (dt_is_utf8(it->text, strlen(it->text))) {
-        dt_meta_put(m, it);
-        return;
-    }
-    char *line = dt_sprintf("%s: not UTF-8", what);
-    dt_strs_add(&m->skipped, line);
-    m->entries++;
-    free(line);
-}
-
 /* The caption file of a picture, or NULL.  A link that leads nowhere is one, which cannot be read. */
 static char *caption_file(const char *path, const char *ext)
 {
@@ -182,7 +190,7 @@ static char *caption_file(const char *path, const char *ext)
     return NULL;
 }
 
-static char *trimmed(char *p)
+char *dt_meta_trimmed(char *p)
 {
     p += !strncmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
     p += strspn(p, " \t\r\n");
@@ -197,17 +205,17 @@ static void add_picture(dt_meta *m, const char *path, const struct dt_meta_how *
     size_t n = 0;
     dt_err err = { 0 };
 
-    bool bad = txt && dt_file_read_regular(&text, &n, txt, MAX_CAPTION_BYTES, &err) < 0;
+    if (txt && dt_file_read_regular(&text, &n, txt, DT_MAX_CAPTION_BYTES, &err) == 0 && strlen(text) < n)
+        dt_err_set(&err, DT_EDATA, "%s: holds a NUL byte", txt);
     if (err.code == DT_ENOMEM)                  /* which is no fault of the caption's */
         dt_must(NULL);
-    if (bad) {
-        dt_strs_add(&m->skipped, err.msg);
-        m->entries++;
+    if (err.code) {
+        dt_meta_skip(m, "%s", err.msg);
     } else {
-        char *p = trimmed(text ? text : "");
+        char *p = text ? dt_meta_trimmed(text) : "";
         if (text && how->first_line) {
             p[strcspn(p, "\r\n")] = 0;
-            p = trimmed(p);
+            p = dt_meta_trimmed(p);
         }
         dt_meta_add(m, &(dt_meta_item){ .path = path, .text = text || !how->caption ? p : how->caption, .tar = -1,
                     .repeats = how->repeats, .sub = how->sub }, txt ? txt : path);
@@ -236,18 +244,17 @@ static int walk_folder(struct walk *w, const char *dir, dt_err *err)
         char *path = dt_path_join(dir, name + 1);
         dt_err bad = { 0 };
         if (!*name && dt_is_dir(path)) {
-            if (!w->how->flat && walk_folder(w, path, &bad) == DT_ENOMEM)
-                dt_must(NULL);
-            if (bad.code) {
-                dt_strs_add(&w->m->skipped, bad.msg);
-                w->m->entries++;
-            }
+            if (!w->how->flat)
+                walk_folder(w, path, &bad);
         } else if (is_picture(path)) {
             add_picture(w->m, path, w->how);
-        } else if (dt_is_tar(path) && !w->how->flat && dt_meta_add_tar(w->m, path, w->how, &bad) < 0) {
-            dt_strs_add(&w->m->skipped, bad.msg);
-            w->m->entries++;
+        } else if (dt_is_tar(path) && !w->how->flat) {
+            dt_meta_add_tar(w->m, path, w->how, &bad);
         }
+        if (bad.code == DT_ENOMEM)
+            dt_must(NULL);
+        if (bad.code)
+            dt_meta_skip(w->m, "%s", bad.msg);
         free(path);
     }
     free(l.text);

@@ -81,6 +81,13 @@ bool dt_is_tar(const char *path);
 void dt_meta_put(dt_meta *m, const dt_meta_item *it);
 /* The same; a text that is not UTF-8 is skipped and listed as `what`'s. */
 void dt_meta_add(dt_meta *m, const dt_meta_item *it, const char *what);
+/* An entry that cannot be used, and the line that says why. */
+void dt_meta_skip(dt_meta *m, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Of a caption, or of a JSON file that holds one. */
+enum { DT_MAX_CAPTION_BYTES = 1 << 20 };
+/* Without byte order mark and the white space around it; within `text`, which is cut. */
+char *dt_meta_trimmed(char *text);
 
 /* Folders named as kohya's scripts want it: nothing but folders in it, each "N_words", 1 <= N <= 999.  Pictures of such
  * a folder are drawn N times an epoch; the words are the caption of those without one. */

@@ -18,7 +18,6 @@
 #include "base/json.h"
 #include "data/meta.h"
 
-#define MAX_CAPTION_BYTES (1 << 20)
 #define MAX_TARS 100000
 
 enum { NO_CAPTION, JSON_CAPTION, FILE_CAPTION };    /* the later wins */
@@ -78,24 +77,14 @@ static int read_member(struct archive *a, int64_t bytes, const char *name, char 
     return n == bytes ? 0 : dt_err_set(err, DT_EDATA, "%s: cut off", name);
 }
 
-static char *trimmed_copy(const char *p)
-{
-    p += !strncmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
-    p += strspn(p, " \t\r\n");
-    size_t n = strlen(p);
-    while (n && strchr(" \t\r\n", p[n - 1]))
-        n--;
-    return dt_sprintf("%.*s", (int)n, p);
-}
-
 /* *caption stays NULL when there is none in it. */
 static int json_caption(char **caption, const char *text, size_t bytes, const char *what)
 {
     cJSON *o = NULL;
     int rc = dt_json_parse(&o, text, bytes, what, NULL);
-    const char *c = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
+    char *c = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "caption"));
     c = c ? c : cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(o, "text"));
-    *caption = c ? trimmed_copy(c) : NULL;
+    *caption = c ? dt_strdup(dt_meta_trimmed(c)) : NULL;
     cJSON_Delete(o);
     return rc;
 }
@@ -113,15 +102,17 @@ static int take_caption(struct tar *t, struct archive *a, int64_t bytes, const c
     char *raw = NULL, *text = NULL;
     if (from < t->s.from)
         return 0;
-    if (bytes > MAX_CAPTION_BYTES) {
+    if (bytes > DT_MAX_CAPTION_BYTES) {
         not_used(t, name, "a caption beyond the limit of 1 MiB");
         return 0;
     }
     int rc = read_member(a, bytes, name, &raw, err);
     if (rc == 0 && from == JSON_CAPTION && json_caption(&text, raw, (size_t)bytes, name) < 0)
         not_used(t, name, "a caption that is not valid JSON");
+    else if (rc == 0 && from != JSON_CAPTION && strlen(raw) < (size_t)bytes)
+        not_used(t, name, "a caption that holds a NUL byte");
     else if (rc == 0 && from != JSON_CAPTION)
-        text = trimmed_copy(raw);
+        text = dt_strdup(dt_meta_trimmed(raw));
     free(raw);
     if (text) {
         free(t->s.text);
@@ -186,7 +177,7 @@ static void say_read(const struct tar *t)
     char *line =
         dt_sprintf("%s: %lld pictures; %lld members of other kinds and %lld samples without a picture are not used%s",
                    t->path, (long long)t->pictures, (long long)t->others, (long long)t->alone,
-                            t->alone ? " (what belongs together must be next to each other: tar --sort=name)" : "");
+                   t->alone ? " (what belongs together must be next to each other: tar --sort=name)" : "");
     dt_strs_add(&t->m->notes, line);
     free(line);
 }

@@ -20,13 +20,6 @@ struct in {                     /* one metadata source being read */
     int64_t     mark;           /* bytes of the byte order mark that it begins with, 0 or 3 */
 };
 
-static void skip(const struct in *in, const char *where, int64_t n, const char *why)
-{
-    char *line = dt_sprintf("%s: %s %lld: %s", in->name, where, (long long)n, why);
-    dt_strs_add(&in->m->skipped, line);
-    free(line);
-}
-
 /* Width or height: absent, null and "" are 0.  Returns false when it is no whole number of pixels. */
 static bool side_of(int *px, const cJSON *v)
 {
@@ -94,8 +87,7 @@ static void add_entry(const struct in *in, cJSON *o, const char *where, int64_t 
     int w = 0, h = 0;
     const char *wrong = check_entry(o, &w, &h);
     if (wrong) {
-        skip(in, where, n, wrong);
-        in->m->entries++;
+        dt_meta_skip(in->m, "%s: %s %lld: %s", in->name, where, (long long)n, wrong);
     } else {
         const char *said = string_of(field(o, "text"));
         char *path = dt_path_join(in->root, field(o, "file_path")->valuestring), *text = dt_strdup(said ? said : "");
@@ -311,10 +303,8 @@ static void csv_row(const struct in *in, const dt_strs *head, const dt_strs *row
     if (row->n == 1 && !*row->v[0])             /* an empty line */
         return;
     if (row->n != head->n) {
-        char *why = dt_sprintf("%lld fields, the header has %lld", (long long)row->n, (long long)head->n);
-        skip(in, "line", line, why);
-        free(why);
-        in->m->entries++;
+        dt_meta_skip(in->m, "%s: line %lld: %lld fields, the header has %lld", in->name, (long long)line,
+                     (long long)row->n, (long long)head->n);
         return;
     }
     cJSON *o = cJSON_CreateObject();

@@ -9,9 +9,6 @@
 #include "data/data_opts.h"
 #include "data/plan_int.h"
 
-/* Streams of DT_RNG_SHUFFLE by `item`: 0 pictures, 1 batches, 2 choice of max_train_samples. */
-enum { SHUFFLE_ITEMS, SHUFFLE_BATCHES };
-
 static int parse_side(int64_t *px, const char *word)
 {
     char *end;
@@ -213,7 +210,7 @@ static void shuffle_batches(struct dt_gen *g)
     g->n_full = g->n;
     if (!g->n)                  /* every queue is still waiting */
         return;
-    dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_BATCHES);
+    dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, DT_SHUFFLE_BATCHES);
     g->order = dt_realloc(g->order, (size_t)g->n * sizeof *g->order);
     dt_rng_permute(g->order, g->n, &r);
 }
@@ -292,7 +289,7 @@ static void keep_waiting(struct dt_gen *g)
 void dt_gen_epoch(struct dt_gen *g, bool last)
 {
     const dt_meta *m = g->m;
-    dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, SHUFFLE_ITEMS);
+    dt_rng r = dt_rng_make(g->rules->s->seed, DT_RNG_SHUFFLE, g->epoch, DT_SHUFFLE_ITEMS);
 
     keep_waiting(g);
     g->n = g->seats = 0;

@@ -39,6 +39,9 @@ struct dt_seat {
     int64_t epoch;                              /* whose draws it carries */
     int     repeat;                             /* of its item in that epoch, from 0 */
 };
+/* Streams of DT_RNG_SHUFFLE by `item`: the pictures of an epoch, its batches; of the run: --max_train_samples. */
+enum { DT_SHUFFLE_ITEMS, DT_SHUFFLE_BATCHES, DT_SHUFFLE_CHOICE };
+
 /* `when` of a seat's draws: repeats of one epoch differ. */
 static inline uint32_t dt_seat_when(struct dt_seat s)
 {

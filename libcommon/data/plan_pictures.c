@@ -162,7 +162,7 @@ static void keep_some(dt_meta *m, int64_t want, uint64_t seed)
     if (!want || want >= m->n)
         return;
     uint32_t *perm = dt_alloc((size_t)m->n * sizeof *perm);
-    dt_rng r = dt_rng_make(seed, DT_RNG_SHUFFLE, 0, 2);
+    dt_rng r = dt_rng_make(seed, DT_RNG_SHUFFLE, 0, DT_SHUFFLE_CHOICE);
     dt_rng_permute(perm, m->n, &r);
     for (int64_t i = want; i < m->n; i++)
         m->v[perm[i]].queue = -1;
@@ -172,7 +172,7 @@ static void keep_some(dt_meta *m, int64_t want, uint64_t seed)
 
 static int judge(const dt_meta *m, const char *where, double max_fraction, dt_err *err)
 {
-    int64_t bad = m->skipped.n;
+    int64_t bad = m->entries - m->n;
     if (!m->entries)
         return dt_err_set(err, DT_EDATA, "%s: no pictures in it", where);
     if (!m->n)

@@ -122,7 +122,7 @@ static void a_value_stands_in_the_nearest_table(void **state)
     dt_datasets *d = opened("[general]\nkeep_tokens = 1\nflip_aug = true\nbatch_size = 3\ncaption_dropout_rate = 0.25\n"
         "[[datasets]]\nresolution = [768, 512]\nkeep_tokens = 2\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 10\n"
         "[[datasets.subsets]]\nimage_dir = 'b'\nkeep_tokens = 3\nflip_aug = false\n"
-        "[[datasets]]\nresolution = '640,512'\nbatch_size = 2\n[[datasets.subsets]]\nimage_dir = 'a'\n");
+        "[[datasets]]\nresolution = ' 640, 512 '\nbatch_size = 2\n[[datasets.subsets]]\nimage_dir = 'a'\n");
     assert_int_equal(d->n_set, 2);
     assert_int_equal(d->n_sub, 3);
     assert_int_equal(d->set[0].batch, 3);
@@ -152,6 +152,8 @@ static void what_cannot_be_honoured_is_named(void **state)
     refused(KOHYA FOLDER "num_repeat = 2\n",
             "datasets[0].subsets[0]: unknown key 'num_repeat' (did you mean 'num_repeats'?)");
     refused(KOHYA FOLDER "batch_size = 2\n", "'batch_size' belongs into [[datasets]]");
+    refused("[[datasets]]\nresolution = '640x512'\n" FOLDER, "'resolution' must be a number or [width, height]");
+    refused("[[datasets]]\nresolution = '640, 512, 3'\n" FOLDER, "'resolution' must be");
     refused(KOHYA FOLDER "num_repeats = 0\n", "'num_repeats' must be a whole number from 1 to 4095");
     refused(KOHYA FOLDER "flip_aug = 1\n", "'flip_aug' must be true or false");
     refused(KOHYA FOLDER "color_aug = true\n", "'color_aug': latents are cached");

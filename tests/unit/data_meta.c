@@ -168,8 +168,12 @@ static void test_folder(void **state)
         free(put(file[i], file[i + 1]));
     dt_meta m;
     dt_err err = { 0 };
+    char *wide = dt_path_join(dir, "f.txt");            /* UTF-16 without a mark: "a bee" would be "a" */
+    assert_int_equal(dt_file_write(wide, "a\0 \0b\0e\0e", 10, NULL), 0);
+    free(wide);
+    free(put("f.png", ""));
     assert_int_equal(dt_meta_read(&m, dir, NULL, &err), 0);
-    assert_int_equal(m.entries, 4);
+    assert_int_equal(m.entries, 5);
     assert_int_equal(m.n, 3);
     assert_string_equal(dt_path_base(item(&m, 0).path), "a.JPG");
     assert_string_equal(item(&m, 0).text, "");
@@ -177,8 +181,9 @@ static void test_folder(void **state)
     assert_string_equal(item(&m, 1).text, "a bee");
     assert_string_equal(dt_path_base(item(&m, 2).path), "c.webp");
     assert_string_equal(item(&m, 2).text, "sea");
-    assert_int_equal(m.v[2].id, 3);
+    assert_int_equal(m.v[2].id, 4);
     says(&m, 0, "e.txt: not UTF-8");
+    says(&m, 1, "f.txt: holds a NUL byte");
     dt_meta_release(&m);
     unlink(loop);
     free(loop);
