@@ -75,8 +75,7 @@ static int64_t add_file(dt_cache_store *s, const char *name, int64_t bytes)
 
 /* --- taking stock --- */
 
-/* The hash in "HASH.safetensors". */
-static bool member_key(const char *name, dt_hash *key)
+bool dt_cache_member_key(const char *name, dt_hash *key)
 {
     if (strspn(name, "0123456789abcdef") != KEY_DIGITS || strcmp(name + KEY_DIGITS, ".safetensors"))
         return false;
@@ -131,7 +130,7 @@ static int add_members(dt_cache_store *s, const dt_cache_book *recs, const char 
     int rc = 0;
     while (rc == 0 && dt_tar_next(map->data, map->bytes, &pos, &m, shard, NULL) == 1) {
         dt_hash key;
-        if (!member_key(m.name, &key) || dt_cache_store_find(s, &key) >= 0)
+        if (!dt_cache_member_key(m.name, &key) || dt_cache_store_find(s, &key) >= 0)
             continue;
         rc = add_member(s, recs, file, map, &m, &key, err);
         forget_behind(map, pos, &seen);

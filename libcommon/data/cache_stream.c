@@ -10,7 +10,6 @@
 #include "base/spool.h"
 #include "data/cache_write.h"
 
-enum { KEY_DIGITS = 32 };
 #define MAX_MEMBER_BYTES ((int64_t)1 << 31)
 #define MAX_TEXT_BYTES ((int64_t)4 << 30)
 #define FIRST_BYTES ((size_t)4 << 20)   /* of a member get memory at once; for more, as many must have come */
@@ -69,7 +68,7 @@ static int copy_data(struct receiver *r, FILE **f, dt_err *err)
         fwrite(buf, 1, (size_t)k, *f);
         n += k;
     }
-    return fflush(*f) ? dt_err_sys(err, DT_EIO, "cannot write a temporary copy of %s", r->name) : 0;
+    return fflush(*f) || ferror(*f) ? dt_err_sys(err, DT_EIO, "cannot write a temporary copy of %s", r->name) : 0;
 }
 
 /* 1 and the member's r->name and r->size; 0 at the end. */
@@ -98,10 +97,8 @@ static int next_member(struct receiver *r, dt_err *err)
 static int take_entry(struct receiver *r, dt_err *err)
 {
     dt_hash key;
-    if (strspn(r->name, "0123456789abcdef") != KEY_DIGITS || strcmp(r->name + KEY_DIGITS, ".safetensors"))
+    if (!dt_cache_member_key(r->name, &key))
         return dt_err_set(err, DT_EDATA, "the cache stream has a member that is none of a cache: '%s'", r->name);
-    memcpy(key.hex, r->name, KEY_DIGITS);
-    key.hex[KEY_DIGITS] = '\0';
     int rc = read_data(r, err);
     if (rc < 0 || dt_cache_store_find(r->store, &key) >= 0)
         return rc;
@@ -168,6 +165,8 @@ static int write_plan(FILE *plan, const char *dir, dt_err *err)
     for (size_t n; rc == 0 && (n = fread(buf, 1, sizeof(buf), plan)) > 0;)
         if (fwrite(buf, 1, n, dt_out_file(out)) != n)
             rc = dt_err_sys(err, DT_EIO, "cannot write '%s'", path);
+    if (rc == 0 && ferror(plan))
+        rc = dt_err_sys(err, DT_EIO, "cannot read the temporary copy of the plan");
     if (rc == 0)
         rc = dt_out_commit(&out, err);
     dt_out_abort(&out);

@@ -79,6 +79,9 @@ typedef struct dt_cache_book {
     uint64_t   last;                /* the `at` that was read last, by any thread */
 } dt_cache_book;
 
+/* The key in an entry's file name, "KEY.safetensors". */
+bool        dt_cache_member_key(const char *name, dt_hash *key);
+
 /* "RW RH X Y W H FLIP PATH", the request of a picture; caller frees.  And the path in it. */
 char       *dt_cache_request(const dt_batch_item *it, int w, int h);
 const char *dt_cache_request_path(const char *req);
@@ -135,8 +138,8 @@ typedef struct dt_cache_store dt_cache_store;       /* opaque; one thread at a t
 struct dt_cache_store_params {
     const char *dir;                /* made if it is not there; NULL: a stream */
     FILE       *out;                /* of the stream; borrowed */
-    int64_t     shard, shards;      /* names of files carry these, so that several may fill one folder */
-    int64_t     max_bytes;          /* a shard that has grown to this is completed */
+    int64_t     shard, shards;      /* names of files carry these, so that several may fill one folder (0 of 1) */
+    int64_t     max_bytes;          /* a shard that has grown to this is completed (0: 256 MiB) */
 };
 /* Takes stock of a folder.  DT_EFAIL: another process is filling it under the same shard/shards. */
 int  dt_cache_store_open(dt_cache_store **s, const struct dt_cache_store_params *p, dt_err *err);

@@ -11,9 +11,6 @@
 
 static void quiet_once(void) { av_log_set_level(AV_LOG_QUIET); }    /* our line names the file; theirs do not */
 
-static uint32_t le24(const uint8_t *p) { return p[2] << 16 | p[1] << 8 | p[0]; }
-static uint32_t le32(const uint8_t *p) { return (uint32_t)p[3] << 24 | le24(p); }
-
 /* Length of a GIF up to the end of its first picture, or 0 if that is not all there: FFmpeg decodes what it
  * finds and leaves the rest of the picture empty. */
 static size_t gif_first_frame(const uint8_t *d, size_t bytes)
@@ -48,15 +45,15 @@ static void tiff_prune(uint8_t *d, size_t bytes)
         529, 530, 532,                                      /* YCbCr */
     };
     bool big = d[0] == 'M';
-    size_t at = big ? (size_t)d[4] << 24 | d[5] << 16 | d[6] << 8 | d[7] : le32(d + 4), n = 0;
+    size_t at = big ? dt_be32(d + 4) : dt_le32(d + 4), n = 0;
     if (bytes < 10 || at > bytes - 2)
         return;
-    size_t have = big ? d[at] << 8 | d[at + 1] : d[at + 1] << 8 | d[at];
+    size_t have = big ? dt_be16(d + at) : dt_le16(d + at);
     if (have * 12 > bytes - at - 2)
         return;
     for (size_t i = 0; i < have; i++) {
         const uint8_t *e = d + at + 2 + 12 * i;
-        uint16_t tag = big ? e[0] << 8 | e[1] : e[1] << 8 | e[0];
+        uint32_t tag = big ? dt_be16(e) : dt_le16(e);
         for (size_t k = 0; k < sizeof keep / sizeof *keep; k++)
             if (tag == keep[k])
                 memmove(d + at + 2 + 12 * n++, e, 12);
@@ -205,7 +202,7 @@ static int place(dt_image *out, const AVFrame *f, const char *name, dt_err *err)
 /* A BITMAPINFOHEADER has no alpha: the fourth byte of its pixels means nothing, unless BI_ALPHABITFIELDS says so. */
 static bool bmp_is_opaque(const uint8_t *d, size_t bytes, enum dt_image_format fmt)
 {
-    return fmt == DT_IMAGE_BMP && bytes >= 34 && le32(d + 14) <= 40 && le32(d + 30) != 6;
+    return fmt == DT_IMAGE_BMP && bytes >= 34 && dt_le32(d + 14) <= 40 && dt_le32(d + 30) != 6;
 }
 
 int dt_av_decode(dt_image *out, enum dt_image_format fmt, const uint8_t *data, size_t bytes, const char *name,

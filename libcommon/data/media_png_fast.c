@@ -26,16 +26,14 @@ typedef int16_t v8 __attribute__((vector_size(16)));
 typedef uint8_t b16 __attribute__((vector_size(16)));
 typedef uint32_t u4 __attribute__((vector_size(16)));
 
-static uint32_t be32(const uint8_t *p) { return (uint32_t)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]; }
-
 static bool next(struct file *f, struct chunk *c)
 {
-    if (f->end - f->at < 12 || be32(f->at) > (size_t)(f->end - f->at) - 12)
+    if (f->end - f->at < 12 || dt_be32(f->at) > (size_t)(f->end - f->at) - 12)
         return false;
-    *c = (struct chunk){ f->at + 4, f->at + 8, be32(f->at) };
+    *c = (struct chunk){ f->at + 4, f->at + 8, dt_be32(f->at) };
     f->at += 12 + (size_t)c->n;
     bool critical = !(c->type[0] & 0x20);
-    return !critical || libdeflate_crc32(0, c->type, 4 + (size_t)c->n) == be32(c->data + c->n);
+    return !critical || libdeflate_crc32(0, c->type, 4 + (size_t)c->n) == dt_be32(c->data + c->n);
 }
 
 static bool is(const struct chunk *c, const char *type)
@@ -49,8 +47,8 @@ static bool head(struct file *f, struct chunk *c)
     static const uint8_t bpp[7] = { [0] = 1, [2] = 3, [6] = 4 };    /* by colour type */
     f->at += 8;
     if (!next(f, c) || !is(c, "IHDR") || c->n != 13 || c->data[8] != 8 || c->data[9] > 6 || !bpp[c->data[9]]
-        || c->data[10] || c->data[11] || c->data[12] || be32(c->data) != (uint32_t)f->w
-        || be32(c->data + 4) != (uint32_t)f->h)
+        || c->data[10] || c->data[11] || c->data[12] || dt_be32(c->data) != (uint32_t)f->w
+        || dt_be32(c->data + 4) != (uint32_t)f->h)
         return false;
     f->bpp = bpp[c->data[9]];
     while (next(f, c)) {

@@ -39,12 +39,6 @@ static const uint8_t *peek(struct src *s, int64_t off, int n)
     return s->buf + (off - s->at);
 }
 
-static uint32_t be16(const uint8_t *p) { return p[0] << 8 | p[1]; }
-static uint32_t le16(const uint8_t *p) { return p[1] << 8 | p[0]; }
-static uint32_t le24(const uint8_t *p) { return p[2] << 16 | le16(p); }
-static uint32_t be32(const uint8_t *p) { return be16(p) << 16 | be16(p + 2); }
-static uint32_t le32(const uint8_t *p) { return le16(p + 2) << 16 | le16(p); }
-
 static int64_t side(uint32_t v) { return v > INT32_MAX ? INT32_MAX : v; }
 
 struct ifd { int64_t w, h, compression, format; int orientation; };     /* 0: absent */
@@ -56,18 +50,18 @@ static bool tiff_ifd(struct src *s, int64_t base, struct ifd *d)
     if (!p || (memcmp(p, "II*\0", 4) && memcmp(p, "MM\0*", 4)))
         return false;
     bool big = p[0] == 'M';
-    int64_t at = base + (big ? be32(p + 4) : le32(p + 4));
+    int64_t at = base + (big ? dt_be32(p + 4) : dt_le32(p + 4));
     if (!(p = peek(s, at, 2)))
         return false;
-    int n = big ? be16(p) : le16(p);
+    int n = big ? dt_be16(p) : dt_le16(p);
     for (int i = 0; i < n; i++) {
         if (!(p = peek(s, at + 2 + 12ll * i, 12)))
             return false;
-        uint32_t tag = big ? be16(p) : le16(p), type = big ? be16(p + 2) : le16(p + 2);
-        uint32_t count = big ? be32(p + 4) : le32(p + 4), v = big ? be32(p + 8) : le32(p + 8);
+        uint32_t tag = big ? dt_be16(p) : dt_le16(p), type = big ? dt_be16(p + 2) : dt_le16(p + 2);
+        uint32_t count = big ? dt_be32(p + 4) : dt_le32(p + 4), v = big ? dt_be32(p + 8) : dt_le32(p + 8);
         if (type == 3) {                        /* SHORT: here if at most two, else there */
             p = count > 2 ? peek(s, base + v, 2) : p + 8;
-            v = !p ? 0 : big ? be16(p) : le16(p);
+            v = !p ? 0 : big ? dt_be16(p) : dt_le16(p);
         }
         switch (type == 3 || type == 4 ? tag : 0) {
         case 256: d->w = side(v); break;
@@ -126,14 +120,14 @@ static const char *jpeg(struct src *s, int64_t wh[2], int *orientation)
         }
         if (m == 0xd9 || m == 0xda)
             return "JPEG without a frame header";
-        int64_t len = be16(p + 2);
+        int64_t len = dt_be16(p + 2);
         if (len < 2)
             return "damaged JPEG header";
         if (m >= 0xc0 && m <= 0xcf && m != 0xc4 && m != 0xc8 && m != 0xcc) {
             if (!(p = peek(s, off, 9)))
                 return "damaged JPEG header";
-            wh[0] = be16(p + 7);
-            wh[1] = be16(p + 5);
+            wh[0] = dt_be16(p + 7);
+            wh[1] = dt_be16(p + 5);
             return NULL;
         }
         if (m == 0xe1 && len >= 16 && (p = peek(s, off + 4, 6)) && !memcmp(p, "Exif\0\0", 6))
@@ -148,13 +142,13 @@ static const char *png(struct src *s, int64_t wh[2], int *orientation)
     const uint8_t *p = peek(s, 8, 16);
     if (!p || memcmp(p + 4, "IHDR", 4))
         return "PNG without IHDR";
-    wh[0] = side(be32(p + 8));
-    wh[1] = side(be32(p + 12));
+    wh[0] = side(dt_be32(p + 8));
+    wh[1] = side(dt_be32(p + 12));
     int64_t off = 8;
     for (int i = 0; i < MAX_SEGMENTS && (p = peek(s, off, 8)); i++) {
         if (!memcmp(p + 4, "IDAT", 4) || !memcmp(p + 4, "IEND", 4))
             break;
-        int64_t len = be32(p);
+        int64_t len = dt_be32(p);
         if (!memcmp(p + 4, "eXIf", 4))
             *orientation = exif(s, off + 8);
         off += 12 + len;
@@ -170,25 +164,25 @@ static const char *webp(struct src *s, int64_t wh[2], int *orientation)
     if (!memcmp(p, "VP8 ", 4)) {
         if (memcmp(p + 11, "\x9d\x01\x2a", 3))
             return "damaged WebP header";
-        wh[0] = le16(p + 14) & 0x3fff;
-        wh[1] = le16(p + 16) & 0x3fff;
+        wh[0] = dt_le16(p + 14) & 0x3fff;
+        wh[1] = dt_le16(p + 16) & 0x3fff;
         return NULL;
     }
     if (!memcmp(p, "VP8L", 4)) {
-        uint32_t v = le32(p + 9);
+        uint32_t v = dt_le32(p + 9);
         wh[0] = (v & 0x3fff) + 1;
         wh[1] = (v >> 14 & 0x3fff) + 1;
         return p[8] == 0x2f ? NULL : "damaged WebP header";
     }
     if (memcmp(p, "VP8X", 4))
         return "damaged WebP header";
-    wh[0] = le24(p + 12) + 1;
-    wh[1] = le24(p + 15) + 1;
+    wh[0] = dt_le24(p + 12) + 1;
+    wh[1] = dt_le24(p + 15) + 1;
     if (!(p[8] & 0x08))             /* no EXIF chunk */
         return NULL;
     int64_t off = 12;
     for (int i = 0; i < MAX_SEGMENTS && (p = peek(s, off, 8)); i++) {
-        int64_t len = le32(p + 4);
+        int64_t len = dt_le32(p + 4);
         if (!memcmp(p, "EXIF", 4)) {
             /* Some writers keep JPEG's prefix inside the chunk. */
             const uint8_t *q = peek(s, off + 8, 6);
@@ -205,13 +199,13 @@ static const char *bmp(struct src *s, int64_t wh[2])
     const uint8_t *p = peek(s, 14, 12);
     if (!p)
         return "damaged BMP header";
-    if (le32(p) == 12) {
-        wh[0] = le16(p + 4);
-        wh[1] = le16(p + 6);
+    if (dt_le32(p) == 12) {
+        wh[0] = dt_le16(p + 4);
+        wh[1] = dt_le16(p + 6);
         return NULL;
     }
-    int64_t h = (int32_t)le32(p + 8);
-    wh[0] = side(le32(p + 4));
+    int64_t h = (int32_t)dt_le32(p + 8);
+    wh[0] = side(dt_le32(p + 4));
     wh[1] = h < 0 ? -h : h;         /* negative: rows from the top */
     return NULL;
 }
@@ -235,8 +229,8 @@ static const char *parse(struct src *s, dt_image_info *info, int64_t wh[2])
     }
     if (!memcmp(p, "GIF87a", 6) || !memcmp(p, "GIF89a", 6)) {
         info->format = DT_IMAGE_GIF;
-        wh[0] = le16(p + 6);
-        wh[1] = le16(p + 8);
+        wh[0] = dt_le16(p + 6);
+        wh[1] = dt_le16(p + 8);
         return NULL;
     }
     if (!memcmp(p, "II*\0", 4) || !memcmp(p, "MM\0*", 4)) {

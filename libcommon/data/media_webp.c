@@ -9,9 +9,6 @@
 #include "base/mem.h"
 #include "data/media_int.h"
 
-static uint32_t le24(const uint8_t *p) { return p[2] << 16 | p[1] << 8 | p[0]; }
-static uint32_t le32(const uint8_t *p) { return (uint32_t)p[3] << 24 | le24(p); }
-
 static void put_le(uint8_t *p, uint32_t v, int n)
 {
     for (int i = 0; i < n; i++)
@@ -22,7 +19,7 @@ static void put_le(uint8_t *p, uint32_t v, int n)
 static const uint8_t *first_anmf(const uint8_t *d, size_t bytes, uint32_t *len)
 {
     for (size_t off = 12; off + 8 <= bytes; ) {
-        uint32_t n = le32(d + off + 4);
+        uint32_t n = dt_le32(d + off + 4);
         if (n > bytes - off - 8)
             return NULL;
         if (!memcmp(d + off, "ANMF", 4) && n >= 16) {
@@ -90,7 +87,7 @@ static int decode_anmf(dt_image *out, const uint8_t *a, uint32_t len, const char
     put_le(still + 4, n - 8, 4);
     memcpy(still + 24, a + 6, 6);
     memcpy(still + 30, a + 16, body);
-    int rc = place(out, 2 * le24(a), 2 * le24(a + 3), still, n, name, err);
+    int rc = place(out, 2 * dt_le24(a), 2 * dt_le24(a + 3), still, n, name, err);
     free(still);
     return rc;
 }
