@@ -29,6 +29,8 @@ static double decay(const dt_lr *s, int64_t k)
 
 double dt_lr_at(const dt_lr *s, int64_t k)
 {
+    if (s->base == 0)               /* decay() of the polynomial is relative to it */
+        return 0;
     if (s->kind != DT_LR_CONSTANT && k < s->warmup)
         return s->base * (double)k / (double)s->warmup;
     return s->base * decay(s, k);

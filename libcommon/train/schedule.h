@@ -4,7 +4,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 
-/* --- learning rate: diffusers' get_scheduler formulas, k counted in optimiser steps (workflows.md A9) --- */
+/* --- learning rate: diffusers' get_scheduler formulas, k counted in optimiser steps --- */
 enum dt_lr_kind { DT_LR_CONSTANT, DT_LR_WARMUP, DT_LR_LINEAR, DT_LR_COSINE, DT_LR_RESTARTS, DT_LR_POLYNOMIAL };
 extern const char *const dt_lr_names[];         /* "constant", "constant_with_warmup", ...; NULL-terminated */
 
@@ -18,7 +18,7 @@ typedef struct dt_lr {
 /* Learning rate of optimiser step k, k = 0 for the first. */
 double dt_lr_at(const dt_lr *s, int64_t k);
 
-/* --- flow matching: FlowMatchEulerDiscreteScheduler (models.md 5.1) --- */
+/* --- flow matching: diffusers' FlowMatchEulerDiscreteScheduler --- */
 typedef struct dt_flow {
     bool    dynamic;            /* use_dynamic_shifting */
     double  shift;              /* static shift */
@@ -34,7 +34,7 @@ void   dt_flow_shift(const dt_flow *f, double *sigma, int64_t n, int64_t image_t
 /* n sampling steps from linspace(1, 1/n, n): sigma[0..n], sigma[n] = 0. */
 void   dt_flow_sigmas(const dt_flow *f, double *sigma, int64_t n, int64_t image_tokens);
 
-/* --- training timesteps (workflows.md B5, A6) --- */
+/* --- training timesteps and loss weights: Esser et al. 2024 (arXiv 2403.03206), sec. 3.1, as diffusers has them --- */
 enum dt_weighting { DT_W_NONE, DT_W_SIGMA_SQRT, DT_W_LOGIT_NORMAL, DT_W_MODE, DT_W_COSMAP };
 extern const char *const dt_weighting_names[];  /* "none", "sigma_sqrt", "logit_normal", "mode", "cosmap" */
 

@@ -118,6 +118,9 @@ static void learning_rates(const gold *f)
         char *key = dt_sprintf("out.lr.%s", cases[i].name);
         tally_tensor(&t, f, key, a, total + 1, TOL);
         free(key);
+        lr.base = 0;            /* to look at a run that learns nothing: no NaN */
+        a[0] = (float)dt_lr_at(&lr, total / 2);
+        tally_add(&t, "base 0", a, &(float){ 0 }, 1, 0, TOL);
     }
     tap(&t, "learning rates of diffusers.optimization");
     free(a);
