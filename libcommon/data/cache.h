@@ -52,11 +52,6 @@ void dt_cache_sizes(const dt_cache *c, int64_t *image, int64_t *text, int64_t *a
 bool dt_cache_skips(const dt_cache *c, const char *path);
 /* How many such paths its indexes name; 0: dt_cache_skips() is never true. */
 int64_t dt_cache_skipped(const dt_cache *c);
-/* Hash of the encoder that made the entries ("vae", "text_encoder", "text_encoder_2", "tokenizer",
- * "tokenizer_2"); NULL if there is none. */
-const char *dt_cache_encoder(const dt_cache *c, const char *part);
-/* How the states of captions are padded (dt_padding); -1: the cache has no captions. */
-int     dt_cache_text_padding(const dt_cache *c);
 /* T of a caption, without reading its states; the cost of a look-up.  DT_EDATA: not in the cache, or damaged. */
 int64_t dt_cache_text_len(const dt_cache *c, const char *caption, dt_err *err);
 

@@ -281,18 +281,6 @@ bool dt_cache_skips(const dt_cache *c, const char *path) { return dt_cache_paths
 
 int64_t dt_cache_skipped(const dt_cache *c) { return c->paths.n; }
 
-const char *dt_cache_encoder(const dt_cache *c, const char *part)
-{
-    const dt_cache_part *p = c->image ? dt_cache_recipe_part(c->image, part) : NULL;
-    if (p && p->text)
-        p = NULL;
-    if (!p && c->text)
-        p = dt_cache_recipe_part(c->text, part);
-    return p && (p->text || c->image) ? p->hash.hex : NULL;
-}
-
-int dt_cache_text_padding(const dt_cache *c) { return c->text ? (int)c->text->text_padding : -1; }
-
 int64_t dt_cache_text_len(const dt_cache *c, const char *caption, dt_err *err)
 {
     struct entry e = { 0 };

@@ -28,26 +28,11 @@ static void put(dt_metrics *m, const char *s, size_t n)
     m->len += (int64_t)n;
 }
 
-static void put_string(dt_metrics *m, const char *s)
-{
-    put(m, "\"", 1);
-    for (; *s; s++) {
-        char esc[8];
-        if ((unsigned char)*s < 0x20)
-            put(m, esc, (size_t)snprintf(esc, sizeof(esc), "\\u%04x", *s));
-        else if (*s == '"' || *s == '\\')
-            put(m, (char[]){ '\\', *s }, 2);
-        else
-            put(m, s, 1);
-    }
-    put(m, "\"", 1);
-}
-
 static void put_name(dt_metrics *m, const char *name)
 {
-    put(m, m->len ? "," : "{", 1);
-    put_string(m, name);
-    put(m, ":", 1);
+    put(m, m->len ? ",\"" : "{\"", 2);
+    put(m, name, strlen(name));
+    put(m, "\":", 2);
 }
 
 void dt_metrics_num(dt_metrics *m, const char *name, double value)
@@ -67,12 +52,6 @@ void dt_metrics_int(dt_metrics *m, const char *name, int64_t value)
     char s[32];
     put_name(m, name);
     put(m, s, (size_t)snprintf(s, sizeof(s), "%" PRId64, value));
-}
-
-void dt_metrics_str(dt_metrics *m, const char *name, const char *value)
-{
-    put_name(m, name);
-    put_string(m, value);
 }
 
 int dt_metrics_end(dt_metrics *m, dt_err *err)

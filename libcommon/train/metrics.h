@@ -17,10 +17,10 @@ typedef struct dt_metrics dt_metrics;       /* opaque; one thread at a time */
  * or does not end a line there, is DT_EDATA. */
 int  dt_metrics_open(dt_metrics **out, const char *path, int64_t offset, dt_err *err);
 
-/* Fields of the line in progress, in order of the calls.  NaN and infinity are written as null: JSON has neither. */
+/* Fields of the line in progress, in order of the calls; names are words that need no escape.  NaN and infinity are
+ * written as null: JSON has neither. */
 void dt_metrics_num(dt_metrics *m, const char *name, double value);     /* nine significant digits */
 void dt_metrics_int(dt_metrics *m, const char *name, int64_t value);
-void dt_metrics_str(dt_metrics *m, const char *name, const char *value);
 /* Appends the line to the file; a line that does not fit on the disk leaves no part of itself behind. */
 int  dt_metrics_end(dt_metrics *m, dt_err *err);
 

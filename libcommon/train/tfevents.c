@@ -104,32 +104,6 @@ int dt_events_image(dt_events *e, const char *tag, int64_t step, const void *png
     return write_value(e, &v, tag, step, err);
 }
 
-/* The text plugin reads string tensors; one string is shape [1]. */
-int dt_events_text(dt_events *e, const char *tag, int64_t step, const char *markdown, dt_err *err)
-{
-    Tfevents__SummaryMetadata__PluginData plugin = TFEVENTS__SUMMARY_METADATA__PLUGIN_DATA__INIT;
-    Tfevents__SummaryMetadata meta = TFEVENTS__SUMMARY_METADATA__INIT;
-    Tfevents__Tensor__Shape__Dim one = TFEVENTS__TENSOR__SHAPE__DIM__INIT, *dims = &one;
-    Tfevents__Tensor__Shape shape = TFEVENTS__TENSOR__SHAPE__INIT;
-    Tfevents__Tensor t = TFEVENTS__TENSOR__INIT;
-    Tfevents__Summary__Value v = TFEVENTS__SUMMARY__VALUE__INIT;
-    ProtobufCBinaryData str = { strlen(markdown), (uint8_t *)markdown };
-
-    plugin.plugin_name = "text";
-    meta.plugin_data = &plugin;
-    one.size = 1;
-    shape.n_dim = 1;
-    shape.dim = &dims;
-    t.dtype = TFEVENTS__TENSOR__TYPE__STRING;
-    t.tensor_shape = &shape;
-    t.n_string_val = 1;
-    t.string_val = &str;
-    v.metadata = &meta;
-    v.value_case = TFEVENTS__SUMMARY__VALUE__VALUE_TENSOR;
-    v.tensor = &t;
-    return write_value(e, &v, tag, step, err);
-}
-
 /* Every TensorFlow event file begins with its version; only from version 2 on does a START purge. */
 static int write_opening(dt_events *e, int64_t done_step, dt_err *err)
 {

@@ -19,7 +19,6 @@ int dt_events_open(dt_events **out, const char *logdir, int64_t done_step, dt_er
 
 /* Tags with '/' are grouped by their first part: "Loss/train".  The strings are borrowed for the call. */
 int dt_events_scalar(dt_events *e, const char *tag, int64_t step, double value, dt_err *err);
-int dt_events_text(dt_events *e, const char *tag, int64_t step, const char *markdown, dt_err *err);
 /* A whole RGB PNG file of width x height pixels. */
 int dt_events_image(dt_events *e, const char *tag, int64_t step, const void *png, size_t bytes,
                     int width_px, int height_px, dt_err *err);

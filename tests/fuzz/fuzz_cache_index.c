@@ -82,8 +82,6 @@ static void read_folder(const dt_cache_index *x)
     dt_err err = { 0 };
     if (dt_cache_open(&c, fuzz_path("cache"), &err) < 0)
         return;
-    dt_cache_encoder(c, "vae");
-    dt_cache_text_padding(c);
     size_t pos = 0;
     for (dt_cache_rec rec; dt_cache_index_next(x, &pos, &rec, &err) == 1; dt_cache_rec_release(&rec))
         look_up(c, &rec);

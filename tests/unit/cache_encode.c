@@ -13,7 +13,7 @@
 #include <omp.h>
 #include "base/file.h"
 #include "base/rng.h"
-#include "data/cache.h"
+#include "data/cache_write.h"
 #include "data/media.h"
 #include "models/flux_run.h"
 #include "train/encode.h"
@@ -199,9 +199,9 @@ static void keeps_what_the_encoders_give(void **state)
             check_text(f, c, enc, x.item[i].drop ? "" : x.item[i].item->text);
         }
     assert_int_equal(dt_flux_pipe_hash(f->pipe, DT_FLUX_VAE, &h, NULL), 0);
-    assert_string_equal(dt_cache_encoder(c, "vae"), h.hex);
+    assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, false), "vae")->hash.hex, h.hex);
     assert_int_equal(dt_cache_text_len(c, "cap 1", NULL), f->pipe->t5_len);
-    assert_int_equal(dt_cache_text_padding(c), DT_PAD_MAX);
+    assert_int_equal(dt_cache_recipe_of(c, true)->text_padding, DT_PAD_MAX);
     dt_batches_close(&b);
     dt_cache_close(&c);
     dt_flux_run_free(&enc);
@@ -378,7 +378,7 @@ static void captions_without_padding(void **state)
     assert_int_equal(run(&q, &r), 0);
     assert_int_equal(r.texts.made, 3);
     assert_int_equal(dt_cache_open(&c, dir, NULL), 0);
-    assert_int_equal(dt_cache_text_padding(c), DT_PAD_NONE);
+    assert_int_equal(dt_cache_recipe_of(c, true)->text_padding, DT_PAD_NONE);
     check_unpadded(f, c, "cap 0", 3);
     check_unpadded(f, c, "cap 1", 3);
     check_unpadded(f, c, "", 1);
@@ -392,14 +392,14 @@ static void captions_without_padding(void **state)
     assert_int_equal(r.texts.there, 0);
     assert_int_equal(r.images.there, 9);
     assert_int_equal(dt_cache_open(&c, max, NULL), 0);
-    assert_int_equal(dt_cache_text_padding(c), DT_PAD_NONE);
+    assert_int_equal(dt_cache_recipe_of(c, true)->text_padding, DT_PAD_NONE);
     check_unpadded(f, c, "cap 0", 3);
     dt_cache_close(&c);
     f->pipe->text_padding = DT_PAD_MAX;
     assert_int_equal(run(&p, &r), 0);
     assert_int_equal(r.texts.there, 3);
     assert_int_equal(dt_cache_open(&c, max, NULL), 0);
-    assert_int_equal(dt_cache_text_padding(c), DT_PAD_MAX);
+    assert_int_equal(dt_cache_recipe_of(c, true)->text_padding, DT_PAD_MAX);
     assert_int_equal(dt_cache_text_len(c, "cap 0", NULL), f->pipe->t5_len);
     dt_cache_close(&c);
     free(dir);

@@ -233,12 +233,12 @@ static void finds_what_was_put(void **state)
     assert_int_equal(t.T * 100 + t.D * 10 + t.P, 234);
     assert_true(*(const float *)t.states == 2);
     assert_int_equal(dt_cache_text(c, "z", &t, NULL), DT_EDATA);
-    assert_string_equal(dt_cache_encoder(c, "vae"), r.part[0].hash.hex);
-    assert_string_equal(dt_cache_encoder(c, "text_encoder_2"), r.part[1].hash.hex);
-    assert_null(dt_cache_encoder(c, "transformer"));
+    assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, false), "vae")->hash.hex, r.part[0].hash.hex);
+    assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, true), "text_encoder_2")->hash.hex, r.part[1].hash.hex);
+    assert_null(dt_cache_recipe_part(dt_cache_recipe_of(c, true), "transformer"));
     assert_int_equal(dt_cache_text_len(c, "yy", NULL), 2);
     assert_int_equal(dt_cache_text_len(c, "z", NULL), DT_EDATA);
-    assert_int_equal(dt_cache_text_padding(c), DT_PAD_MAX);
+    assert_int_equal(dt_cache_recipe_of(c, true)->text_padding, DT_PAD_MAX);
     dt_cache_close(&c);
 }
 
@@ -292,7 +292,7 @@ static void other_encoders_are_not_seen(void **state)
     dt_cache *c = open_cache(scratch(state));
     assert_true(look(c, "a") == 5 && look(c, "b") == -1);
     assert_int_equal(dt_cache_text(c, "x", &t, NULL), 0);
-    assert_string_equal(dt_cache_encoder(c, "vae"), q.part[0].hash.hex);
+    assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, false), "vae")->hash.hex, q.part[0].hash.hex);
     dt_cache_close(&c);
 }
 

@@ -44,7 +44,6 @@ static void test_format(void **state)
     dt_metrics_num(m, "lr", 1e-4);
     dt_metrics_num(m, "bad", NAN);
     dt_metrics_num(m, "worse", -INFINITY);
-    dt_metrics_str(m, "note", "say \"a\\b\"\n");
     assert_int_equal(dt_metrics_offset(m), 0);          /* not a whole line yet */
     assert_int_equal(dt_metrics_end(m, &err), 0);
     assert_int_equal(dt_metrics_end(m, &err), 0);
@@ -53,8 +52,7 @@ static void test_format(void **state)
     assert_int_equal(dt_metrics_sync(m, &err), 0);
     assert_int_equal(dt_metrics_close(&m, &err), 0);
     assert_null(m);
-    const char *want = "{\"step\":12345678901,\"third\":0.333333333,\"lr\":0.0001,\"bad\":null,\"worse\":null,"
-                       "\"note\":\"say \\\"a\\\\b\\\"\\u000a\"}\n{}\n";
+    const char *want = "{\"step\":12345678901,\"third\":0.333333333,\"lr\":0.0001,\"bad\":null,\"worse\":null}\n{}\n";
     assert_int_equal(at, strlen(want));
     assert_file(path, want);
     free(path);
@@ -122,7 +120,7 @@ static void test_full_disk(void **state)
     assert_int_equal(dt_metrics_open(&m, path, 0, &err), 0);
     steps(m, 1, 2);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
-    dt_metrics_str(m, "long", "0123456789012345678901234567890123456789");
+    dt_metrics_num(m, "a_name_that_makes_the_line_longer_than_the_limit", 1);
     int rc = dt_metrics_end(m, &err);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
     assert_int_equal(rc, DT_EIO);

@@ -35,7 +35,6 @@ static void test_contents(void **state)
     path = dt_strdup(dt_events_path(e));
     assert_int_equal(dt_events_scalar(e, "Loss/train", 42, 0.25, &err), 0);
     assert_int_equal(dt_events_image(e, "samples", 300, "PNG\0bytes", 9, 640, 48, &err), 0);
-    assert_int_equal(dt_events_text(e, "settings", 0, "**lr** 1e-4", &err), 0);
     assert_int_equal(dt_events_close(&e, &err), 0);
     assert_null(e);
     assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, &err), 0);
@@ -68,12 +67,6 @@ static void test_contents(void **state)
     assert_int_equal(get(im, 4).bytes.n, 9);
     assert_memory_equal(get(im, 4).bytes.p, "PNG\0bytes", 9);
 
-    v = get(get(next_record(&file), 5).bytes, 1).bytes;
-    assert_bytes(get(get(get(v, 9).bytes, 1).bytes, 1).bytes, "text");
-    span t = get(v, 8).bytes;
-    assert_int_equal(get(t, 1).value, 7);
-    assert_int_equal(get(get(get(t, 2).bytes, 2).bytes, 1).value, 1);
-    assert_bytes(get(t, 8).bytes, "**lr** 1e-4");
     assert_int_equal(file.n, 0);
 
     free(data);
