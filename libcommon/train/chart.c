@@ -74,11 +74,11 @@ static void label(char *s, size_t bytes, double v, double step)
     if (v != 0 && (fabs(v) < 1e-4 || fabs(v) >= 1e9)) {
         snprintf(s, bytes, "%.3g", v);
     } else if (fabs(v) >= 10000 && v == floor(v)) {
-        int64_t i = (int64_t)v;
+        int i = (int)fabs(v);
         if (i >= 1000000)
-            snprintf(s, bytes, "%d,%03d,%03d", (int)(i / 1000000), (int)(i / 1000 % 1000), (int)(i % 1000));
+            snprintf(s, bytes, "%s%d,%03d,%03d", v < 0 ? "-" : "", i / 1000000, i / 1000 % 1000, i % 1000);
         else
-            snprintf(s, bytes, "%d,%03d", (int)(i / 1000), (int)(i % 1000));
+            snprintf(s, bytes, "%s%d,%03d", v < 0 ? "-" : "", i / 1000, i % 1000);
     } else {
         int digits = (int)fmax(0, -floor(log10(step) + 1e-9));
         snprintf(s, bytes, "%.*f", digits > 6 ? 6 : digits, v);

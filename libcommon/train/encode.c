@@ -41,8 +41,8 @@ static int open_plan(dt_enc *e, dt_err *err)
         e->plan_file = f;
         return 0;
     }
-    e->plan_file = tmpfile();
-    int rc = e->plan_file ? 0 : dt_err_sys(err, DT_EIO, "cannot make a temporary file for the plan");
+    int fd = dt_unnamed_file(NULL, err), rc = fd < 0 ? fd : 0;
+    e->plan_file = fd < 0 ? NULL : dt_must(fdopen(fd, "w+"));
     char buf[1 << 16];
     for (size_t n; rc == 0 && (n = fread(buf, 1, sizeof(buf), f)) > 0;)
         if (fwrite(buf, 1, n, e->plan_file) != n)

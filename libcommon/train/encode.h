@@ -40,8 +40,8 @@ struct dt_encode_report {           /* filled also on failure, as far as it got;
     dt_strs skipped;                /* one line per path */
     int64_t paths;                  /* distinct pictures of the plan */
     int64_t bytes;                  /* that this plan's entries take in shards */
-    int64_t files, naive_bytes;  /* for each picture a file of its latents and one of its caption's states, padded to */
-    int64_t text_len;               /* tokens; 0: no captions */
+    int64_t files, naive_bytes;     /* of a file for each picture's latents and one for its caption's states, padded */
+    int64_t text_len;               /* to so many tokens; 0: no captions */
     bool    wrote_index;
 };
 void dt_encode_report_release(struct dt_encode_report *r);

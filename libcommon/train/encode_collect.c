@@ -10,7 +10,7 @@ enum { UNKNOWN, NOT_MINE = -1 };
 
 struct collector {
     dt_enc  *e;
-    int32_t *path_of, *text_of;  /* [items] 1 + the first item with that path; 1 + its caption; or UNKNOWN, NOT_MINE */
+    int32_t *path_of, *text_of;     /* [items] 1 + the first item with that path; 1 + its caption; or UNKNOWN, NOT_MINE */
     uint8_t *used;                  /* [items] a picture of this path was wanted */
     dt_keymap *paths, *reqs, *captions;
 };
@@ -76,9 +76,8 @@ static void want_picture(struct collector *c, const dt_batch *b, const dt_batch_
     dt_grow(&e->want, &e->cap, e->n + 1, sizeof(*e->want));
     dt_grow(&e->place, &e->place_cap, e->n + 1, sizeof(*e->place));
     e->want[e->n] = (dt_want_picture){ .at = at, .resize_w = it->resize_w, .resize_h = it->resize_h,
-                                       .crop_x = it->crop_x,
-                                       .crop_y = it->crop_y, .w = b->w, .h = b->h, .flip = it->flip,
-                                       .mark = c->used[at] ? 0 : DT_ENC_FIRST };
+                                       .crop_x = it->crop_x, .crop_y = it->crop_y, .w = b->w, .h = b->h,
+                                       .flip = it->flip, .mark = c->used[at] ? 0 : DT_ENC_FIRST };
     e->place[e->n++] = -1;
     e->r->paths += !c->used[at];
     c->used[at] = 1;
@@ -105,9 +104,9 @@ int dt_enc_collect(dt_enc *e, dt_err *err)
 {
     bool in = !strcmp(e->p->plan, "-");
     int fd = dup(fileno(e->plan_file)), rc;
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-    if (!f)
+    if (fd < 0)
         return dt_err_sys(err, DT_EFAIL, "cannot read the plan");
+    FILE *f = dt_must(fdopen(fd, "r"));
     if ((rc = dt_batches_open_file(&e->plan, f, in ? "<stdin>" : e->p->plan, err)) < 0)
         return rc;
     const char *stale = dt_batches_stale(e->plan);

@@ -257,7 +257,8 @@ void dt_enc_images_bytes(const dt_enc *e, int64_t *arena, int64_t *host)
     const struct dt_pictures_params read = reader(c);
     int64_t entry = 2 * c->latents * (int64_t)dt_dtype_size(e->p->store);
     *arena = dt_flux_run_bytes(c->run);
-    *host = dt_pictures_bytes(&read) + c->group_bytes + 2 * c->latents * (int64_t)sizeof(float) + dt_flux_run_host(c->run) + 2 * entry;
+    *host = dt_pictures_bytes(&read) + c->group_bytes + 2 * c->latents * (int64_t)sizeof(float) +
+            dt_flux_run_host(c->run) + 2 * entry;
 }
 
 static int open_encoder(struct dt_encoder *c, dt_err *err)

@@ -11,9 +11,9 @@
 static int64_t index_bytes(const dt_enc *e)
 {
     int64_t n = e->n + e->texts;
-    return n + (dt_cache_store_index(e->store, 0)
-                ? dt_keymap_bytes(e->n) + dt_keymap_bytes(e->texts) + 2 * n * (int64_t)sizeof(uint64_t)
-                                                  : 0);
+    if (!dt_cache_store_index(e->store, 0))
+        return n;
+    return n + dt_keymap_bytes(e->n) + dt_keymap_bytes(e->texts) + 2 * n * (int64_t)sizeof(uint64_t);
 }
 
 static void count(dt_enc *e)

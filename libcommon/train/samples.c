@@ -100,7 +100,6 @@ static int put_row(const dt_samples *s, dt_grid *g, int64_t step, dt_err *err)
     return rc;
 }
 
-/* Columns are prompts, rows are steps: the first, the last, and some evenly between. */
 int dt_samples_draw(const dt_samples *s, dt_err *err)
 {
     int64_t n, *steps = sampled_steps(s, &n), rows = n < MAX_ROWS ? n : MAX_ROWS;
