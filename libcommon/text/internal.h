@@ -84,6 +84,7 @@ typedef struct dt_scratch {
     struct dt_best   *best;
     int64_t  sym_cap, heap_n, heap_cap, best_cap;
 } dt_scratch;
+void dt_scratch_release(dt_scratch *sc);                            /* tokenizer.c */
 
 /* Compiles with UTF, UCP and JIT. */
 int dt_re_compile(pcre2_code **re, const char *pattern, dt_err *err);
@@ -170,6 +171,7 @@ bool dt_added_next(const dt_added_set *a, const char *s, int64_t n, int64_t from
                    int32_t *id);
 
 /* --- the files beside the vocabulary (tok_config.c) --- */
+enum { DT_TOK_MAX_ID = 1 << 24 };       /* ids are below it, whatever a file says */
 enum { DT_TOK_BOS, DT_TOK_EOS, DT_TOK_UNK, DT_TOK_SEP, DT_TOK_PAD, DT_TOK_CLS, DT_TOK_MASK, DT_TOK_NAMED };
 typedef struct dt_tok_config {
     char   *class;                      /* NULL if no file says */

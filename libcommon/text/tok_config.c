@@ -8,7 +8,7 @@
 #include "base/file.h"
 #include "text/internal.h"
 
-enum { CONFIG_MAX_BYTES = 64 << 20, MAX_ID = 1 << 24 };
+enum { CONFIG_MAX_BYTES = 64 << 20 };
 
 static const char *const names[DT_TOK_NAMED] = {
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -73,7 +73,7 @@ static int read_decoder(dt_tok_config *c, const cJSON *node, const char *what, d
         dt_added t;
         char *end;
         long id = strtol(e->string, &end, 10);
-        if (*end || end == e->string || id < 0 || id >= MAX_ID || !token_of(&t, e))
+        if (*end || end == e->string || id < 0 || id >= DT_TOK_MAX_ID || !token_of(&t, e))
             return dt_err_set(err, DT_EDATA, "%s: 'added_tokens_decoder' has a bad entry '%s'", what, e->string);
         t.id = id;
         t.listed = true;
@@ -94,7 +94,7 @@ static int read_added_file(dt_tok_config *c, const char *dir, dt_err *err)
     int rc = dt_exists(path) ? dt_json_read(&root, path, CONFIG_MAX_BYTES, err) : 0;
     cJSON_ArrayForEach(e, root) {
         double id = e->string && cJSON_IsNumber(e) ? e->valuedouble : -1;
-        if (!(id >= 0 && id < MAX_ID)) {
+        if (!(id >= 0 && id < DT_TOK_MAX_ID)) {
             rc = dt_err_set(err, DT_EDATA, "%s: '%s' has no id", path, e->string ? e->string : "");
             break;
         }
@@ -114,7 +114,7 @@ static int read_fast_added(dt_tok_config *c, const cJSON *fast, const char *what
         int64_t id;
         if (!token_of(&t, e))
             return dt_err_set(err, DT_EDATA, "%s: an added token has no content", what);
-        int rc = dt_json_int(&id, e, "id", 0, MAX_ID, what, err);
+        int rc = dt_json_int(&id, e, "id", 0, DT_TOK_MAX_ID - 1, what, err);
         if (rc < 0)
             return rc;
         t.id = id;

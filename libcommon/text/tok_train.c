@@ -74,11 +74,7 @@ static int split(struct trainer *t, const dt_strs *captions, dt_err *err)
     }
     dt_norm_release(&norm);
     pcre2_code_free(re);
-    pcre2_match_data_free(sc.match);
-    free(sc.clean.v);
-    free(sc.norm[0].v);
-    free(sc.norm[1].v);
-    free(sc.cps);
+    dt_scratch_release(&sc);
     return rc;
 }
 
@@ -258,12 +254,11 @@ static void trainer_release(struct trainer *t)
 }
 
 /* --- files --- */
-static int write_json(const char *dir, const char *name, cJSON *o, bool pretty, dt_err *err)
+static int write_json(const char *dir, const char *name, const cJSON *o, bool pretty, dt_err *err)
 {
     char *path = dt_path_join(dir, name);
-    int rc = o ? dt_json_write(path, o, pretty, err) : dt_err_set(err, DT_EFAIL, "%s: cannot make JSON", path);
+    int rc = dt_json_write(path, o, pretty, err);
     free(path);
-    cJSON_Delete(o);
     return rc;
 }
 
@@ -296,7 +291,6 @@ static int write_clip(struct trainer *t, int max_len, const char *dir, dt_err *e
     static const char *const special[2] = { "<|startoftext|>", "<|endoftext|>" };
     static const char *const names[4] = { "bos_token", "eos_token", "pad_token", "unk_token" };
     cJSON *vocab = cJSON_CreateObject(), *config = cJSON_CreateObject(), *map = cJSON_CreateObject();
-    int rc;
     for (int64_t i = 0; i < t->symbol.n; i++)
         cJSON_AddNumberToObject(vocab, t->symbol.v[i], i);
     for (int i = 0; i < 2; i++) {
@@ -312,17 +306,17 @@ static int write_clip(struct trainer *t, int max_len, const char *dir, dt_err *e
     cJSON_AddTrueToObject(config, "do_lower_case");
     cJSON_AddFalseToObject(config, "add_prefix_space");
     cJSON_AddStringToObject(config, "errors", "replace");
-    if ((rc = write_json(dir, "vocab.json", vocab, false, err)) < 0) {
-        cJSON_Delete(config);
-        cJSON_Delete(map);
-        return rc;
-    }
-    rc = write_json(dir, "special_tokens_map.json", map, true, err);
-    if (rc < 0)
-        cJSON_Delete(config);
-    else
+    int rc = write_json(dir, "vocab.json", vocab, false, err);
+    if (rc == 0)
+        rc = write_json(dir, "special_tokens_map.json", map, true, err);
+    if (rc == 0)
         rc = write_json(dir, "tokenizer_config.json", config, true, err);
-    return rc < 0 ? rc : write_file(dir, "merges.txt", t->merges.v, t->merges.n, err);
+    if (rc == 0)
+        rc = write_file(dir, "merges.txt", t->merges.v, t->merges.n, err);
+    cJSON_Delete(vocab);
+    cJSON_Delete(map);
+    cJSON_Delete(config);
+    return rc;
 }
 
 int dt_tok_train_clip(const dt_strs *captions, int vocab_size, int max_len, const char *dir, dt_err *err)
@@ -370,6 +364,7 @@ static int write_t5(int max_len, const void *proto, size_t bytes, const char *di
     cJSON_AddItemToObject(config, "additional_special_tokens", cJSON_CreateArray());
     cJSON_AddFalseToObject(config, "legacy");
     int rc = write_json(dir, "tokenizer_config.json", config, true, err);
+    cJSON_Delete(config);
     return rc < 0 ? rc : write_file(dir, "spiece.model", proto, bytes, err);
 }
 

@@ -70,7 +70,7 @@ static void scratch_put(dt_tokenizer *t, dt_scratch *sc)
     pthread_mutex_unlock(&t->lock);
 }
 
-static void scratch_free(dt_scratch *sc)
+void dt_scratch_release(dt_scratch *sc)
 {
     free(sc->clean.v);
     free(sc->norm[0].v);
@@ -83,24 +83,20 @@ static void scratch_free(dt_scratch *sc)
     free(sc->best);
     dt_words_release(&sc->words);
     pcre2_match_data_free(sc->match);
-    free(sc);
+    *sc = (dt_scratch){0};
 }
 
 /* --- opening --- */
-static int read_vocab_json(dt_vocab *v, const char *path, dt_err *err)
+/* {"a": 0, "b": 1, ...} */
+static int put_vocab(dt_vocab *v, const cJSON *ids, const char *what, dt_err *err)
 {
-    cJSON *root = NULL;
     const cJSON *e;
-    int rc = dt_json_read(&root, path, VOCAB_MAX_BYTES, err);
-    cJSON_ArrayForEach(e, root) {
-        if (!e->string || !cJSON_IsNumber(e) || !(e->valuedouble >= 0 && e->valuedouble < 1 << 24)) {
-            rc = dt_err_set(err, DT_EDATA, "%s: '%s' has no id", path, e->string ? e->string : "");
-            break;
-        }
+    cJSON_ArrayForEach(e, ids) {
+        if (!e->string || !cJSON_IsNumber(e) || !(e->valuedouble >= 0 && e->valuedouble < DT_TOK_MAX_ID))
+            return dt_err_set(err, DT_EDATA, "%s: '%s' has no id", what, e->string ? e->string : "");
         dt_vocab_put(v, e->string, strlen(e->string), e->valuedouble);
     }
-    cJSON_Delete(root);
-    return rc;
+    return 0;
 }
 
 static const cJSON *fast_model(const struct source *src)
@@ -121,15 +117,15 @@ static bool fast_is(const struct source *src, const char *type)
 
 static int read_vocab(dt_tokenizer *t, const struct source *src, dt_err *err)
 {
-    if (src->pair)
-        return read_vocab_json(&t->vocab, src->vocab_json, err);
-    const cJSON *e;
-    cJSON_ArrayForEach(e, cJSON_GetObjectItemCaseSensitive(fast_model(src), "vocab")) {
-        if (!e->string || !cJSON_IsNumber(e) || !(e->valuedouble >= 0 && e->valuedouble < 1 << 24))
-            return dt_err_set(err, DT_EDATA, "%s: 'model.vocab' has a bad entry", src->tokenizer_json);
-        dt_vocab_put(&t->vocab, e->string, strlen(e->string), e->valuedouble);
-    }
-    return 0;
+    if (!src->pair)
+        return put_vocab(&t->vocab, cJSON_GetObjectItemCaseSensitive(fast_model(src), "vocab"), src->tokenizer_json,
+                         err);
+    cJSON *ids = NULL;
+    int rc = dt_json_read(&ids, src->vocab_json, VOCAB_MAX_BYTES, err);
+    if (rc == 0)
+        rc = put_vocab(&t->vocab, ids, src->vocab_json, err);
+    cJSON_Delete(ids);
+    return rc;
 }
 
 static int32_t named_id(const dt_tokenizer *t, const struct source *src, int which)
@@ -232,8 +228,7 @@ static int place_added(dt_tokenizer *t, const struct source *src, dt_err *err)
             continue;
         dt_added_put(tok.normalized ? &t->normalized : &t->raw, &tok);
     }
-    if (sc)
-        scratch_put(t, sc);
+    scratch_put(t, sc);
     dt_added_sort(&t->raw);
     dt_added_sort(&t->normalized);
     return rc;
@@ -317,7 +312,8 @@ void dt_tokenizer_close(dt_tokenizer **tp)
         return;
     for (dt_scratch *sc = t->pool, *next; sc; sc = next) {
         next = sc->next;
-        scratch_free(sc);
+        dt_scratch_release(sc);
+        free(sc);
     }
     pthread_mutex_destroy(&t->lock);
     dt_norm_release(&t->norm);

@@ -2,7 +2,7 @@
  *
  * A tokenizer is a folder as diffusers writes it (`tokenizer/`, `tokenizer_2/`).  What it holds decides:
  *   vocab.json + merges.txt     byte-level BPE: CLIP (also without a tokenizer_class), or Qwen2
- *   spiece.model                SentencePiece through its library: T5, UMT5
+ *   spiece.model                SentencePiece's Unigram: T5, UMT5
  *   tokenizer.json              Unigram (T5, UMT5) or BPE, when the files above are absent
  * tokenizer_config.json, special_tokens_map.json and added_tokens.json are read where present. */
 #ifndef DT_TEXT_TOKENIZER_H
