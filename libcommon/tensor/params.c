@@ -133,7 +133,7 @@ dt_params_bytes dt_params_size(const dt_params *p, dt_dtype dtype, unsigned flag
     };
 }
 
-/* Zeroed block of n elements; NULL for none. */
+/* Block of n elements, of any value; NULL for none. */
 static int block(dt_params *p, void *out /* T ** */, int64_t n, size_t size, const char *role, dt_err *err)
 {
     int64_t bytes = n * (int64_t)size;
@@ -446,25 +446,26 @@ static int fetch_param(void *ctx, int64_t i, const void **data, dt_err *err)
     struct saver *s = ctx;
     dt_device *d = s->p->dev;
     const dt_param *q = s->p->v[i];
+    const void *src = s->out;
     dt_dtype type;
     if (q->place == DT_FETCHED) {
         dt_param_bring(q, s->out, s->dtype);
-        *data = s->out;
-        return 0;
+        type = q->piece[0].dtype;
+    } else {
+        src = best(q, s->use_ema, &type);
+        if (d->kind != DT_CPU) {
+            d->download(d, s->host, src, q->numel * (int64_t)dt_dtype_size(type));
+            src = s->host;
+        }
+        if (type != s->dtype) {
+            dt_convert(s->out, s->dtype, src, type, q->numel);
+            src = s->out;
+        }
     }
-    const void *src = best(q, s->use_ema, &type);
-    if (d->kind != DT_CPU) {
-        d->download(d, s->host, src, q->numel * (int64_t)dt_dtype_size(type));
-        src = s->host;
-    }
+    if (type != s->dtype && !dt_finite(s->out, s->dtype, q->numel))
+        return dt_err_set(err, DT_ENAN, "'%s' is not finite in %s, or beyond its range", q->name,
+                          dt_dtype_name(s->dtype));
     *data = src;
-    if (type != s->dtype) {
-        dt_convert(s->out, s->dtype, src, type, q->numel);
-        *data = s->out;
-        if (!dt_finite(s->out, s->dtype, q->numel))
-            return dt_err_set(err, DT_ENAN, "'%s' is not finite in %s, or beyond its range", q->name,
-                              dt_dtype_name(s->dtype));
-    }
     return d->sync(d, err);
 }
 

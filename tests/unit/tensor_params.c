@@ -456,6 +456,34 @@ static void place_memory(void **state)
     free(other);
 }
 
+/* What is beyond the range of the type that it is saved in is told, wherever it lies. */
+static void save_beyond(void **state)
+{
+    static const float values[4] = { 1, 2, 3, 1e5f };
+    const dt_st_entry w = { .name = "w", .dtype = DT_F32, .dims = DT_DIMS(2, 2), .data = values };
+    char *path = dt_path_join(*state, "w.safetensors"), *out = dt_path_join(*state, "out.safetensors");
+    assert_int_equal(dt_st_write(path, &w, 1, NULL, NULL), 0);
+    for (int fetch = 0; fetch < 2; fetch++) {
+        dt_params *p = dt_params_new("net");
+        dt_st *st;
+        dt_err e = { 0 };
+        dt_params_declare(p, "w", w.dims, DT_INIT_ZERO, 0);
+        assert_int_equal(dt_st_open(&st, path, NULL), 0);
+        assert_int_equal(dt_params_place(p, &st, NULL, NULL, cpu, DT_BF16, fetch, NULL), 0);
+        assert_int_equal(p->v[0]->place, fetch ? DT_FETCHED : DT_IN_BLOCK);
+        assert_int_equal(dt_params_alloc(p, cpu, DT_BF16, 0, NULL), 0);
+        assert_int_equal(dt_params_load(p, p->file, NULL, NULL, NULL), 0);
+        assert_int_equal(dt_params_save(p, out, DT_F16, false, NULL, &e), DT_ENAN);
+        assert_string_equal(e.msg, "'w' is not finite in F16, or beyond its range");
+        assert_false(dt_exists(out));
+        assert_int_equal(dt_params_save(p, out, DT_F32, false, NULL, NULL), 0);
+        assert_int_equal(unlink(out), 0);
+        dt_params_free(&p);
+    }
+    free(path);
+    free(out);
+}
+
 static void devices(void **state)
 {
     (void)state;
@@ -596,7 +624,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(declare), cmocka_unit_test(layout), cmocka_unit_test(init), scratch_test(load_save),
         scratch_test(load_errors), cmocka_unit_test(rename_pieces), scratch_test(place),
-        scratch_test(place_memory), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
+        scratch_test(place_memory), scratch_test(save_beyond), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
         cmocka_unit_test(ema_convert), cmocka_unit_test(adamw),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
