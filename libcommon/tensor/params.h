@@ -3,8 +3,10 @@
  * Life: new -> declared by building the model's graph once (graph.h: dt_weight) -> trainable ones chosen ->
  * dt_params_alloc lays them out -> loaded or initialised -> used by graphs and optimiser.
  *
- *   w       working copy, in the compute dtype: what kernels read.  Of frozen parameters it may be the file's own (place.c)
- *   grad    fp32, trainable only: kernels add into it (never overwrite); none where runs update the parameters (dt_param.update)
+ *   w       working copy, in the compute dtype: what kernels read.  Of frozen parameters it may be the file's own
+ *           (place.c)
+ *   grad    fp32, trainable only: kernels add into it (never overwrite); none where runs update the parameters
+ *           (dt_param.update)
  *   master  fp32, trainable only; the same memory as w when the compute dtype is fp32
  *   m, v    fp32, trainable only: AdamW moments
  *   ema     fp32, trainable only, if asked for

@@ -193,12 +193,6 @@ static int parse(dt_st *st, const char *path, const uint8_t *p, size_t bytes, dt
 
 /* --- opening --- */
 
-static dt_st *st_new(void)
-{
-    dt_st *st = dt_alloc(sizeof(*st));
-    return st;
-}
-
 static struct shard *add_shard(dt_st *st, const char *path)
 {
     dt_grow(&st->shard, &st->cap_shard, st->nshard + 1, sizeof(*st->shard));
@@ -241,13 +235,13 @@ static int finish(dt_st **out, dt_st *st, int rc, dt_err *err)
 
 int dt_st_open(dt_st **out, const char *path, dt_err *err)
 {
-    dt_st *st = st_new();
+    dt_st *st = dt_alloc(sizeof(*st));
     return finish(out, st, add_file(st, path, err), err);
 }
 
 int dt_st_open_mem(dt_st **out, const void *data, size_t bytes, const char *what, dt_err *err)
 {
-    dt_st *st = st_new();
+    dt_st *st = dt_alloc(sizeof(*st));
     struct shard *s = add_shard(st, what);
     return finish(out, st, parse(st, s->path, data, bytes, err), err);
 }
@@ -290,7 +284,7 @@ static int open_index(dt_st **out, const char *dir, const char *index, dt_err *e
     int rc = dt_json_read(&root, index, MAX_HEADER, err);
     if (rc < 0)
         return rc;
-    dt_st *st = st_new();
+    dt_st *st = dt_alloc(sizeof(*st));
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map"), *j;
     if (!cJSON_IsObject(map) || !map->child)
         rc = dt_err_set(err, DT_EDATA, "%s: 'weight_map' must be an object that names tensors", index);

@@ -32,8 +32,6 @@ const dt_st_entry *dt_st_find(const dt_st *st, const char *name);   /* NULL if a
 int                dt_st_need(const dt_st *st, const char *name, dt_st_entry *out, dt_err *err);
 /* Keeps rows [first, first + n) of the first dimension. */
 int                dt_st_rows(dt_st_entry *e, int64_t first, int64_t n, dt_err *err);
-/* The i-th text of it; NULL behind the last. */
-const char        *dt_st_meta_at(const dt_st *st, int64_t i, const char **key);
 /* Bytes of an entry's data that will not be read soon: see dt_map_forget.  What lies in memory stays there. */
 void               dt_st_forget(const dt_st *st, const void *data, size_t bytes);
 /* Copies bytes of an entry's data so that no others come into memory with them, as a read of the mapping makes them. */
@@ -41,7 +39,9 @@ void               dt_st_read(const dt_st *st, const void *data, size_t bytes, v
 /* DT_EDATA if one of its files was written to since it was opened.  What lies in memory is not watched. */
 int                dt_st_check(const dt_st *st, dt_err *err);
 const char        *dt_st_path(const dt_st *st);                     /* of the (first) file, for messages */
-const char        *dt_st_meta(const dt_st *st, const char *key);  /* __metadata__ of the (first) file; NULL if absent */
+/* __metadata__ of the (first) file: the text under a key, NULL if absent; the i-th text, NULL behind the last. */
+const char        *dt_st_meta(const dt_st *st, const char *key);
+const char        *dt_st_meta_at(const dt_st *st, int64_t i, const char **key);
 
 /* --- writing: entries are written in the order given; the data section starts on a 64-byte boundary --- */
 typedef struct dt_st_kv { const char *key, *value; } dt_st_kv;
