@@ -28,12 +28,7 @@ static void *open_plugin(char *why, size_t bytes)
     char dir[4096];
     exe_dir(dir, sizeof(dir));
     char *beside = dt_sprintf("%s" PLUGIN, dir);
-    void *lib = NULL;
-    if (!access(beside, F_OK)) {
-        lib = dlopen(beside, RTLD_NOW | RTLD_LOCAL);
-    } else {
-        lib = dlopen(PLUGIN, RTLD_NOW | RTLD_LOCAL);
-    }
+    void *lib = dlopen(access(beside, F_OK) ? PLUGIN : beside, RTLD_NOW | RTLD_LOCAL);
     if (!lib)
         snprintf(why, bytes, "%s", dlerror());
     free(beside);

@@ -39,9 +39,9 @@ struct dt_device {
     void       *stream;             /* cudaStream_t, NULL on the CPU */
     const dt_flat_ops *flat;
 
-    /* 256-byte aligned; NULL if it does not fit.  alloc is for arenas, which every op goes through again and again: huge
-     * pages on the CPU.  alloc_params is for parameters, filled once and then streamed: pages as the system gives them
-     * on its own.  Those of 4 KiB slow no step down, and in a virtual machine huge ones can come half as fast. */
+    /* 256-byte aligned; NULL if it does not fit.  alloc is for arenas, which every op goes through again and again:
+     * huge pages on the CPU.  alloc_params is for parameters, filled once and then streamed: pages as the system gives
+     * them on its own.  Those of 4 KiB slow no step down, and in a virtual machine huge ones can come half as fast. */
     void *(*alloc)(dt_device *d, int64_t bytes);
     void *(*alloc_params)(dt_device *d, int64_t bytes);
     void  (*free)(dt_device *d, void *p);

@@ -32,7 +32,8 @@ enum dt_kind {
     DT_INPUT,                       /* written by the caller before each run, lives in the arena throughout */
     DT_CONST,                       /* values fixed at build time (RoPE tables); the graph owns them */
     DT_PARAM,                       /* reads dt_param.w */
-    DT_GRAD,  /* adds into dt_param.grad; if there is none (dt_update), dt_plan_new makes it a DT_ACT */
+    DT_GRAD,                        /* adds into dt_param.grad; if there is none (dt_update), dt_plan_new makes it a
+                                       DT_ACT */
 };
 
 struct dt_tensor {
@@ -83,8 +84,8 @@ typedef struct dt_prep {            /* plan time, once per node */
 typedef struct dt_run {             /* execution: everything resolved to pointers */
     dt_device   *dev;
     void *const *in;                /* as node->in, NULL where that is */
-    void *const *out;               /* as node->out; NULL where nobody reads an output after its node: the kernel may skip it only if
-                                       dt_op.optional_out has that bit, otherwise it is never NULL */
+    void *const *out;               /* as node->out; NULL where nobody reads an output after its node, if
+                                       dt_op.optional_out has its bit: the kernel skips it then */
     void        *workspace;
     void        *state;
 } dt_run;
@@ -178,7 +179,7 @@ typedef struct dt_plan dt_plan;
 typedef struct dt_plan_stats {
     int64_t arena, activations, workspace, inputs, consts;  /* bytes; arena >= what lives at once */
     double  flops, bytes;                           /* one run */
-    double  flops_forward, flops_recompute;
+    double  flops_recompute;
     int     nodes;
 } dt_plan_stats;
 
@@ -194,9 +195,8 @@ void  dt_plan_bind(dt_plan *p, void *arena);
 void  dt_plan_write(dt_plan *p, const dt_tensor *input, const void *data);      /* host data of the input's dtype */
 void  dt_plan_read(dt_plan *p, const dt_tensor *t, void *data);                 /* inputs and outputs, after a run */
 int   dt_plan_run(dt_plan *p, dt_err *err);
-/* Runs node by node on the inputs as they are, up to the first node with an output that is not finite;
- * NULL: there is none.
- * *from is the input or the parameter that it had it from, or NULL: it made it itself.  Gradients are added to:
+/* Runs node by node on the inputs as they are, up to the first node with an output that is not finite; NULL: there is
+ * none.  *from is the input or the parameter that it had it from, or NULL: it made it itself.  Gradients are added to:
  * zero them first. */
 const dt_node *dt_plan_find_nan(dt_plan *p, const dt_tensor **from);
 /* DT_ENAN: "WHAT is not finite; first in 'matmul' of single_transformer_blocks.3 (backward), from 'latents'". */

@@ -86,8 +86,6 @@ static int prepare(dt_plan *p, dt_err *err)
         dt_cost c = dt_node_cost(n);
         p->stats.flops += c.flops;
         p->stats.bytes += c.bytes;
-        if (!n->backward)
-            p->stats.flops_forward += c.flops;
         if (n->recompute)
             p->stats.flops_recompute += c.flops;
     }
