@@ -38,7 +38,8 @@ static bool token_of(dt_added *t, const cJSON *node)
     *t = (dt_added){
         .text = (char *)text, .len = strlen(text), .id = -1,
         .lstrip = flag(node, "lstrip", false), .rstrip = flag(node, "rstrip", false),
-        .single_word = flag(node, "single_word", false), .normalized = flag(node, "normalized", cJSON_IsObject(node)),
+        .single_word = flag(node, "single_word", false),
+        .normalized = flag(node, "normalized", cJSON_IsObject(node) && !flag(node, "special", false)),
     };
     return true;
 }

@@ -4,7 +4,7 @@
 
 writes tok_strings.txt (one string per line; \\\\, \\n, \\r, \\t and \\xNN for any other byte that cannot be seen) and
 tok_NAME.ids: line i + 1 holds the ids of string i, cut to LIMIT, each as three digits of base 64 (0-9 A-Z a-z - _), or
-two for the small vocabularies.
+two for the small vocabularies.  It prints what the test has of letters, numbers and lower case.
 
 tok_small_clip/ and tok_small_t5/ were trained by dt on the first TRAIN strings: `build/unit/text_tokenizer train`
 writes them (another version of libsentencepiece gives another spiece.model, and then this script has to run again).
@@ -167,6 +167,26 @@ def read_ids(name):
         return f.read().split("\n")[1:-1]
 
 
+def fnv1a(h, data):
+    for c in data:
+        h = (h ^ c) * 0x100000001b3 & 0xffffffffffffffff
+    return h
+
+
+def classes():
+    """Numbers and sums of letters, of numbers and of what has a lower case, for tests/unit/text_tokenizer.c."""
+    parts = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(r), "removed") for r in (r"\p{L}", r"\p{N}")]
+    lower = tokenizers.normalizers.Lowercase()
+    n, sums = [0] * 3, [0xcbf29ce484222325] * 3
+    for c in (chr(i) for i in range(1, 0x110000) if not 0xd800 <= i < 0xe000):
+        small = lower.normalize_str(c)
+        texts = [c * (not p.pre_tokenize_str(c)) for p in parts] + [(c + small) * (small != c)]
+        for k, text in enumerate(texts):
+            n[k] += text != ""
+            sums[k] = fnv1a(sums[k], text.encode())
+    return [f"{k} {s:#018x}" for k, s in zip(n, sums)]
+
+
 def main():
     data = strings()
     texts = [b.decode("utf-8", "replace") for b in data]
@@ -180,6 +200,7 @@ def main():
             for t in differ:
                 print("   ", ascii(t)[:100])
         return
+    print("letters, numbers, lower case:", *classes())
     write("tok_strings.txt", map(escape, data))
     for name, folder in folders.items():
         if os.path.isdir(folder):

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 #include <cmocka.h>
 #include "base/file.h"
 #include "text/internal.h"
@@ -354,10 +355,11 @@ static void added_tokens(void **state)
     put(*state, "tokenizer_config.json", "{\"tokenizer_class\": \"CLIPTokenizer\", \"added_tokens_decoder\": {"
         " \"1000\": {\"content\": \"[L]\", \"lstrip\": true, \"rstrip\": true, \"normalized\": false},"
         " \"1001\": {\"content\": \"Tok\", \"single_word\": true, \"normalized\": true},"
-        " \"1002\": {\"content\": \"[LL]\", \"normalized\": false}}}");
+        " \"1002\": {\"content\": \"[LL]\", \"special\": true},"
+        " \"1003\": {\"content\": \"[Y]\"}}}");
     dt_tokenizer *t = open_ok(*state);
     int32_t a[77], b[77];
-    assert_int_equal(dt_tokenizer_vocab(t), CLIP_SIZE + 3);
+    assert_int_equal(dt_tokenizer_vocab(t), CLIP_SIZE + 4);
     assert_int_equal(dt_tokenizer_id(t, "[LL]"), 1002);
     assert_int_equal(dt_tokenize(t, "[L][LL][L]", 77, false, a, NULL), 5);
     assert_int_equal(a[1], 1000);
@@ -367,9 +369,14 @@ static void added_tokens(void **state)
     assert_int_equal(dt_tokenize(t, "tok tokens, a.tok", 77, false, a, NULL),
                      dt_tokenize(t, "tok tokens, a.tok", 77, true, b, NULL));
     assert_int_equal(a[1], 1001);
-    int64_t n = dt_tokenize(t, "tokens", 77, false, b, NULL);
-    for (int64_t i = 0; i < n; i++)
-        assert_int_not_equal(b[i], 1001);
+    static const char *const none[] = { "tokens", "tok_", "_tok", "tok1", "[ll]" };
+    for (size_t k = 0; k < sizeof none / sizeof *none; k++)
+        for (int64_t i = dt_tokenize(t, none[k], 77, false, b, NULL); i-- > 0;)
+            assert_true(b[i] < 1000);
+    assert_int_equal(dt_tokenize(t, "-tok-", 77, false, b, NULL), 5);
+    assert_int_equal(b[2], 1001);
+    assert_int_equal(dt_tokenize(t, "[y]", 77, false, b, NULL), 3);        /* normalised unless it says otherwise */
+    assert_int_equal(b[1], 1003);
     dt_tokenizer_close(&t);
 }
 
@@ -425,6 +432,62 @@ static void bad_utf8(void **state)
         assert_string_equal(out.v, cases[i][1]);
         free(out.v);
     }
+}
+
+static uint64_t fnv1a(uint64_t h, const char *s, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        h = (h ^ (unsigned char)s[i]) * 0x100000001b3;
+    return h;
+}
+
+/* Letters, numbers and lower case of all characters: tok_make.py prints the reference's numbers. */
+static void classes(void **state)
+{
+    (void)state;
+    static const struct { int64_t n; uint64_t sum; } want[3] = {
+        { 141028, 0x0670a59d36347290 }, { 1911, 0xbfa8b5913b2000da }, { 1488, 0x7d95ea57f017a7fc },
+    };
+    static const char *const pattern[2] = { "[" DT_RE_LETTER "]", "[" DT_RE_NUMBER "]" };
+    char version[32];
+    pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, version);
+    if (atoi(version) > 16 || atoi(utf8proc_unicode_version()) > 17)
+        skip();                                     /* they know characters that the reference does not */
+    pcre2_code *re[2];
+    dt_scratch sc = { .match = pcre2_match_data_create(2, NULL) };
+    dt_norm lower = {0};
+    dt_text c = {0};
+    int64_t n[3] = {0};
+    uint64_t sum[3] = { 0xcbf29ce484222325, 0xcbf29ce484222325, 0xcbf29ce484222325 };
+    assert_int_equal(dt_norm_add(&lower, DT_NORM_LOWER, "", NULL), 0);
+    for (int k = 0; k < 2; k++)
+        assert_int_equal(dt_re_compile(&re[k], pattern[k], NULL), 0);
+    for (int32_t cp = 1; cp < 0x110000; cp = cp == 0xd7ff ? 0xe000 : cp + 1) {
+        const char *s;
+        int64_t len;
+        c.n = 0;
+        dt_text_cp(&c, cp);
+        s = c.v, len = c.n;
+        for (int k = 0; k < 2; k++)
+            if (pcre2_match(re[k], (PCRE2_SPTR)c.v, c.n, 0, PCRE2_NO_UTF_CHECK, sc.match, NULL) > 0) {
+                n[k]++;
+                sum[k] = fnv1a(sum[k], c.v, c.n);
+            }
+        assert_int_equal(dt_norm_run(&lower, &sc, &s, &len, NULL), 0);
+        if (len != c.n || memcmp(s, c.v, len)) {
+            n[2]++;
+            sum[2] = fnv1a(fnv1a(sum[2], c.v, c.n), s, len);
+        }
+    }
+    for (int k = 0; k < 3; k++) {
+        assert_int_equal(n[k], want[k].n);
+        assert_true(sum[k] == want[k].sum);
+    }
+    pcre2_code_free(re[0]);
+    pcre2_code_free(re[1]);
+    dt_norm_release(&lower);
+    dt_scratch_release(&sc);
+    free(c.v);
 }
 
 /* A word of a million letters; half a million marks on one letter. */
@@ -666,8 +729,8 @@ int main(int argc, char **argv)
         scratch_test(fast_clip),
         scratch_test(bare_clip),
         scratch_test(added_tokens),
-        cmocka_unit_test(cut_and_padded), cmocka_unit_test(bad_utf8), cmocka_unit_test(long_words),
-        cmocka_unit_test(threads),
+        cmocka_unit_test(cut_and_padded), cmocka_unit_test(bad_utf8), cmocka_unit_test(classes),
+        cmocka_unit_test(long_words), cmocka_unit_test(threads),
         scratch_test(broken),
         scratch_test(broken_json),
         scratch_test(broken_spiece),
