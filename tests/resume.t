@@ -62,6 +62,9 @@ rm -rf f
 check 'later checkpoints do not push out those of a run that goes on before them' \
     "rm -rf n; cp -r a n; rm -r n/checkpoint-2; cp -r a/checkpoint-2 from; mv n/checkpoint-4 n/checkpoint-9
      $L $D -q --output_dir n --resume_from_checkpoint from --checkpoints_total_limit 1; ls -d n/checkpoint-* | tr '\n' ' '" 'n/checkpoint-4 n/checkpoint-9 '
+check 'killed before it removed: that is done by the next run' \
+    "rm -rf n; cp -r a n; rm n/lora.safetensors; cp -r n/checkpoint-2 n/checkpoint-4.tmp
+     $L $D -q --output_dir n --checkpoints_total_limit 1; ls -d n/checkpoint-*" n/checkpoint-4
 rm -rf n from
 
 # --- every option, changed.  other NAME VALUE: refused by that name.  taken NAME VALUE: it may be another ---

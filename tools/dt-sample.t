@@ -88,6 +88,8 @@ fails 2 'unknown flag' "$S -p x --guidance_scal 3 -o x.png" 'did you mean .--gui
 fails 2 'size that does not fit' "$S -p x --width 30 -o x.png" 'sides must be multiples of 4'
 fails 2 'tiles that do not fit' "$S -p x --vae_tile 30 -o x.png" 'tiles of 30 px: must be a multiple of 8'
 fails 6 'not finite' "$S -p x --init_latents nan.safetensors -o x.png" "sampling step 1: .* is not finite; first in 'permute' of the objective, from 'in'"
+cp -r "$M" schnell; sed -i 's/"guidance_embeds": true/"guidance_embeds": false/' schnell/transformer/config.json
+fails 2 'guidance that the model is not told' "dt-sample --pretrained_model_name_or_path schnell -p x --guidance_scale 3 -o x.png" "'schnell' has no guidance input: --guidance_scale has no effect"
 fails 2 'steps twice' "$S -p x --num_inference_steps 3 -o x.png" 'give one'
 check 'a LoRA of a text encoder too is applied whole, without a word' \
     "for l in a te both; do $S -p two --save_latents \$l.l --lora \$l.safetensors 2>&1; done; $S -p two --save_latents l; cmp -s a.l both.l; echo \$?; cmp -s te.l both.l; echo \$?; cmp -s te.l l; echo \$?" \
@@ -122,6 +124,7 @@ fails 4 'broken JSON line' "printf 'ok\\n{\"prompt\": \\n' >b.txt; $S -o x b.txt
 fails 4 'JSON line without prompt' "printf '{\"text\": \"x\"}\\n' >b.txt; $S -o x b.txt" "b.txt: line 1: 'prompt' must be a string"
 fails 4 'latents of another shape' "$S -p x y --init_latents lat.safetensors -o x" "'latents' must be \\[2, 4, height, width\\]"
 fails 2 'latents of another size' "$S -p x --width 64 --init_latents lat.safetensors -o x" 'not of --width and --height'
+fails 4 'of another size than a line asks for' "echo '{\"prompt\":\"x\",\"width\":40}' >w.json; $S --init_latents lat.safetensors -o x w.json" "'x' is asked for at 40x16 px, but the latents of lat.safetensors are of 24x16 px"
 fails 2 'sizes of saved latents' "$S --save_latents x.safetensors prompts.txt" 'needs pictures of one size'
 fails 7 'folder that cannot be made' "$S -p x -o one.png/x" 'one.png'
 [ -e x ] || [ -e x.png ] && not_ok 'failures leave nothing' "$(ls -A)" || ok 'failures leave nothing'
