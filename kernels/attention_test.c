@@ -1,3 +1,4 @@
+/* Cases of attention.c.  Tiles are of 64 queries and 256 keys; the backward pass goes by chunks of 1024 keys. */
 #include <math.h>
 #include <stdlib.h>
 #include "tests/checkop.h"

@@ -1,3 +1,4 @@
+/* Cases of conv.c.  Channels that fill vectors and that do not, every side of the padding, strides that leave a rest. */
 #include "tests/checkop.h"
 
 static dt_tensor *same3(dt_graph *g, dt_tensor **in)
@@ -69,7 +70,7 @@ static void skewed_ref(const check_case *c, const float *const *in, float *y)
 static void up_ref(const check_case *c, const float *const *in, float *y)
 {
     const int64_t *x = c->in[0].d;
-    for (int64_t at = 0; at < 4 * x[0] * x[1] * x[2] * x[3]; at++) {
+    for (int64_t at = 0; at < 4 * check_numel(&c->in[0]); at++) {
         int64_t k = at % x[3], j = at / x[3] % (2 * x[2]), i = at / x[3] / (2 * x[2]);
         y[at] = in[0][(i / 2 * x[2] + j / 2) * x[3] + k];
     }

@@ -265,7 +265,7 @@ static bool inplace_fits(const dt_node *n, int k)
     return true;
 }
 
-static double epilogue(enum dt_epilogue e, double x)
+double check_epilogue(enum dt_epilogue e, double x)
 {
     switch (e) {
     case DT_EPI_SILU:       return x / (1 + exp(-x));
@@ -288,7 +288,7 @@ static const char *with_epilogue(const struct check_graph *x, const dt_node *n, 
     with.attr.i[DT_ATTR_EPI] = e;
     memcpy(plain, host, (size_t)dt_bytes(t));
     for (int64_t i = 0; i < len; i++)
-        y[i] = (float)epilogue(e, y[i]);
+        y[i] = (float)check_epilogue(e, y[i]);
     dt_convert(host, t->dtype, y, DT_F32, len);
     const char *bad = same_result(x, &with, dev, (struct check_how){ .inplace = -1 }, tol, "with an epilogue");
     memcpy(host, plain, (size_t)dt_bytes(t));

@@ -11,7 +11,8 @@
  *       { 0 }
  *   };
  *
- * A family X exports X_cases and is listed in checkop.c. */
+ * A family X exports X_cases and is listed in checkop.c.  Differences do not show what is wrong in forward and backward
+ * alike, nor a constant: for that a case has a reference, or tests/golden.c the op. */
 #ifndef DT_TESTS_CHECKOP_H
 #define DT_TESTS_CHECKOP_H
 #include "kernels/ops.h"
@@ -49,6 +50,7 @@ enum {
     CHECK_NO_GRAD = 2,              /* the op has no gradient */
     CHECK_NO_HUGE = 4,              /* values of 1e4 overflow by nature (exp) */
     CHECK_MASKED  = 8,              /* all there is is masked: a NaN in the gradient goes nowhere */
+    CHECK_INF     = 16,             /* an infinity in an input is passed on as a NaN is */
 };
 
 typedef struct check_case {
@@ -59,8 +61,18 @@ typedef struct check_case {
     unsigned    flags;
     int         nkink;              /* float inputs without a range keep 0.1 away from these values (relu, clamp) */
     double      kink[2];
-    /* Forward in plain loops, for kernels that are not plain loops themselves; in and y as fp32.  NULL = none. */
+    /* Forward in plain loops; in and y as fp32.  NULL = none. */
     void      (*reference)(const struct check_case *c, const float *const *in, float *y);
 } check_case;
+
+static inline int64_t check_numel(const check_in *in)
+{
+    int64_t n = 1;
+    for (int i = 0; i < DT_MAX_DIMS && in->d[i]; i++)
+        n *= in->d[i];
+    return n;
+}
+
+double check_epilogue(enum dt_epilogue e, double x);    /* e of x */
 
 #endif

@@ -32,34 +32,46 @@ static const char *lost_backward(const struct check_graph *x)
     return NULL;
 }
 
+static bool named(const dt_tensor *t, const char *name) { return t->name && !strcmp(t->name, name); }
+
+/* What becomes of `value` in all of leaf l. */
+static const char *lost(const check_case *c, dt_device *cpu, dt_dtype type, struct check_data *d, struct check_leaf *l,
+                        float value)
+{
+    struct check_graph x;
+    const char *bad = check_graph_init(&x, c, type);
+    const dt_tensor *leaf = NULL;
+    for (int64_t i = 0; i < x.g->ntensor && !bad; i++)
+        if (named(x.g->tensor[i], l->name))
+            leaf = x.g->tensor[i];
+    bool back = leaf && leaf == x.seed;
+    if (!bad && leaf && is_float(leaf)) {
+        float *was = l->v;
+        l->v = dt_alloc((size_t)l->n * sizeof(*l->v));
+        for (int64_t i = 0; i < l->n; i++)
+            l->v[i] = value;
+        check_graph_load(&x, d);
+        bad = check_run(&x, cpu, back);
+        if (!bad && !back && is_float(x.y) && all_finite(x.y, check_host(&x, x.y)))
+            bad = isnan(value) ? "a NaN in an input is not in the output" : "an infinity in an input is not in the output";
+        if (!bad && back && !(c->flags & CHECK_MASKED))
+            bad = lost_backward(&x);
+        free(l->v);
+        l->v = was;
+    }
+    check_graph_release(&x);
+    return bad;
+}
+
 const char *check_nan(const check_case *c, dt_device *cpu, dt_dtype type, uint64_t seed)
 {
     struct check_data d;
     const char *bad = NULL;
     check_data_init(&d, c, FILL_RANDOM, seed);
     for (int64_t l = 0; l < d.n && !bad; l++) {
-        struct check_graph x;
-        bad = check_graph_init(&x, c, type);
-        const dt_tensor *leaf = NULL;
-        for (int64_t i = 0; i < x.g->ntensor && !bad; i++)
-            if (x.g->tensor[i]->name && !strcmp(x.g->tensor[i]->name, d.leaf[l].name))
-                leaf = x.g->tensor[i];
-        bool back = leaf && leaf == x.seed;
-        if (!bad && leaf && is_float(leaf)) {
-            float *was = d.leaf[l].v, *nan = dt_alloc((size_t)d.leaf[l].n * sizeof(*nan));
-            for (int64_t i = 0; i < d.leaf[l].n; i++)
-                nan[i] = NAN;
-            d.leaf[l].v = nan;
-            check_graph_load(&x, &d);
-            bad = check_run(&x, cpu, back);
-            if (!bad && !back && is_float(x.y) && all_finite(x.y, check_host(&x, x.y)))
-                bad = "a NaN in an input is not in the output";
-            if (!bad && back && !(c->flags & CHECK_MASKED))
-                bad = lost_backward(&x);
-            d.leaf[l].v = was;
-            free(nan);
-        }
-        check_graph_release(&x);
+        bad = lost(c, cpu, type, &d, &d.leaf[l], NAN);
+        if (!bad && c->flags & CHECK_INF)
+            bad = lost(c, cpu, type, &d, &d.leaf[l], INFINITY);
     }
     check_data_release(&d);
     return bad;
