@@ -52,8 +52,6 @@ dt_tensor *dt_gelu_tanh(dt_graph *g, dt_tensor *x);
 dt_tensor *dt_gelu_erf(dt_graph *g, dt_tensor *x);
 dt_tensor *dt_quick_gelu(dt_graph *g, dt_tensor *x);
 dt_tensor *dt_relu(dt_graph *g, dt_tensor *x);
-dt_tensor *dt_exp(dt_graph *g, dt_tensor *x);
-dt_tensor *dt_clamp(dt_graph *g, dt_tensor *x, double lo, double hi);
 dt_tensor *dt_affine(dt_graph *g, dt_tensor *x, double a, double b);            /* a x + b */
 dt_tensor *dt_cast(dt_graph *g, dt_tensor *x, dt_dtype t);
 dt_tensor *dt_add(dt_graph *g, dt_tensor *a, dt_tensor *b);                     /* same dims */

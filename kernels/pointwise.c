@@ -200,67 +200,7 @@ static void relu_bwd_row(float *dx, const float *dy, const float *x, int64_t n, 
 }
 FUNCTION(relu, DT_EPI_NONE)
 
-/* ---- exp, clamp, affine, cast ---- */
-
-static void exp_row(float *y, const float *x, int64_t n, const double *f)
-{
-    (void)f;
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        y[i] = dt_expf(x[i]);
-}
-
-static void exp_run(const dt_node *n, const dt_run *r) { run1(n, r, exp_row); }
-
-static void exp_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
-{
-    dx[0] = dt_grad_of(g, n->in[0], dt_mul(g, dy[0], n->out[0]));
-}
-
-const dt_op dt_op_exp = {
-    .name = "exp", .shape = shape1, .grad = exp_grad, .inplace = 1, .cpu = { .run = exp_run },
-};
-
-dt_tensor *dt_exp(dt_graph *g, dt_tensor *x) { return dt_make(g, &dt_op_exp, NULL, DT_IN(x)); }
-
-static void clamp_row(float *y, const float *x, int64_t n, const double *f)
-{
-    float lo = (float)f[0], hi = (float)f[1];
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        float v = x[i] < lo ? lo : x[i];
-        y[i] = v > hi ? hi : v;
-    }
-}
-
-static void clamp_bwd_row(float *dx, const float *dy, const float *x, int64_t n, const double *f)
-{
-    float lo = (float)f[0], hi = (float)f[1];
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        dx[i] = x[i] >= lo && x[i] <= hi ? dy[i] : 0.0f;
-}
-
-static void clamp_run(const dt_node *n, const dt_run *r) { run1(n, r, clamp_row); }
-static void clamp_bwd_run(const dt_node *n, const dt_run *r) { run2(n, r, clamp_bwd_row); }
-
-const dt_op dt_op_clamp_bwd = {
-    .name = "clamp_bwd", .shape = shape2, .inplace = 3, .cpu = { .run = clamp_bwd_run },
-};
-
-static void clamp_grad(dt_graph *g, const dt_node *n, dt_tensor *const *dy, dt_tensor **dx)
-{
-    dx[0] = dt_grad_of(g, n->in[0], dt_make(g, &dt_op_clamp_bwd, &n->attr, DT_IN(dy[0], n->in[0])));
-}
-
-const dt_op dt_op_clamp = {
-    .name = "clamp", .shape = shape1, .grad = clamp_grad, .inplace = 1, .cpu = { .run = clamp_run },
-};
-
-dt_tensor *dt_clamp(dt_graph *g, dt_tensor *x, double lo, double hi)
-{
-    return dt_make(g, &dt_op_clamp, DT_ATTR(.f = { lo, hi }), DT_IN(x));
-}
+/* ---- affine, cast ---- */
 
 static void affine_row(float *y, const float *x, int64_t n, const double *f)
 {

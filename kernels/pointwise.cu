@@ -97,38 +97,14 @@ struct relu_bwd {
     __device__ float operator()(float dy, float x) const { return x > 0.0f ? dy : 0.0f; }
 };
 
-/* ---- exp, clamp, affine, cast ---- */
+/* ---- affine, cast ---- */
 
-struct exponential { __device__ float operator()(float x) const { return expf(x); } };
 struct identity { __device__ float operator()(float x) const { return x; } };
-
-struct clamp {
-    float lo, hi;
-    __device__ float operator()(float x) const
-    {
-        float v = x < lo ? lo : x;
-        return v > hi ? hi : v;
-    }
-};
-struct clamp_bwd {
-    float lo, hi;
-    __device__ float operator()(float dy, float x) const { return x >= lo && x <= hi ? dy : 0.0f; }
-};
 
 struct affine {
     float a, b;
     __device__ float operator()(float x) const { return a * x + b; }
 };
-
-static void clamp_run(const dt_node *n, const dt_run *r)
-{
-    map1(n, r, clamp{ (float)n->attr.f[0], (float)n->attr.f[1] });
-}
-
-static void clamp_bwd_run(const dt_node *n, const dt_run *r)
-{
-    map2(n, r, clamp_bwd{ (float)n->attr.f[0], (float)n->attr.f[1] });
-}
 
 static void affine_run(const dt_node *n, const dt_run *r)
 {
@@ -176,9 +152,6 @@ const dt_cuda_op dt_cuda_pointwise[] = {
     { "add",            run2<add> },
     { "affine",         affine_run },
     { "cast",           run1<identity> },
-    { "clamp",          clamp_run },
-    { "clamp_bwd",      clamp_bwd_run },
-    { "exp",            run1<exponential> },
     { "fill",           fill_run },
     { "gelu_erf",       run1<gelu_erf> },
     { "gelu_erf_bwd",   run2<gelu_erf_bwd> },

@@ -266,12 +266,12 @@ static void dead_nodes(void **state)
     dt_graph *g = dt_graph_new(DT_F32);
     dt_tensor *x = dt_input(g, "x", DT_F32, DT_DIMS(64));
     dt_output(g, dt_silu(g, x), "y");
-    dt_tensor *unread = dt_exp(g, dt_affine(g, x, 2, 1));
+    dt_tensor *unread = dt_relu(g, dt_affine(g, x, 2, 1));
     dt_add(g, unread, x);
     running r;
     start(&r, g);
     assert_int_equal(dt_plan_stat(r.plan)->nodes, 1);
-    assert_int_equal(running_count(&r, &dt_op_exp, false), 0);
+    assert_int_equal(running_count(&r, &dt_op_relu, false), 0);
     assert_int_equal(r.plan->slot_of[unread->id], -1);
     running_stop(&r);
 }
@@ -308,7 +308,7 @@ static void inplace_rules(void **state)
     dt_tensor *a = dt_affine(g, x, 2, 0);           /* not over an input */
     dt_tensor *b = dt_silu(g, a);                   /* over a */
     dt_tensor *c = dt_silu(g, dt_reshape(g, b, DT_DIMS(4, 128)));   /* not over b, which d reads; through a view */
-    dt_tensor *d = dt_exp(g, b);                    /* over b */
+    dt_tensor *d = dt_relu(g, b);                    /* over b */
     dt_tensor *e = dt_add(g, d, d);                 /* not over d: read twice */
     dt_tensor *f = dt_add(g, c, dt_reshape(g, e, DT_DIMS(4, 128)));     /* over c, the first that dies */
     dt_tensor *h = dt_output(g, dt_silu(g, f), "h");                    /* over f */
@@ -332,7 +332,7 @@ static void inplace_rules(void **state)
     int64_t n;
     float *v = running_read(&r, "x", &n), *y = running_read(&r, "h", &n);
     for (int64_t i = 0; i < n; i++) {
-        double t = 2.0 * v[i], s = t / (1 + exp(-t)), z = s / (1 + exp(-s)) + 2 * exp(s);
+        double t = 2.0 * v[i], s = t / (1 + exp(-t)), z = s / (1 + exp(-s)) + 2 * fmax(s, 0);
         assert_true(fabs(y[i] - z / (1 + exp(-z))) < 1e-5 * (1 + fabs(z)));
     }
     free(v);
