@@ -138,14 +138,14 @@ $(patsubst %.c,$(B)/%.o,$(shell grep -ls DT_VERSION libcommon/*/*.c tools/*.c)):
 .SECONDARY:
 .DELETE_ON_ERROR:
 FORCE:
-.PHONY: FORCE packages all lib units progs check check-threads coverage valgrind cppflags deps demo test san bench bench-data bench-scale bench-torch man install clean help
+.PHONY: FORCE packages all lib units progs fuzzers cppflags check check-threads deps demo test san fuzz lint valgrind coverage \
+    bench bench-data bench-scale bench-torch man install clean help
 
 $(CURDIR)/$(B)/%: $(B)/%
 	@:
 lib: $(B)/libdt.a
 units: $(UNITS)
 progs: $(PROGS) $(B)/bench
-.PHONY: fuzzers fuzz lint
 fuzzers: $(FUZZ)
 cppflags:
 	@echo '$(CPPFLAGS)'

@@ -2,7 +2,7 @@
  *
  *   c [m, n] (+)= a [m, k] b [k, n]      all fp32, m padded to DT_TILE_M, n to DT_TILE_N by the caller's buffers
  *
- * The micro-kernel keeps a DT_TILE_M x DT_TILE_N block of c in registers: 8 x 2 vectors of the machine's width. */
+ * The micro-kernel keeps a DT_TILE_M x DT_TILE_N block of c in registers: two vectors of the machine's width a row. */
 #ifndef DT_KERNELS_TILE_H
 #define DT_KERNELS_TILE_H
 #include <stdbool.h>

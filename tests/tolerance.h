@@ -3,8 +3,7 @@
  *   one op      fp32: 8 u sqrt(K), u = 2^-24, K the length of the longest sum behind an element; bf16 adds its roundings
  *               of inputs and outputs (all sums are fp32)
  *   a model     fp32: 1e-5 forward, 1e-4 for every gradient.  bf16: the reference run in bf16 and in fp32
- *               (tests/golden/flux.py) differs from itself by 0.6e-2 forward and up to 3.2e-2 in
- *               gradients; two bf16 runs
+ *               (tests/golden/flux.py) differs from itself by 0.6e-2 forward and up to 3.2e-2 in gradients; two bf16 runs
  *               may by sqrt(2) of that
  */
 #ifndef DT_TESTS_TOLERANCE_H

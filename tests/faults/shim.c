@@ -6,8 +6,7 @@
  * pango, libgomp, oneDNN's inner parts - end the process by design, so failing them would test them, not us.
  *
  *   FAULT_ALLOC=N     the N-th such call returns NULL with ENOMEM; FAULT_ALLOC=N+ that one and all after it
- *   FAULT_COUNT=FILE  appends the number of the first call of each kind - caller and size - and last
- *   how many there were
+ *   FAULT_COUNT=FILE  appends the number of the first call of each kind - caller and size - and last how many there were
  *   FAULT_LIBS=A:B    libraries that count as ours, by a part of their names
  *   FAULT_CLOCK=K     from the K-th reading on, all clocks have lost an hour, and lose a second with each reading
  *   FAULT_WATCH=FILE  after FILE has been opened FAULT_TIMES times, the command in FAULT_THEN is run, once

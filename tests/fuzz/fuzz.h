@@ -1,9 +1,8 @@
 /* fuzz.h - what the fuzz targets share.
  *
- * tests/fuzz/fuzz_NAME.c feeds one kind of input to the code that reads it in the tools.  What it may
- * say about the input is an error or a result that holds together (fuzz_check); what it may not do is what the
- * sanitizers and libFuzzer's limits on time and memory catch.  tests/fuzz/run builds nothing and runs them; `make
- * fuzz` does both. */
+ * tests/fuzz/fuzz_NAME.c feeds one kind of input to the code that reads it in the tools.  What that may say about the
+ * input is an error or a result that holds together (fuzz_check); what it may not do is what the sanitizers and
+ * libFuzzer's limits on time and memory catch.  tests/fuzz/run builds nothing and runs them; `make fuzz` does both. */
 #ifndef DT_FUZZ_H
 #define DT_FUZZ_H
 #include <stddef.h>
@@ -26,9 +25,8 @@ const char *fuzz_path(const char *name);
 /* Writes DIR/name, whose folders must be there. */
 void fuzz_put(const char *name, const void *data, size_t bytes);
 
-/* Several files in one input: a line "=== N" (one digit) begins the file name[N]; what stands before the
- * first is name[0].
- * Files that it does not hold are removed. */
+/* Several files in one input: a line "=== N" (one digit) begins the file name[N]; what stands before the first is
+ * name[0].  Files that it does not hold are removed. */
 void fuzz_files(const char *const *name, int n, const uint8_t *data, size_t size);
 
 /* The input as text that ends in NUL; caller frees. */

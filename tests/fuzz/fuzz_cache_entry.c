@@ -1,7 +1,6 @@
 /* The bytes of a cache entry under a hash that is right, so that they come to be read: first byte t: of a
  * caption, else of a picture. */
 #include <string.h>
-#include <unistd.h>
 #include "base/file.h"
 #include "data/cache_write.h"
 #include "tests/fuzz/fuzz.h"

@@ -1,7 +1,6 @@
 /* An index of a cache, dt-cache(5): what is accepted is written as it was read.  Then a cache folder of
  * that index and a shard, which is looked through for every request of the index, and filled further. */
 #include <string.h>
-#include <unistd.h>
 #include "base/file.h"
 #include "data/cache_write.h"
 #include "tests/fuzz/fuzz.h"

@@ -1,7 +1,6 @@
 /* The configs of a model folder, as every tool opens it: read, checked against one another, and the
  * networks declared.  A config that the input does not hold is that of a small model. */
 #include <string.h>
-#include <sys/stat.h>
 #include "base/file.h"
 #include "models/flux_pipe.h"
 #include "tests/fuzz/fuzz.h"
