@@ -55,5 +55,7 @@ done
 for page in man/*.[157]; do
     [ -f "$page" ] || continue
     if d=$(expand "$page" 2>&1 | diff -u "$page" - 2>&1); then ok "$page: options"; else not_ok "$page: options" "$d"; fi
+    # A word behind a flag without a macro of its own is printed as a second flag.
+    if d=$(grep -nE 'Fl -[a-z_]+ [a-z]' "$page"); then not_ok "$page: values of options" "$d"; else ok "$page: values of options"; fi
     if d=$(mandoc -Tlint -W warning "$page" 2>&1); then ok "$page: mandoc"; else not_ok "$page: mandoc" "$d"; fi
 done

@@ -10,7 +10,7 @@
 #include "base/hash.h"
 #include "data/plan.h"
 
-typedef struct dt_trace { char plan[33], data[33]; } dt_trace;      /* "": no batch so far, or not known */
+typedef struct dt_trace { char plan[33], data[33]; } dt_trace;      /* "": no batch so far */
 
 /* A bare batch of the plan, all its items: those that a cache leaves out too.  captions: [items of the plan] of
  * 0, for what is found out about them; NULL if they are not trained on. */
