@@ -324,13 +324,20 @@ static void config_text(void **state)
 /* The scripts, written for the shells themselves to judge. */
 static void completion(void **state)
 {
-    char *path = dt_path_join(*state, "script"), cmd[1000];
+    static const char *const output_dir[] = {
+        "--output_dir) local IFS", "[.ckpt'\\''s \\\\folder]:DIR:_files -/'", "-d \".ckpt's \\\\folder\"",
+    };
+    char *path = dt_path_join(*state, "script"), cmd[1000], *script;
+    size_t n;
     for (int i = 0; dt_cli_shells[i]; i++) {
         FILE *f = fopen(path, "w");
         dt_cli_completion((const dt_cli *[]){ &cli, NULL }, dt_cli_shells[i], f);
         fclose(f);
         snprintf(cmd, sizeof cmd, "! command -v %s >/dev/null || %s -n %s", dt_cli_shells[i], dt_cli_shells[i], path);
         assert_int_equal(system(cmd), 0);
+        assert_int_equal(dt_file_read(&script, &n, path, 1 << 20, NULL), 0);
+        assert_non_null(strstr(script, output_dir[i]));
+        free(script);
         if (!i) {
             snprintf(cmd, sizeof cmd,
                      "bash -c '. %s; t() { COMP_WORDS=(dt-x \"$@\"); COMP_CWORD=$#; COMPREPLY=(); _dt_x 2>/dev/null; "

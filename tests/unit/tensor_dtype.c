@@ -114,6 +114,14 @@ static void f64_rounds_once(void **state)
     double y = 1 + 0x1p-11 + 0x1p-40;
     dt_convert(got, DT_F16, &y, DT_F64, 1);
     assert_int_equal(got[0], 0x3c01);
+    /* Beside the middle of two numbers and beside its neighbours in fp32, by less than fp32 can see. */
+    for (uint32_t h = 0x80; h < 0x7f00; h++)
+        for (int ulp = -1; ulp <= 1; ulp++)
+            for (int side = -1; side <= 1; side += 2) {
+                double z = (double)from_bits((h << 16 | 0x8000) + (uint32_t)ulp) * (1 + side * 0x1p-30);
+                dt_convert(got, DT_BF16, &z, DT_F64, 1);
+                assert_int_equal(got[0], h + (ulp ? ulp > 0 : side > 0));
+            }
 }
 
 static void integers_by_value(void **state)
