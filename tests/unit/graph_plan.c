@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include "graph/session.h"
 #include "tests/unit/graph_net.h"
 
 static dt_device *cpu;
@@ -375,6 +376,108 @@ static void complaints(void **state)
     dt_graph_free(&g);
 }
 
+/* The first complaint of a builder sticks, and what comes behind it does no harm. */
+static void add_unequal(dt_graph *g, dt_tensor *x) { dt_add(g, x, dt_input(g, "z", DT_F32, DT_DIMS(5))); }
+static void take_name(dt_graph *g, dt_tensor *x) { (void)x, dt_input(g, "x", DT_F32, DT_DIMS(4)); }
+static void empty_input(dt_graph *g, dt_tensor *x) { (void)x, dt_input(g, "z", DT_F32, DT_DIMS(4, 0)); }
+static void reshape_unequal(dt_graph *g, dt_tensor *x) { dt_reshape(g, x, DT_DIMS(3, -1)); }
+static void weight_of_no_set(dt_graph *g, dt_tensor *x) { (void)x, dt_weight(g, "w", DT_DIMS(4), DT_INIT_ONE, 0); }
+static void end_scope(dt_graph *g, dt_tensor *x) { (void)x, dt_scope_end(g); }
+static void nest_blocks(dt_graph *g, dt_tensor *x) { (void)x, dt_block(g), dt_block(g); }
+static void require_late(dt_graph *g, dt_tensor *x) { dt_silu(g, x), dt_require_grad(g, x); }
+static void loss_of_four(dt_graph *g, dt_tensor *x) { dt_require_grad(g, x), dt_backward(g, dt_silu(g, x), NULL); }
+static void nest_scopes(dt_graph *g, dt_tensor *x)
+{
+    (void)x;
+    for (int i = 0; i < 17; i++)
+        dt_scope(g, "s");
+}
+static void long_scope(dt_graph *g, dt_tensor *x)
+{
+    (void)x;
+    dt_scope(g, "%600s", "s");
+}
+static void nothing_trains(dt_graph *g, dt_tensor *x)
+{
+    dt_backward(g, dt_mse_loss(g, x, dt_input(g, "z", DT_F32, DT_DIMS(4)), NULL, 0, NULL), NULL);
+}
+
+static void builders_complain(void **state)
+{
+    (void)state;
+    static const struct { void (*build)(dt_graph *g, dt_tensor *x); const char *says; } c[] = {
+        { add_unequal, "(got add: [4] F32, [5] F32)" },
+        { take_name, "'x' has an empty shape or a name that is taken" },
+        { empty_input, "'z' has an empty shape or a name that is taken" },
+        { reshape_unequal, "reshape must keep the number of elements" },
+        { weight_of_no_set, "weight 'w' without a parameter set" },
+        { end_scope, "scope ended that was not begun" },
+        { nest_blocks, "recompute units do not nest" },
+        { require_late, "dt_require_grad comes before the first op" },
+        { loss_of_four, "the loss must be one fp32 number" },
+        { nest_scopes, "scopes nest too deeply" },
+        { long_scope, "scope name is too long" },
+        { nothing_trains, "nothing that is trained reaches the loss" },
+    };
+    for (size_t i = 0; i < sizeof(c) / sizeof(*c); i++) {
+        dt_graph *g = dt_graph_new(DT_F32);
+        dt_tensor *x = dt_input(g, "x", DT_F32, DT_DIMS(4));
+        dt_plan *plan = NULL;
+        dt_err err = { 0 };
+        c[i].build(g, x);
+        if (!dt_graph_error(g) || !strstr(dt_graph_error(g), c[i].says))
+            fail_msg("'%s' does not say '%s'", dt_graph_error(g) ? dt_graph_error(g) : "", c[i].says);
+        dt_graph_fail(g, "another");
+        dt_output(g, dt_add(g, dt_linear(g, "w", x, 4, true), x), "y");
+        assert_int_equal(dt_plan_new(&plan, g, cpu, &err), DT_EDATA);
+        assert_non_null(strstr(err.msg, c[i].says));
+        dt_graph_free(&g);
+    }
+}
+
+/* --- plans by shape over one arena --- */
+
+static dt_graph *build_sized(void *ctx, const dt_shape_key *shape)
+{
+    (void)ctx;
+    dt_graph *g = dt_graph_new(DT_F32);
+    dt_output(g, dt_affine(g, dt_input(g, "x", DT_F32, DT_DIMS(shape->v[0])), 2, 1), "y");
+    return g;
+}
+
+static void sessions(void **state)
+{
+    (void)state;
+    static const int64_t size[] = { 1000, 1500, 700, 1000 };
+    dt_session *s = dt_session_new(cpu, build_sized, NULL);
+    int64_t most = 0;
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(dt_session_add(s, &(dt_shape_key){ { size[i] } }, NULL), 0);
+    for (int i = 0; i < 3; i++) {
+        dt_shape_key k;
+        int64_t bytes = dt_session_stats(s, i, &k)->arena;
+        assert_int_equal(k.v[0], size[i]);
+        most = bytes > most ? bytes : most;
+    }
+    assert_null(dt_session_stats(s, 3, NULL));          /* the last was there already */
+    assert_int_equal(dt_session_bytes(s), most);
+    assert_int_equal(dt_session_alloc(s, NULL, NULL), 0);
+    for (int i = 0; i < 3; i++) {
+        dt_graph *g;
+        dt_plan *p = dt_session_use(s, &(dt_shape_key){ { size[i] } }, &g);
+        float *v = dt_alloc((size_t)size[i] * sizeof(*v));
+        v[size[i] - 1] = 3;
+        dt_plan_write(p, dt_find(g, "x"), v);
+        assert_int_equal(dt_plan_run(p, NULL), 0);
+        dt_plan_read(p, dt_find(g, "y"), v);
+        assert_true(v[0] == 1 && v[size[i] - 1] == 7);
+        free(v);
+    }
+    assert_null(dt_session_use(s, &(dt_shape_key){ { 1 } }, NULL));
+    dt_session_free(&s);
+    assert_null(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -382,7 +485,8 @@ int main(void)
         cmocka_unit_test(bytes_are_owned),      cmocka_unit_test(deterministic),
         cmocka_unit_test(recompute_is_smaller), cmocka_unit_test(dead_nodes),
         cmocka_unit_test(unread_outputs),       cmocka_unit_test(inplace_rules),
-        cmocka_unit_test(complaints),
+        cmocka_unit_test(complaints),           cmocka_unit_test(builders_complain),
+        cmocka_unit_test(sessions),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, open_cpu, close_cpu);

@@ -1,4 +1,4 @@
-/* names: files with other names give what diffusers' own folders give. */
+/* names: files with other names give what diffusers' own folders give; what the names of a file say of its network. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -211,6 +211,56 @@ static void text_encoders(void **state)
     }
 }
 
+/* Halves of adapters, and weights, whose sides all differ: each number of the configurations shows where it should. */
+static void guesses(void **state)
+{
+    (void)state;
+    enum { D = 384 };
+    static const float zeros[4 * D * 5];
+    const dt_st_entry e[] = {
+        { .name = "transformer.transformer_blocks.1.ff.net.2.lora_A.weight", .dims = DT_DIMS(2, 4 * D) },
+        { .name = "transformer.single_transformer_blocks.4.proj_out.lora_A.weight", .dims = DT_DIMS(2, 5 * D) },
+        { .name = "x_embedder.weight", .dims = DT_DIMS(D, 16) },
+        { .name = "context_embedder.lora_A.weight", .dims = DT_DIMS(2, 48) },
+        { .name = "time_text_embed.text_embedder.linear_1.lora_A.weight", .dims = DT_DIMS(2, 40) },
+        { .name = "proj_out.lora_B.weight", .dims = DT_DIMS(12, 2) },
+        { .name = "lora_te1_text_model_encoder_layers_2_mlp_fc2.lora_down.weight", .dims = DT_DIMS(2, 96) },
+        { .name = "lora_te1_text_model_encoder_layers_2_mlp_fc2.lora_up.weight", .dims = DT_DIMS(40, 2) },
+        { .name = "lora_te3_encoder_block_1_layer_0_SelfAttention_o.lora_down.weight", .dims = DT_DIMS(2, 56) },
+        { .name = "lora_te3_encoder_block_1_layer_0_SelfAttention_o.lora_up.weight", .dims = DT_DIMS(32, 2) },
+        { .name = "lora_te3_encoder_block_1_layer_1_DenseReluDense_wi_0.lora_up.weight", .dims = DT_DIMS(80, 2) },
+        { .name = "lora_te3_encoder_block_1_layer_1_DenseReluDense_wi_0.alpha", .dims = DT_DIMS(1) },
+    };
+    enum { N = sizeof(e) / sizeof(*e) };
+    dt_st_entry filled[N];
+    for (int i = 0; i < N; i++) {
+        filled[i] = e[i];
+        filled[i].data = zeros;
+    }
+    void *mem;
+    size_t bytes;
+    dt_st *st;
+    assert_int_equal(dt_st_pack(&mem, &bytes, filled, N, NULL, NULL), 0);
+    assert_int_equal(dt_st_open_mem(&st, mem, bytes, "guess", NULL), 0);
+    dt_flux_config c;
+    dt_clip_config clip;
+    dt_t5_config t5;
+    dt_flux_guess(&c, st);
+    dt_text_guess(&clip, &t5, st);
+    assert_int_equal(c.layers, 2);
+    assert_int_equal(c.single_layers, 5);
+    assert_int_equal(c.heads * c.head_dim, D);
+    assert_true(c.head_dim <= 128 && c.axes[0] == c.head_dim);
+    assert_int_equal(c.in_channels, 16);
+    assert_int_equal(c.out_channels, 12);
+    assert_int_equal(c.joint_dim, 48);
+    assert_int_equal(c.pooled_dim, 40);
+    assert_true(clip.layers == 3 && clip.hidden == 40 && clip.mlp == 96);
+    assert_true(t5.layers == 2 && t5.d_model == 32 && t5.d_ff == 80 && t5.heads * t5.d_kv == 56);
+    dt_st_close(&st);
+    free(mem);
+}
+
 /* Asked again after a failure it fails again: it does not go on with one of the two. */
 static void both_tokenizers(void **state)
 {
@@ -244,7 +294,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(flux), cmocka_unit_test(module_names), cmocka_unit_test(vae), cmocka_unit_test(text_encoders),
-        scratch_test(both_tokenizers),
+        cmocka_unit_test(guesses), scratch_test(both_tokenizers),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("models/names", tests, open_cpu, close_cpu);
