@@ -57,8 +57,8 @@ void tally_add(tally *t, const char *what, const float *a, const float *ref, int
 /* The same against the file's tensor of that name, which has n elements. */
 void tally_tensor(tally *t, const gold *f, const char *name, const float *a, int64_t n, double tol);
 /* The same of a block of parameters, on its device. */
-void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol, const char *fmt, ...)
-    __attribute__((format(printf, 7, 8)));
+void tally_block(tally *t, const gold *f, const dt_params *set, const float *block, int64_t n, double tol,
+                 const char *fmt, ...) __attribute__((format(printf, 7, 8)));
 void tally_error(tally *t, const char *what, double error, double tol);         /* measured by the caller */
 void tally_num(tally *t, const char *what, double a, double ref, double tol);   /* |a - ref| / |ref| */
 /* One TAP line: "ok 3 - NAME (n compared, worst 0.12 of the tolerance at WHERE)". */

@@ -120,7 +120,7 @@ static void learning_rates(const gold *f)
         free(key);
         lr.base = 0;            /* to look at a run that learns nothing: no NaN */
         a[0] = (float)dt_lr_at(&lr, total / 2);
-        tally_add(&t, "base 0", a, &(float){ 0 }, 1, 0, TOL);
+        tally_add(&t, "base 0", a, &(float){ 0 }, 1, 1, TOL);
     }
     tap(&t, "learning rates of diffusers.optimization");
     free(a);
