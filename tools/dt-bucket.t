@@ -95,6 +95,14 @@ check 'a dataset_config: each data set has its size and batches' \
 1 "size":[64,64],"items"'
 check 'its captions are shuffled behind the first tag' "grep -o '\"text\":\"a dog, [bcd], [bcd], [bcd]\"}' p | wc -l" 2
 check 'every second epoch has none' "grep -o '\"drop\":true' p | wc -l" 3
+flips() { awk -v i="$1" '/^{"batch"/ { n += gsub("\"item\":" i ",[^}]*\"flip\":true", "") } END { print (n > 0) }'; }
+check 'only one data set is mirrored' "dt-bucket -q --num_train_epochs 20 c.toml >q; flips 0 <q; flips 1 <q" '1
+0'
+check 'of repeats in one epoch each has its own draw' \
+    "dt-bucket -q --image_sample_size 64 --random_flip --train_batch_size 4 --num_train_epochs 20 k | awk '/^{\"batch\"/ { n = gsub(/\"item\":1,[^}]*\"flip\":true/, \"\"); some += n == 1 || n == 2 } END { print (some > 0) }'" 1
+check 'small pictures are left out' "sed '2s/.*/skip_image_resolution = [20, 12]/;/resolution = 64\$/s/.*/resolution = 64\nskip_image_resolution = [20, 11]/' c.toml >d.toml
+    dt-bucket d.toml 2>&1 >q | grep -o '1 pictures left out by skip_image_resolution'; grep -c '^{\"item\"' q" '1 pictures left out by skip_image_resolution
+1'
 check 'the same bytes again' "dt-bucket -q --dataset_config c.toml --num_train_epochs 2 | cmp - p"
 fails 2 'an option that it says itself' 'dt-bucket --train_batch_size 2 c.toml' '--train_batch_size has no effect with --dataset_config'
 fails 4 'a key that cannot be honoured' "sed '2s/.*/color_aug = true/' c.toml >d.toml; dt-bucket d.toml" "d.toml: general: 'color_aug': latents are cached"

@@ -148,6 +148,39 @@ static void test_coverage(void **state)
     check_coverage(&s);
 }
 
+static int drawn(const struct dt_data_settings *s, enum dt_stream stream, int64_t epoch, int64_t id, double below)
+{
+    dt_rng r = dt_rng_make((uint64_t)s->seed, stream, (uint32_t)epoch, (uint32_t)id);
+    return dt_rng_uniform(&r) < below;
+}
+
+/* A picture has the draws of each epoch once, also where it waited for the next one's batches. */
+static void test_draws(void **state)
+{
+    (void)state;
+    struct dt_data_settings s = settings();
+    int flips[N] = { 0 }, drops[N] = { 0 };
+    dt_batch batch;
+    char *text = plan(&s, NULL);
+    dt_batches *b = open_text(text);
+    while (dt_batches_next(b, &batch, NULL) == 1)
+        for (int i = 0; i < batch.n; i++) {
+            flips[batch.item[i].item->id] += batch.item[i].flip;
+            drops[batch.item[i].item->id] += batch.item[i].drop;
+        }
+    for (int id = 0; id < N; id++) {
+        int flip = 0, drop = 0;
+        for (int64_t e = 0; e < s.num_train_epochs; e++) {
+            flip += drawn(&s, DT_RNG_FLIP, e, id, 0.5);
+            drop += drawn(&s, DT_RNG_CAPTION_DROP, e, id, s.caption_dropout);
+        }
+        assert_int_equal(flips[id], flip);
+        assert_int_equal(drops[id], drop);
+    }
+    dt_batches_close(&b);
+    free(text);
+}
+
 static void test_same_bytes(void **state)
 {
     (void)state;
@@ -445,7 +478,7 @@ static void test_settings(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_coverage), cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_prefix),
+        cmocka_unit_test(test_coverage), cmocka_unit_test(test_draws), cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_prefix),
         cmocka_unit_test(test_shards), cmocka_unit_test(test_seek), cmocka_unit_test(test_spaces), cmocka_unit_test(test_pipe),
         cmocka_unit_test(test_changed), cmocka_unit_test(test_memory), cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_settings),
