@@ -137,6 +137,7 @@ check 'a base that is a result gives a record of its own' \
 '1
 0
 "dt_merged":"all.comfy:1, some.kohya:1"'
+check 'whose own record does not count' "echo >>again/dt-merge.json; dt-merge-shards merge -o twice again --lora some.kohya 2>&1 | grep -c 'nothing to do'" 1
 fails 2 'another strength' "${again}:0.5" "'again' is there already, and is not this merge"
 fails 2 'another order' "$again some.kohya" 'is not this merge'
 fails 2 'another base' "rm -rf based; cp -r model based; echo >>based/vae/config.json; ${again/ model / based }" 'is not this merge'

@@ -1,5 +1,6 @@
 /* cache_encode.c - filling a cache with a tiny FLUX model: what is kept is what the encoders give,
  * once for each content, whatever the threads, the grouping and the interruptions. */
+#include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -53,28 +54,17 @@ static void write_pictures(const struct fixture *f)
 static void write_plan(const struct fixture *f)
 {
     FILE *o = fopen(f->plan, "w");
-    fprintf(o,
-            "{\"dt_plan\":1,\"seed\":1,\"items\":%d,\"epochs\":1,\"batches\":3,\"samples\":10,\"steps\":3,\"train_"
-            "batch_size\":4,"
-            "\"gradient_accumulation_steps\":1,\"world_size\":1}\n",
-            PICTURES);
+    fprintf(o, "{\"dt_plan\":1,\"seed\":1,\"items\":%d,\"epochs\":1,\"batches\":3,\"samples\":10,\"steps\":3,"
+               "\"train_batch_size\":4,\"gradient_accumulation_steps\":1,\"world_size\":1}\n", PICTURES);
     for (int i = 0; i < PICTURES; i++)
         fprintf(o, "{\"item\":%d,\"path\":\"%s/%d.png\",\"text\":\"%s\",\"size\":[40,32]}\n", i, f->dir, i,
                 i == 6 ? "" : i % 2 ? "cap 1" : "cap 0");
 #define AT(n, more) "{\"item\":" #n ",\"resize\":[40,32],\"crop\":[4,0]" more "}"
-    fputs(
-        "{\"batch\":0,\"epoch\":0,\"size\":[32,32],\"items\":[" AT(0, "") "," AT(1, "") "," AT(2, "") "," AT(
-            3, "") "]}\n"
-                   "{\"batch\":1,\"epoch\":0,\"size\":[32,16],\"items\":[" AT(4, "") "," AT(
-                       5,
-                       ",\"drop\":true") "]}\n"
-                                         "{\"batch\":2,\"epoch\":0,\"size\":[32,32],\"items\":[" AT(6, "") "," AT(
-                                             1,
-                                             ",\"flip\":true") "," AT(0,
-                                                                      "") "," AT(5,
-                                                                                 "") "]}\n"
-                                                                                     "{\"end\":true,\"batches\":3}\n",
-        o);
+#define BATCH(k, size, items) "{\"batch\":" #k ",\"epoch\":0,\"size\":" size ",\"items\":[" items "]}\n"
+    fputs(BATCH(0, "[32,32]", AT(0, "") "," AT(1, "") "," AT(2, "") "," AT(3, ""))
+          BATCH(1, "[32,16]", AT(4, "") "," AT(5, ",\"drop\":true"))
+          BATCH(2, "[32,32]", AT(6, "") "," AT(1, ",\"flip\":true") "," AT(0, "") "," AT(5, ""))
+          "{\"end\":true,\"batches\":3}\n", o);
     fclose(o);
 }
 
@@ -102,16 +92,9 @@ static int tear_down(void **state)
 
 static struct dt_encode_params params(const struct fixture *f, const char *dir)
 {
-    return (struct dt_encode_params){ .pipe = f->pipe,
-                                      .dev = f->dev,
-                                      .plan = f->plan,
-                                      .dir = dir,
-                                      .vae_mini_batch = 32,
-                                      .shards = 1,
-                                      .workers = 2,
-                                      .max_skipped_fraction = 0.5,
-                                      .quiet = true,
-                                      .max_shard_bytes = 1 << 20 };
+    return (struct dt_encode_params){ .pipe = f->pipe, .dev = f->dev, .plan = f->plan, .dir = dir,
+                                      .vae_mini_batch = 32, .shards = 1, .workers = 2, .max_skipped_fraction = 0.5,
+                                      .quiet = true, .max_shard_bytes = 1 << 20 };
 }
 
 static int run(const struct dt_encode_params *p, struct dt_encode_report *r)
@@ -262,6 +245,12 @@ static void again_makes_only_what_changed(void **state)
     assert_int_equal(r.images.made + r.texts.made, 0);
     assert_int_equal(r.images.there, 9);
     assert_false(r.wrote_index);
+    assert_int_equal(utimensat(AT_FDCWD, a, NULL, 0), 0);
+    for (int again = 0; again < 2; again++) {           /* touched: its time is noted, once */
+        assert_int_equal(run(&p, &r), 0);
+        assert_int_equal(r.images.made, 0);
+        assert_int_equal(r.wrote_index, !again);
+    }
     assert_int_equal(dt_file_read(&data, &bytes, b, 1 << 20, NULL), 0);
     assert_int_equal(dt_file_write(a, data, bytes, NULL), 0);   /* 3 becomes 4, at the size that 4 has not */
     assert_int_equal(run(&p, &r), 0);
@@ -383,8 +372,8 @@ static void captions_without_padding(void **state)
     check_unpadded(f, c, "cap 1", 3);
     check_unpadded(f, c, "", 1);
     check_shapes(f, c);
-    int64_t rows = dt_cache_text_len(c, "cap 0", NULL) + dt_cache_text_len(c, "cap 1", NULL) + dt_cache_text_len(c, "",
-                                                                                                                 NULL);
+    int64_t rows = dt_cache_text_len(c, "cap 0", NULL) + dt_cache_text_len(c, "cap 1", NULL) +
+                   dt_cache_text_len(c, "", NULL);
     int64_t less = (3 * f->pipe->t5_len - rows) * f->pipe->dit.joint_dim * (int64_t)sizeof(float);
     assert_true(llabs(shard_bytes(max) - shard_bytes(dir) - less) < 3 * 512);       /* members end on blocks */
     dt_cache_close(&c);

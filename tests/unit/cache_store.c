@@ -213,7 +213,7 @@ static dt_cache *open_cache(const char *dir)
 
 /* --- tests --- */
 
-/* Bytes of the heap in use; 0 where it cannot be asked. */
+/* Bytes of the heap in use. */
 static int64_t held(void)
 {
     struct mallinfo2 m = mallinfo2();
@@ -369,8 +369,8 @@ static void damage_is_noticed(void **state)
     dt_err err = { 0 };
     fill(scratch(state), NULL, &r, "a:1", "");
     assert_int_equal(dt_file_read(&data, &bytes, path, 1 << 20, NULL), 0);
-    data[512 + 8 + (uint8_t)data[512] + 1] ^=
-        1; /* in its first number: tar's header, safetensors' length and header */
+    /* in its first number, behind tar's header, safetensors' length and header */
+    data[512 + 8 + (uint8_t)data[512] + 1] ^= 1;
     dt_file_write(path, data, bytes, NULL);
     c = open_cache(scratch(state));
     dt_plan_item it = { .path = "a" };

@@ -369,18 +369,25 @@ static void alphas(void **state)
                              { "transformer.proj_out.lora_B.weight", 6, 4 },
                              { "transformer.x_embedder.lora_A.weight", 4, 6 },
                              { "transformer.x_embedder.lora_B.weight", 4, 4 },
+                             { "transformer.single_transformer_blocks.0.proj_out.lora_A.weight", 4, 20 },
+                             { "transformer.single_transformer_blocks.0.proj_out.lora_B.weight", 4, 4 },
                              { NULL } };
-    static const struct { const char *json; double proj, x; } v[] = {
-        { "{\"transformer.r\":4,\"transformer.lora_alpha\":2}", 0.5, 0.5 },
-        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":{\"^x_embedder\":1}}", 0.5, 0.25 },
-        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":[1]}", 0.5, 0.5 },
-        { "{\"transformer.lora_alpha\":2,\"transformer.use_rslora\":true}", 1, 1 },
-        { "{\"unet.lora_alpha\":2}", 1, 1 },
+    static const struct { const char *json; double proj, x, single; } v[] = {
+        { "{\"transformer.r\":4,\"transformer.lora_alpha\":2}", 0.5, 0.5, 0.5 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":{\"^x_embedder\":1}}", 0.5, 0.25, 0.5 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":{\"proj_out\":1}}", 0.25, 0.5, 0.25 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":{\"^proj_out$\":1}}", 0.25, 0.5, 0.5 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":{\"0\\\\.proj_out\":1}}", 0.5, 0.5, 0.25 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.alpha_pattern\":[1]}", 0.5, 0.5, 0.5 },
+        { "{\"transformer.lora_alpha\":2,\"transformer.use_rslora\":true}", 1, 1, 1 },
+        { "{\"unet.lora_alpha\":2}", 1, 1, 1 },
     };
     for (size_t i = 0; i < sizeof(v) / sizeof(*v); i++) {
         write_keys(path, k, (dt_st_kv[]){ { "lora_adapter_metadata", v[i].json }, { NULL, NULL } });
         l = open_lora(p, path);
-        assert_true(dt_lora_find(l, "proj_out")->scale == v[i].proj && dt_lora_find(l, "x_embedder")->scale == v[i].x);
+        if (dt_lora_find(l, "proj_out")->scale != v[i].proj || dt_lora_find(l, "x_embedder")->scale != v[i].x ||
+            dt_lora_find(l, "single_transformer_blocks.0.proj_out")->scale != v[i].single)
+            fail_msg("%s", v[i].json);
         dt_lora_free(&l);
     }
     char config[200];                               /* peft's own folder */
