@@ -337,31 +337,18 @@ dt_tensor *dt_mul(dt_graph *g, dt_tensor *a, dt_tensor *b)
 
 /* ---- internal: the seed of the gradient, and dt_param.grad += ---- */
 
-/* out = f[0] (times in[0], fp32 [1], if given).  Dims attr.i[1 .. i[0]]; [1] when i[0] is
- * 0.  dtype i[7] */
+/* out [1] fp32 = f[0], times in[0] [1] fp32 if given */
 static const char *fill_shape(dt_node *n)
 {
-    dt_dims d = { .nd = (int)n->attr.i[0] };
-    for (int i = 0; i < d.nd; i++)
-        d.d[i] = n->attr.i[1 + i];
     if (n->in[0] && (dt_tensor_numel(n->in[0]) != 1 || n->in[0]->dtype != DT_F32))
         return "the factor must be one fp32 number";
-    dt_node_out(n, 0, (dt_dtype)n->attr.i[7], d.nd ? d : DT_DIMS(1));
+    dt_node_out(n, 0, DT_F32, DT_DIMS(1));
     return NULL;
 }
 
 static void fill_run(const dt_node *n, const dt_run *r)
 {
-    dt_dtype t = n->out[0]->dtype;
-    int64_t N = dt_tensor_numel(n->out[0]);
-    float v = (float)n->attr.f[0], buf[DT_CHUNK] DT_ALIGNED;
-    if (n->in[0])
-        v *= *(const float *)r->in[0];
-    for (int64_t i = 0; i < dt_min64(DT_CHUNK, N); i++)
-        buf[i] = v;
-    for (int64_t at = 0; at < N; at += DT_CHUNK)
-        dt_convert((char *)r->out[0] + at * (int64_t)dt_dtype_size(t), t, buf, DT_F32,
-                   dt_min64(DT_CHUNK, N - at));
+    *(float *)r->out[0] = (float)n->attr.f[0] * (n->in[0] ? *(const float *)r->in[0] : 1.0f);
 }
 
 const dt_op dt_op_fill = { .name = "fill", .shape = fill_shape, .cpu = { .run = fill_run } };

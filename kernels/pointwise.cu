@@ -119,21 +119,12 @@ struct mul { __device__ float operator()(float a, float b) const { return a * b;
 
 /* ---- internal: the seed of the gradient, and dt_param.grad += ---- */
 
-static __global__ void fill_kernel(dt_view y, int64_t n, float v, const float *factor)
-{
-    if (factor)
-        v *= *factor;
-    int64_t stride = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride)
-        dt_store(y, i, v);
-}
+static __global__ void fill_kernel(float *y, float v, const float *factor) { *y = factor ? v * *factor : v; }
 
 static void fill_run(const dt_node *n, const dt_run *r)
 {
-    int64_t N = dt_count(n->out[0]);
-    const float *factor = (const float *)dt_view_in(n, r, 0).p;
-    DT_LAUNCH(fill_kernel, dt_grid(N, DT_THREADS), DT_THREADS, 0, r->dev->stream,
-              dt_view_out(n, r, 0), N, (float)n->attr.f[0], factor);
+    DT_LAUNCH(fill_kernel, 1, 1, 0, r->dev->stream, (float *)r->out[0], (float)n->attr.f[0],
+              (const float *)dt_view_in(n, r, 0).p);
 }
 
 static void accumulate_run(const dt_node *n, const dt_run *r)

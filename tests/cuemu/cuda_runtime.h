@@ -1,5 +1,5 @@
 /* cuda_runtime.h - CUDA on the host, for checking .cu files where there is no GPU.  The same text is
- * compiled by g++ with this folder first on the include path.
+ * compiled by g++ with this folder first on the include path.  What no .cu file uses is not here.
  *
  *   grid     blocks run one after the other
  *   block    one fibre per thread; a fibre runs until it meets others: __syncthreads, a shuffle, the
@@ -24,9 +24,6 @@
 
 #define __global__ __attribute__((unused))
 #define __device__ __attribute__((unused))
-#define __host__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("cuemu_shared")))
 
 struct uint3 { unsigned x, y, z; };
@@ -51,13 +48,6 @@ static inline float __uint_as_float(unsigned u)
     return f;
 }
 
-static inline unsigned __float_as_uint(float f)
-{
-    unsigned u;
-    memcpy(&u, &f, 4);
-    return u;
-}
-
 /* ---- meeting points ---- */
 
 void cuemu_barrier(const char *file, int line);
@@ -77,30 +67,14 @@ static inline T cuemu_shuffle(unsigned mask, T v, int source, const char *file, 
 }
 
 #define __syncthreads() cuemu_barrier(__FILE__, __LINE__)
-#define __syncwarp(...) cuemu_exchange(cuemu_mask(__VA_ARGS__), 0, cuemu_lane(), __FILE__, __LINE__)
-#define __shfl_sync(mask, v, lane) cuemu_shuffle(mask, v, (lane) & 31, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, v, bits) \
     cuemu_shuffle(mask, v, cuemu_lane() ^ (bits), __FILE__, __LINE__)
-#define __shfl_down_sync(mask, v, n) \
-    cuemu_shuffle(mask, v, cuemu_lane() + (int)(n) < 32 ? cuemu_lane() + (int)(n) : cuemu_lane(), \
-                  __FILE__, __LINE__)
-#define __shfl_up_sync(mask, v, n) \
-    cuemu_shuffle(mask, v, cuemu_lane() >= (int)(n) ? cuemu_lane() - (int)(n) : cuemu_lane(), \
-                  __FILE__, __LINE__)
-static inline unsigned cuemu_mask(unsigned mask = 0xffffffffu) { return mask; }
 
 /* Fibres change only at meeting points, so plain arithmetic is atomic. */
 template <class T> static inline T atomicAdd(T *p, T v)
 {
     T old = *p;
     *p = old + v;
-    return old;
-}
-
-template <class T> static inline T atomicMax(T *p, T v)
-{
-    T old = *p;
-    *p = old > v ? old : v;
     return old;
 }
 
@@ -134,11 +108,7 @@ enum cudaError_t {
     cudaErrorLaunchFailure = 719,
     cudaErrorNotSupported = 801,
 };
-enum cudaMemcpyKind {
-    cudaMemcpyHostToDevice = 1,
-    cudaMemcpyDeviceToHost = 2,
-    cudaMemcpyDeviceToDevice = 3
-};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 enum { cudaStreamNonBlocking = 1 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 
