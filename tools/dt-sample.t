@@ -76,7 +76,7 @@ fails 2 'no prompt' "$S -o x.png" 'nothing to sample'
 fails 2 'nowhere to write' "$S -p x" 'nowhere to write'
 fails 2 'two pictures, one file' "$S -p x -n 2 -o x.png" '2 pictures do not go into one file'
 check 'a folder with a slash behind it' "$S -p x -o slash/ | grep -o '\"path\":\"[^\"]*'" '"path":"slash/0000.png'
-for o in '-o no/x.png' '--grid no/x.png' '--save_latents no/x'; do
+for o in '-o no/x.png' '--grid no/x.png' '--save_latents no/x' '--progress no/x -o x.png'; do
     fails 7 "no such folder, said before any work: ${o%% *}" "$S -p x $o" "cannot write 'no/x.*': there is no folder 'no'"
     check 'in one line' "$S -p x $o 2>&1 | wc -l" 1
 done

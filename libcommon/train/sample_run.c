@@ -86,12 +86,11 @@ static int check_kind(const char *path, dt_err *err)
 static int check_outputs(const struct job *j, dt_err *err)
 {
     const dt_sample_opts *o = &j->o;
+    const char *const path[] = { j->one_file ? o->output : NULL, o->grid, o->save_latents, o->progress };
     int rc = check_kind(o->output, err);
-    if (rc == 0 && j->one_file)
-        rc = check_output(j, o->output, err);
-    if (rc == 0)
-        rc = check_output(j, o->grid, err);
-    return rc == 0 ? check_output(j, o->save_latents, err) : rc;
+    for (size_t i = 0; i < sizeof(path) / sizeof(*path) && rc == 0; i++)
+        rc = check_output(j, path[i], err);
+    return rc;
 }
 
 static int read_asked(struct job *j, const dt_strs *files, dt_err *err)
@@ -396,10 +395,10 @@ static void count(struct job *j, int64_t px, int64_t len, int64_t tiles, int64_t
     int64_t kept = j->o.save_latents ? npictures(j) * len * (int64_t)sizeof(float) : 0;
     j->memory = (dt_mem_plan){ 0 };
     dt_sampler_memory(j->s, &j->memory, dt_mem_resident());
-    j->memory.at[1].kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
+    dt_mem_moment *pictures = &j->memory.at[1];     /* behind the captions */
+    pictures->kind[DT_MEM_PICTURES] += kept + len * (int64_t)sizeof(float) + 3 * px + tiles;
     if (j->grid)
-        dt_mem_add(&j->memory, "sheet",
-                   j->memory.at[1].kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
+        dt_mem_add(&j->memory, "sheet", pictures->kind[DT_MEM_PROCESS])->kind[DT_MEM_PICTURES] = kept + tiles + sheet;
     dt_mem_add_start(&j->memory);
 }
 
