@@ -111,21 +111,6 @@ static int check(struct opts *o, const dt_strs *operands, dt_err *err)
     return 0;
 }
 
-static int parse_shard(const char *text, int64_t *shard, int64_t *shards, dt_err *err)
-{
-    long long i, n;
-    int end = 0;
-    *shard = 0;
-    *shards = 1;
-    if (!text)
-        return 0;
-    if (sscanf(text, "%lld/%lld%n", &i, &n, &end) != 2 || text[end] || i < 0 || n < 1 || i >= n || n > 1000000)
-        return dt_err_set(err, DT_EUSAGE, "--shard must be I/N with 0 <= I < N, not '%s'", text);
-    *shard = i;
-    *shards = n;
-    return 0;
-}
-
 static void summary(const struct dt_encode_report *r)
 {
     const struct dt_encode_count *i = &r->images, *t = &r->texts;
@@ -208,7 +193,7 @@ int main(int argc, char **argv)
     if (rc == 0)
         rc = check(&o, &operands, &err);
     if (rc == 0)
-        rc = parse_shard(o.shard, &p.shard, &p.shards, &err);
+        rc = dt_shard_parse(&p.shard, &p.shards, o.shard, &err);
     if (rc == 0) {
         if (o.threads)
             omp_set_num_threads((int)o.threads);

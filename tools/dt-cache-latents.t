@@ -122,7 +122,7 @@ fails 4 'weights that are not there' "$C --vae_path nowhere -o d p" "there is no
 fails 2 'no model' "dt-cache-latents -o d p" 'pretrained_model_name_or_path is missing'
 fails 2 'no cache' "dt-cache-latents --model M2 p" 'output is missing'
 fails 2 'the plan twice' "$C -o d --plan p p" 'name the plan once'
-fails 2 'a shard out of range' "$C -o d --shard 3/3 p" 'must be I/N with 0 <= I < N'
+fails 2 'a shard out of range' "$C -o d --shard 3/3 p" 'takes I/N with 0 <= I < N'
 fails 2 'a part of a stream' "$C -o - --shard 0/3 p" '--shard needs a cache folder'
 fails 2 'a padding that is none' "$C -o d --text_padding longest p" 'text_padding'
 fails 2 'explain a stream' "$C -o - --explain $one p" '--explain needs a cache folder'

@@ -4,6 +4,7 @@
  * nothing until the index has come, has been compared with them, and is written. */
 #include <archive.h>
 #include <archive_entry.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
@@ -26,6 +27,8 @@ struct receiver {
 
 static int ends_early(const struct receiver *r, dt_err *err)
 {
+    if (archive_errno(r->a) == ENOMEM)
+        return dt_err_set(err, DT_ENOMEM, "no memory to read the cache stream");
     return dt_err_set(err, DT_EDATA, "the cache stream ends early, in '%s'", r->name);
 }
 

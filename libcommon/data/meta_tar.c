@@ -74,7 +74,10 @@ static int read_member(struct archive *a, int64_t bytes, const char *name, char 
     while (n < bytes && (got = archive_read_data(a, p + n, (size_t)(bytes - n))) > 0)
         n += got;
     *text = p;
-    return n == bytes ? 0 : dt_err_set(err, DT_EDATA, "%s: cut off", name);
+    if (n == bytes)
+        return 0;
+    bool memory = archive_errno(a) == ENOMEM;
+    return dt_err_set(err, memory ? DT_ENOMEM : DT_EDATA, memory ? "%s: no memory to read it" : "%s: cut off", name);
 }
 
 /* *caption stays NULL when there is none in it. */

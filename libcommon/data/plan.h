@@ -69,6 +69,9 @@ void dt_plan_report_release(struct dt_plan_report *r);
 void dt_plan_reasons(dt_strs *lines, const dt_strs *skipped);
 #define DT_PLAN_FEW 20          /* skipped pictures that are named one by one; of more, each reason with the first names */
 
+/* "I/N" of --shard, 0 <= I < N; NULL: 0 of 1. */
+int dt_shard_parse(int64_t *shard, int64_t *shards, const char *text, dt_err *err);
+
 /* Can these settings work together?  DT_EUSAGE names the flag. */
 int dt_data_settings_check(const struct dt_data_settings *s, dt_err *err);
 

@@ -47,14 +47,14 @@ static int parse_fix(struct dt_rules *r, const struct dt_data_settings *s, dt_er
     return 0;
 }
 
-static int parse_shard(struct dt_rules *r, const char *shard, dt_err *err)
+int dt_shard_parse(int64_t *shard, int64_t *shards, const char *text, dt_err *err)
 {
     long long i = 0, n = 1;
     int end = 0;
-    if (shard && (sscanf(shard, "%lld/%lld%n", &i, &n, &end) != 2 || shard[end] || i < 0 || i >= n))
-        return dt_err_set(err, DT_EUSAGE, "--shard takes I/N with 0 <= I < N, not '%s'", shard);
-    r->shard = i;
-    r->shards = n;
+    if (text && (sscanf(text, "%lld/%lld%n", &i, &n, &end) != 2 || text[end] || i < 0 || i >= n))
+        return dt_err_set(err, DT_EUSAGE, "--shard takes I/N with 0 <= I < N, not '%s'", text);
+    *shard = i;
+    *shards = n;
     return 0;
 }
 
@@ -66,7 +66,7 @@ int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *
 
     *r = (struct dt_rules){ .s = s, .shards = 1 };
     if (s->dataset_config) {
-        int bad = parse_shard(r, s->shard, err);
+        int bad = dt_shard_parse(&r->shard, &r->shards, s->shard, err);
         return bad < 0 ? bad : dt_datasets_open(&r->sets, s->dataset_config, s->multiple, err);
     }
     if (!s->train_data_dir && !s->train_data_meta)
@@ -82,7 +82,7 @@ int dt_rules_init(struct dt_rules *r, const struct dt_data_settings *s, dt_err *
                           "--image_sample_size %lld is too small: a side would be below --multiple %lld",
                           (long long)s->image_sample_size, (long long)s->multiple);
     int rc = parse_fix(r, s, err);
-    if (rc < 0 || (rc = parse_shard(r, s->shard, err)) < 0)
+    if (rc < 0 || (rc = dt_shard_parse(&r->shard, &r->shards, s->shard, err)) < 0)
         return rc;
     for (int i = 0; i < DT_N_ASPECT; i++)
         while (r->group[i] < i && !same_sizes(&dt_aspect_512[r->group[i]], &dt_aspect_512[i], s))

@@ -489,7 +489,8 @@ static int open_base(struct merge *m, dt_err *err)
             rc = dt_is_dir(base) ? dt_st_open_folder(&m->net[k], dt_is_dir(dir) ? dir : base, stems, err)
                                  : dt_st_open(&m->net[k], base, err);
         else if (k != DT_FLUX_VAE && !is_file_name(m->p->out) && dt_is_dir(dir))
-            dt_st_open_folder(&m->net[k], dir, stems, NULL);    /* a LoRA that needs it will miss it */
+            /* a LoRA that needs it will miss it */
+            rc = dt_st_open_folder(&m->net[k], dir, stems, err) == DT_ENOMEM ? DT_ENOMEM : 0;
         free(dir);
     }
     if (rc == 0)
