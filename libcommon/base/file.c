@@ -257,7 +257,7 @@ int dt_file_read_part(char **data, const char *path, int64_t off, int64_t n, dt_
     if (fd < 0)
         return dt_err_open(err, path);
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || off < 0 || n < 0 || off > st.st_size - n)
-        rc = dt_err_set(err, DT_EDATA, "'%s' has no bytes %lld to %lld", path, (long long)off, (long long)(off + n));
+        rc = dt_err_set(err, DT_EDATA, "'%s' has no %lld bytes at %lld", path, (long long)n, (long long)off);
     else if (!(p = dt_try_alloc((size_t)n + 1)))
         rc = dt_err_set(err, DT_ENOMEM, "no memory for %lld bytes of '%s'", (long long)n, path);
     for (int64_t done = 0; rc == 0 && done < n; ) {

@@ -10,7 +10,7 @@
 #include <string.h>
 #include "base/opt_impl.h"
 
-#define MAX_OPTS 512            /* rows of a table; the largest tool has about 150 */
+#define MAX_OPTS 512            /* rows of a table; the largest, of dt-train lora, has 117 */
 
 const char *const dt_cli_shells[] = { "bash", "zsh", "fish", NULL };
 

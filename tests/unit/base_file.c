@@ -196,6 +196,45 @@ static void read_fifo(void **state)
     assert_string_equal(e.msg, "'p' is not a regular file");
 }
 
+static void read_parts(void **state)
+{
+    (void)state;
+    static const struct { int64_t off, n; const char *want; } part[] = {
+        { 0, 10, "0123456789" }, { 3, 4, "3456" }, { 9, 1, "9" }, { 10, 0, "" },
+        { 9, 2, NULL }, { 11, 0, NULL }, { 0, 11, NULL }, { -1, 2, NULL }, { 3, -1, NULL }, { 1, INT64_MAX, NULL },
+    };
+    dt_err e = { 0 };
+    assert_int_equal(dt_file_write("f", "0123456789", 10, &e), 0);
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        char *s = NULL;
+        assert_int_equal(dt_file_read_part(&s, "f", part[i].off, part[i].n, &e), part[i].want ? 0 : DT_EDATA);
+        if (part[i].want)
+            assert_string_equal(s, part[i].want);
+        else
+            assert_null(s);
+        free(s);
+    }
+    assert_string_equal(e.msg, "'f' has no 9223372036854775807 bytes at 1");
+}
+
+static void copies(void **state)
+{
+    (void)state;
+    dt_err e = { 0 };
+    struct stat st;
+    assert_int_equal(dt_file_write("empty", "", 0, &e) | dt_file_write("f", "0123456789", 10, &e), 0);
+    assert_int_equal(dt_file_copy("f", "g", &e) | dt_file_copy("empty", "h", &e), 0);
+    is_text("g", "0123456789");
+    is_text("h", "");
+    assert_int_equal(dt_file_copy("/proc/version", "v", &e), 0);    /* which has no size */
+    assert_int_equal(stat("v", &st), 0);
+    assert_true(st.st_size > 10);
+    assert_int_equal(dt_file_copy("gone", "g", &e), DT_EDATA);
+    assert_int_equal(dt_file_copy("f", "/dev/full", &e), DT_EIO);
+    is_text("g", "0123456789");
+    assert_int_equal(entries("."), 5);
+}
+
 static void maps(void **state)
 {
     (void)state;
@@ -419,9 +458,8 @@ static void a_path_that_is_not_there_has_a_near_one(void **state)
 int main(void)
 {
     const struct CMUnitTest t[] = {
-        T(write_whole), T(write_abort), T(write_twice), T(write_failures), T(read_bounded), T(read_fifo), T(maps),
-            T(paths),
-        T(folders), T(a_path_that_is_not_there_has_a_near_one),
+        T(write_whole), T(write_abort), T(write_twice), T(write_failures), T(read_bounded), T(read_fifo),
+        T(read_parts), T(copies), T(maps), T(paths), T(folders), T(a_path_that_is_not_there_has_a_near_one),
         T(json_fields), T(json_bad), T(json_print),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);

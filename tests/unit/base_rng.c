@@ -1,4 +1,5 @@
 /* rng.h and hash.h. */
+#include <fcntl.h>
 #include <math.h>
 #include <omp.h>
 #include <setjmp.h>
@@ -8,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <cmocka.h>
 #include "base/hash.h"
 #include "base/mem.h"
@@ -198,6 +201,27 @@ static void hashes(void **state)
     free(big);
 }
 
+/* Written over with as much, and its time set back: that is seen; reading it is not. */
+static void hash_of_stat(void **state)
+{
+    char *path = dt_path_join(*state, "f");
+    struct stat st;
+    assert_int_equal(dt_file_write(path, "one", 3, NULL), 0);
+    dt_hash a = dt_hash_stat(path), b = dt_hash_stat(path);
+    assert_string_equal(a.hex, b.hex);
+    assert_int_equal(strlen(a.hex), 32);
+    assert_int_equal(stat(path, &st), 0);
+    FILE *f = fopen(path, "r+");
+    fputs("two", f);
+    fclose(f);
+    assert_int_equal(utimensat(AT_FDCWD, path, (struct timespec[]){ st.st_atim, st.st_mtim }, 0), 0);
+    b = dt_hash_stat(path);
+    assert_string_not_equal(a.hex, b.hex);
+    assert_int_equal(unlink(path), 0);
+    assert_string_equal(dt_hash_stat(path).hex, "");
+    free(path);
+}
+
 static void hash_strings(void **state)
 {
     (void)state;
@@ -224,7 +248,8 @@ int main(void)
     const struct CMUnitTest t[] = {
         cmocka_unit_test(known_answers), cmocka_unit_test(streams_differ), cmocka_unit_test(distributions),
         cmocka_unit_test(fill_is_box_muller), cmocka_unit_test(fill_is_addressable),
-        cmocka_unit_test(permutations), cmocka_unit_test(hashes), cmocka_unit_test(hash_strings),
+        cmocka_unit_test(permutations), cmocka_unit_test(hashes), scratch_test(hash_of_stat),
+        cmocka_unit_test(hash_strings),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("base_rng", t, NULL, NULL);
