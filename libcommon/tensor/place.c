@@ -119,7 +119,7 @@ static int64_t bytes_of(const dt_param *q) { return q->numel * (int64_t)dt_dtype
 void dt_param_row(const dt_param *q, int64_t row, void *dst, dt_dtype t)
 {
     enum { PART = 1 << 10 };
-    char part[4 * PART];
+    char part[sizeof(double) * PART];       /* of any float type */
     int64_t n = q->dims.d[0] ? q->numel / q->dims.d[0] : 0;
     const char *from = q->w;
     dt_dtype type = q->dtype;

@@ -456,6 +456,30 @@ static void place_memory(void **state)
     free(other);
 }
 
+/* A row of the widest type, longer than what is converted at a time. */
+static void long_rows(void **state)
+{
+    enum { N = 3000 };
+    double values[2 * N];
+    float row[N];
+    for (int i = 0; i < 2 * N; i++)
+        values[i] = i * 0.5;
+    const dt_st_entry w = { .name = "w", .dtype = DT_F64, .dims = DT_DIMS(2, N), .data = values };
+    char *path = dt_path_join(*state, "w.safetensors");
+    dt_st *st;
+    assert_int_equal(dt_st_write(path, &w, 1, NULL, NULL), 0);
+    assert_int_equal(dt_st_open(&st, path, NULL), 0);
+    dt_params *p = dt_params_new("net");
+    dt_params_declare(p, "w", w.dims, DT_INIT_ZERO, 0);
+    assert_int_equal(dt_params_place(p, &st, NULL, NULL, cpu, DT_F32, true, NULL), 0);
+    assert_int_equal(p->v[0]->place, DT_FETCHED);
+    dt_param_row(p->v[0], 1, row, DT_F32);
+    for (int i = 0; i < N; i++)
+        assert_true(row[i] == (float)values[N + i]);
+    dt_params_free(&p);
+    free(path);
+}
+
 /* What is beyond the range of the type that it is saved in is told, wherever it lies. */
 static void save_beyond(void **state)
 {
@@ -624,7 +648,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(declare), cmocka_unit_test(layout), cmocka_unit_test(init), scratch_test(load_save),
         scratch_test(load_errors), cmocka_unit_test(rename_pieces), scratch_test(place),
-        scratch_test(place_memory), scratch_test(save_beyond), cmocka_unit_test(devices), cmocka_unit_test(sumsq),
+        scratch_test(place_memory), scratch_test(long_rows), scratch_test(save_beyond),
+        cmocka_unit_test(devices), cmocka_unit_test(sumsq),
         cmocka_unit_test(ema_convert), cmocka_unit_test(adamw),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
