@@ -41,10 +41,11 @@ int dt_flux_config_parse(dt_flux_config *c, const cJSON *j, const char *what, dt
         (rc = dt_json_bool_or(&c->guidance, j, "guidance_embeds", false, what, err)) < 0 ||
         (rc = dt_json_ints_or(c->axes, &n, 3, j, "axes_dims_rope", what, err)) < 0)
         return rc;
-    if ((n != 0 && n != 3) || c->axes[0] + c->axes[1] + c->axes[2] != c->head_dim ||
-        (c->axes[0] | c->axes[1] | c->axes[2]) & 1)
+    int64_t any = c->axes[0] | c->axes[1] | c->axes[2];         /* negative if one is, odd if one is */
+    if ((n != 0 && n != 3) || any < 0 || any & 1 || c->axes[0] + c->axes[1] + c->axes[2] != c->head_dim)
         return dt_err_set(err, DT_EDATA,
-                          "%s: 'axes_dims_rope' must be three even numbers that add up to attention_head_dim %lld",
+                          "%s: 'axes_dims_rope' must be three even numbers, none negative, that add up to "
+                          "attention_head_dim %lld",
                           what, (long long)c->head_dim);
     return 0;
 }

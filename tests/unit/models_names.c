@@ -211,6 +211,30 @@ static void text_encoders(void **state)
     }
 }
 
+static void rope_axes(void **state)
+{
+    (void)state;
+    static const struct { int head_dim; const char *axes; int rc; } c[] = {
+        { 16, ",\"axes_dims_rope\":[4,4,8]", 0 },           { 16, ",\"axes_dims_rope\":[0,8,8]", 0 },
+        { 128, "", 0 },                                    { 16, "", DT_EDATA },
+        { 16, ",\"axes_dims_rope\":[4,4]", DT_EDATA },      { 16, ",\"axes_dims_rope\":[4,4,4]", DT_EDATA },
+        { 16, ",\"axes_dims_rope\":[3,5,8]", DT_EDATA },    { 16, ",\"axes_dims_rope\":[-4,12,8]", DT_EDATA },
+        { 16, ",\"axes_dims_rope\":[4,4,4,4]", DT_EDATA },
+    };
+    for (size_t i = 0; i < sizeof(c) / sizeof(*c); i++) {
+        char *text = dt_sprintf("{\"in_channels\":16,\"num_layers\":1,\"num_single_layers\":1,"
+                                "\"attention_head_dim\":%d,\"num_attention_heads\":2,\"joint_attention_dim\":32,"
+                                "\"pooled_projection_dim\":32%s}", c[i].head_dim, c[i].axes);
+        cJSON *j = cJSON_Parse(text);
+        dt_flux_config config;
+        dt_err e = { 0 };
+        assert_int_equal(dt_flux_config_parse(&config, j, "config.json", &e), c[i].rc);
+        assert_true(!c[i].rc || strstr(e.msg, "config.json: 'axes_dims_rope' must be"));
+        cJSON_Delete(j);
+        free(text);
+    }
+}
+
 /* Halves of adapters, and weights, whose sides all differ: each number of the configurations shows where it should. */
 static void guesses(void **state)
 {
@@ -294,7 +318,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(flux), cmocka_unit_test(module_names), cmocka_unit_test(vae), cmocka_unit_test(text_encoders),
-        cmocka_unit_test(guesses), scratch_test(both_tokenizers),
+        cmocka_unit_test(rope_axes), cmocka_unit_test(guesses), scratch_test(both_tokenizers),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("models/names", tests, open_cpu, close_cpu);
