@@ -184,10 +184,22 @@ int dt_flux_pipe_tokenizers(dt_flux_pipe *p, dt_err *err)
     return 0;
 }
 
+/* Padded to max.  A folder may hold the tokenizer of another model: what the encoder has no state for is told. */
+static int64_t tokens(const dt_flux_pipe *p, dt_tokenizer *t, enum dt_flux_part k, int64_t vocab, const char *text,
+                      int64_t max, int32_t *ids, dt_err *err)
+{
+    int64_t n = dt_tokenize(t, text, max, true, ids, err);
+    for (int64_t i = 0; n >= 0 && i < max; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return dt_err_set(err, DT_EDATA, "%s: a caption has token %d, %s knows %lld", p->dir, (int)ids[i],
+                              dt_flux_part_dir[k], (long long)vocab);
+    return n;
+}
+
 /* Never 0: a text without tokens is one pad token. */
 static int64_t t5_tokens(const dt_flux_pipe *p, const char *text, int32_t *ids, dt_err *err)
 {
-    int64_t n = dt_tokenize(p->t5_tok, text, p->t5_len, true, ids, err);
+    int64_t n = tokens(p, p->t5_tok, DT_FLUX_T5, p->t5.vocab, text, p->t5_len, ids, err);
     if (n < 0 || p->text_padding == DT_PAD_MAX)
         return n < 0 ? n : p->t5_len;
     return n ? n : 1;
@@ -206,7 +218,7 @@ int64_t dt_flux_text_len(const dt_flux_pipe *p, const char *text, dt_err *err)
 int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5,
                          dt_err *err)
 {
-    int64_t n = dt_tokenize(p->clip_tok, text, p->clip_len, true, clip, err);
+    int64_t n = tokens(p, p->clip_tok, DT_FLUX_CLIP, p->clip.vocab, text, p->clip_len, clip, err);
     if (n < 0)
         return n;
     *eos_at = dt_clip_eos(&p->clip, clip, p->clip_len);

@@ -62,9 +62,8 @@ int  dt_flux_pipe_hash(const dt_flux_pipe *p, enum dt_flux_part k, dt_hash *out,
 
 /* T: how many text states a caption has.  t5_len, or with DT_PAD_NONE the number of its tokens. */
 int64_t dt_flux_text_len(const dt_flux_pipe *p, const char *text, dt_err *err);
-/* Token ids of one caption: clip [clip_len], t5 [t5_len] of which the first T count, and where CLIP's
- * pooled state is read.
- * Returns T. */
+/* Token ids of one caption: clip [clip_len], t5 [t5_len] of which the first T count, and where CLIP's pooled state is
+ * read.  Returns T.  DT_EDATA: a token that its encoder does not know. */
 int64_t dt_flux_tokenize(const dt_flux_pipe *p, const char *text, int32_t *clip, int32_t *eos_at, int32_t *t5,
                          dt_err *err);
 

@@ -285,6 +285,25 @@ static void guesses(void **state)
     free(mem);
 }
 
+/* With the tokenizer of another model. */
+static void tokens_beyond(void **state)
+{
+    (void)state;
+    dt_flux_pipe *p = NULL;
+    dt_err e = { 0 };
+    int32_t clip[77], t5[512], eos;
+    assert_int_equal(dt_flux_pipe_open(&p, "tests/golden/tiny-flux", 0, &e), 0);
+    assert_int_equal(dt_flux_pipe_tokenizers(p, &e), 0);
+    assert_int_equal(dt_flux_tokenize(p, "a red cat", clip, &eos, t5, &e), p->t5_len);
+    p->t5.vocab = 2;
+    assert_int_equal(dt_flux_tokenize(p, "a red cat", clip, &eos, t5, &e), DT_EDATA);
+    assert_non_null(strstr(e.msg, "text_encoder_2 knows 2"));
+    p->clip.vocab = clip[0];                        /* the begin token is the last but one */
+    assert_int_equal(dt_flux_tokenize(p, "a red cat", clip, &eos, t5, &e), DT_EDATA);
+    assert_non_null(strstr(e.msg, "tiny-flux: a caption has token") && strstr(e.msg, "text_encoder knows"));
+    dt_flux_pipe_close(&p);
+}
+
 /* Asked again after a failure it fails again: it does not go on with one of the two. */
 static void both_tokenizers(void **state)
 {
@@ -318,7 +337,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(flux), cmocka_unit_test(module_names), cmocka_unit_test(vae), cmocka_unit_test(text_encoders),
-        cmocka_unit_test(rope_axes), cmocka_unit_test(guesses), scratch_test(both_tokenizers),
+        cmocka_unit_test(rope_axes), cmocka_unit_test(guesses), cmocka_unit_test(tokens_beyond),
+        scratch_test(both_tokenizers),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests_name("models/names", tests, open_cpu, close_cpu);
