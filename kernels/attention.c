@@ -255,7 +255,7 @@ static int attn_prepare(const dt_node *n, dt_prep *p)
 {
     struct attn a = attn_of(n);
     int t = p->dev->threads;
-    p->workspace = 4 * (t * fwd_thread_floats(&a) + fwd_group(&a, t) * fwd_pair_floats(&a));
+    p->workspace = (t * fwd_thread_floats(&a) + fwd_group(&a, t) * fwd_pair_floats(&a)) * (int64_t)sizeof(float);
     return 0;
 }
 
@@ -412,7 +412,7 @@ static int bwd_prepare(const dt_node *n, dt_prep *p)
 {
     struct attn a = attn_of(n);
     int t = p->dev->threads;
-    p->workspace = 4 * (t * bwd_thread_floats(&a) + bwd_group(&a, t) * bwd_pair_floats(&a));
+    p->workspace = (t * bwd_thread_floats(&a) + bwd_group(&a, t) * bwd_pair_floats(&a)) * (int64_t)sizeof(float);
     return 0;
 }
 

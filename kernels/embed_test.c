@@ -30,12 +30,13 @@ static void gather_ref(const check_case *c, const float *const *in, float *y)
 /* Angles rounded to fp32 after each step: the networks were trained with them. */
 static void sinusoids(const check_case *c, const float *t, float *y, int n, bool cosine_first, float shift, float scale)
 {
-    for (int64_t b = 0; b < c->in[0].d[0]; b++)
-        for (int i = 0; i < n / 2; i++) {
-            float f = (float)exp((double)((float)-log(10000) * (float)i / ((float)(n / 2) - shift)));
+    int half = n / 2;
+    for (int64_t b = 0; b < c->in[0].d[0]; b++, y += n)
+        for (int i = 0; i < half; i++) {
+            float f = (float)exp((double)((float)-log(10000) * (float)i / ((float)half - shift)));
             double angle = (double)(scale * (t[b] * f));
-            y[b * n + i] = (float)(cosine_first ? cos(angle) : sin(angle));
-            y[b * n + n / 2 + i] = (float)(cosine_first ? sin(angle) : cos(angle));
+            y[i] = (float)(cosine_first ? cos(angle) : sin(angle));
+            y[half + i] = (float)(cosine_first ? sin(angle) : cos(angle));
         }
 }
 

@@ -35,29 +35,26 @@ static void sum_ref(const check_case *c, const float *const *in, float *y)
     *y = (float)(sum / (double)check_numel(&c->in[0]));
 }
 
-/* Mean and clamped log variance of element i of C in a row. */
-static double mean_of(const float *moments, int64_t i, int64_t C) { return moments[i / C * 2 * C + i % C]; }
-static double logvar_of(const float *moments, int64_t i, int64_t C)
-{
-    return fmin(fmax(moments[i / C * 2 * C + C + i % C], -30), 20);
-}
+static double clamped(float logvar) { return fmin(fmax(logvar, -30), 20); }
 
 static void posterior_ref(const check_case *c, const float *const *in, float *y)
 {
-    int64_t C = c->in[1].d[2];
-    for (int64_t i = 0; i < check_numel(&c->in[1]); i++)
-        y[i] = (float)(mean_of(in[0], i, C) + exp(logvar_of(in[0], i, C) / 2) * in[1][i]);
+    int64_t N = c->in[0].d[0] * c->in[0].d[1], C = c->in[0].d[2] / 2;
+    const float *m = in[0], *eps = in[1];
+    for (int64_t i = 0; i < N; i++, m += 2 * C)
+        for (int64_t k = 0; k < C; k++)
+            *y++ = (float)(m[k] + exp(clamped(m[C + k]) / 2) * *eps++);
 }
 
 static void kl_ref(const check_case *c, const float *const *in, float *y)
 {
-    int64_t C = c->in[0].d[2] / 2, n = check_numel(&c->in[0]) / 2;
+    int64_t N = c->in[0].d[0] * c->in[0].d[1], C = c->in[0].d[2] / 2;
+    const float *m = in[0];
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double m = mean_of(in[0], i, C), l = logvar_of(in[0], i, C);
-        sum += (m * m + exp(l) - 1 - l) / 2;
-    }
-    *y = (float)(sum / (double)n);
+    for (int64_t i = 0; i < N; i++, m += 2 * C)
+        for (int64_t k = 0; k < C; k++)
+            sum += (m[k] * m[k] + exp(clamped(m[C + k])) - 1 - clamped(m[C + k])) / 2;
+    *y = (float)(sum / (double)(N * C));
 }
 
 const check_case objective_cases[] = {

@@ -98,7 +98,7 @@ dt_tensor *dt_posterior_sample(dt_graph *g, dt_tensor *moments, dt_tensor *eps);
 dt_tensor *dt_kl_loss(dt_graph *g, dt_tensor *moments);
 dt_tensor *dt_weighted_sum(dt_graph *g, int n, dt_tensor *const *x, const double *w);  /* of [1] fp32 scalars, n <= 4 */
 
-/* All ops, alphabetical, NULL-terminated: the registry that checkop and plugins walk. */
+/* All ops, alphabetical, NULL-terminated: those that checkop wants cases of. */
 extern const dt_op *const dt_ops[];
 
 #endif

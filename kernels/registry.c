@@ -1,4 +1,4 @@
-/* Every op, alphabetical. */
+/* Every op, alphabetical; tests/checkop.c holds its cases to this list. */
 #include "kernels/oplist.h"
 #include "kernels/ops.h"
 

@@ -12,6 +12,7 @@
  *   NaN         in an input or a gradient is passed on, in fp32 and bf16
  *   bf16        against fp32 on the same values
  *   plan        the planned run gives the bits of the node-by-node run, and twice the gradient when run twice
+ * and, of all cases together, whether every op is in one.
  * With -d, instead: each node's kernel on DEVICE against the CPU's on the same inputs, in fp32 and
  * bf16, and three times with the same bits.  DEVICE "cuemu" is the CUDA plugin under the emulation in tests/cuemu,
  * without the large cases; there the three times are three orders of threads.
@@ -43,6 +44,7 @@ struct opts {
     dt_device  *cpu, *dev;
     int         count, failed;
     struct check_peak peak;
+    struct check_ops ops;
 };
 
 /* A complaint; valid until the next. */
@@ -547,6 +549,7 @@ static void check_on_cpu(struct opts *o, const struct family *f, const check_cas
     bool large = c->flags & CHECK_LARGE, grad = !(c->flags & CHECK_NO_GRAD);
     const char *bad = check_graph_init(&x, c, DT_F32);
     check_data_init(&d, c, FILL_RANDOM, o->seed);
+    check_ops_note(&o->ops, c);
     if (!bad)
         bad = check_forward(&x, &d, o->cpu);
     report(o, f, c, "runs", bad);
@@ -660,6 +663,9 @@ int main(int argc, char **argv)
         check_peaks(o.dev, &o.peak);
     for (size_t i = 0; i < sizeof(family) / sizeof(*family); i++)
         each_case(&o, &family[i]);
+    if (o.dev == o.cpu && !o.bench && !o.list && !o.pattern)
+        report(&o, &(struct family){ .name = "registry" }, &(check_case){ .name = "every op" }, "has a case",
+               check_ops_missing(&o.ops));
     if (!o.bench && !o.list)
         printf("# seed %llu\n1..%d\n", (unsigned long long)o.seed, o.count);
     if (o.dev != o.cpu)

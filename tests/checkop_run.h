@@ -60,6 +60,16 @@ float *check_floats(const dt_tensor *t, const void *host);  /* as fp32; caller f
 /* NULL: passed on, else what was lost */
 const char *check_nan(const check_case *c, dt_device *cpu, dt_dtype type, uint64_t seed);
 
+/* --- checkop_ops.c --- */
+enum { CHECK_MAX_OPS = 256 };
+struct check_ops {
+    bool seen[CHECK_MAX_OPS];       /* of dt_ops, in the graph of a case */
+    const dt_op *unlisted;          /* one that is in a graph and not in dt_ops */
+    char says[100];
+};
+void check_ops_note(struct check_ops *s, const check_case *c);
+const char *check_ops_missing(struct check_ops *s);     /* after all cases: NULL, or what is missing */
+
 /* --- checkop_bench.c --- */
 struct check_peak { double flops, bytes; };         /* per second */
 
