@@ -110,7 +110,7 @@ static dt_graph *build(const struct job *j, dt_params *set, dt_dtype t)
 static int in_file(dt_st **st, const struct job *j, dt_device *dev, dt_dtype t, dt_err *err)
 {
     const char *tmp = getenv("TMPDIR");
-    char *path = dt_sprintf("%s/dt-bench-%ld.safetensors", tmp ? tmp : "/tmp", (long)getpid());
+    char *path = dt_sprintf("%s/dt-bench-%ld.safetensors", tmp && *tmp ? tmp : "/tmp", (long)getpid());
     dt_params *p = dt_params_new(j->name);
     dt_graph *g = build(j, p, t);
     int rc = dt_params_alloc(p, dev, t, DT_PARAMS_NO_OPTIM, err);

@@ -6,21 +6,16 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/scratch.h"
 
 static char *dir;
 
-static void clean_up(void)
-{
-    dt_rmtree(dir, NULL);
-    free(dir);
-}
+static void clean_up(void) { scratch_end(dir); }
 
 const char *fuzz_dir(void)
 {
     if (!dir) {
-        const char *tmp = getenv("TMPDIR");
-        dir = dt_sprintf("%s/dt-fuzz.XXXXXX", tmp && *tmp ? tmp : "/tmp");
-        fuzz_check(mkdtemp(dir));
+        fuzz_check(dir = scratch_new());
         atexit(clean_up);
     }
     return dir;

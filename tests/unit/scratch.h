@@ -8,7 +8,7 @@
 static inline char *scratch_new(void)
 {
     const char *tmp = getenv("TMPDIR");
-    char *dir = dt_path_join(tmp && *tmp ? tmp : "/tmp", "dt-unit-XXXXXX");
+    char *dir = dt_path_join(tmp && *tmp ? tmp : "/tmp", "dt-test-XXXXXX");
     if (mkdtemp(dir))
         return dir;
     free(dir);
