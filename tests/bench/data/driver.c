@@ -1,7 +1,7 @@
-/* driver.c - the data part of `make bench-torch`: work on one thread, timed inside the process, for data.py.
+/* driver.c - the part of `make bench-data` that is timed here: work on one thread, for data_compare.py.
  *
  *     bench-data probe LIST             headers of the files named in LIST
- *     bench-data bucket SIDE LIST [OUT] decode and resize to the bucket of base SIDE; OUT gets size and pixels of each
+ *     bench-data bucket SIDE LIST [OUT] decode and resize to the bucket of base SIDE, each said in a comment; OUT gets the pixels
  *     bench-data tokenize DIR LEN TEXT  captions, one a line
  *     bench-data load FILE              the tensors of a safetensors file as frozen parameters of their type, as dt-train does, and
  *                                       reads all of them once; printed is also when they were ready
