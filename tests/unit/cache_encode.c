@@ -405,6 +405,7 @@ static void damaged_pictures_are_left_out(void **state)
     size_t bytes;
     assert_int_equal(dt_file_read(&data, &bytes, bad, 1 << 20, NULL), 0);
     assert_int_equal(dt_file_write(bad, data, bytes / 2, NULL), 0);
+    p.max_skipped_fraction = 1.0 / 7;           /* and no more */
     assert_int_equal(run(&p, &r), 0);
     assert_int_equal(r.paths, 7);
     assert_int_equal(r.images.made + r.images.shared, 7);       /* 9 less the two of this picture */

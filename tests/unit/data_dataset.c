@@ -175,6 +175,9 @@ static void what_asks_for_nothing_is_let_through(void **state)
     assert_int_equal(d->notes.n, 1);
     assert_non_null(strstr(d->notes.v[0], "datasets[0].subsets[1]: left out: the dataset has 'a' already"));
     dt_datasets_close(&d);
+    d = opened(KOHYA "min_bucket_reso = 512\nmax_bucket_reso = 512\n" FOLDER);       /* as far as they go */
+    assert_int_equal(d->set[0].n_size, 1);
+    dt_datasets_close(&d);
     d = opened("[[datasets]]\nimage_directory = 'a'\nresolution = 512\ncache_directory = 'c'\n");
     assert_int_equal(d->notes.n, 1);
     assert_non_null(strstr(d->notes.v[0], "'cache_directory' has no effect: the cache is where"));

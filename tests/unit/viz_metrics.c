@@ -156,6 +156,24 @@ static void test_read(void **state)
     free(path);
 }
 
+/* Where a run that goes on at a step cuts the file: before the first line of it or of a later one. */
+static void test_find(void **state)
+{
+    dt_err err = { 0 };
+    char *path = dt_path_join(*state, "m");
+    int64_t at;
+    const char *text = "{\"step\":1}\n{\"step\":2}\n{\"step\":2,\"heldout\":7}\n{\"step\":4}\n{\"step\":5,\"lo";
+    static const struct { int64_t step, at; } want[] = { { 0, 0 }, { 1, 0 }, { 2, 11 }, { 3, 45 }, { 4, 45 }, { 9, 56 } };
+    assert_int_equal(dt_metrics_find(&at, path, 1, &err), 0);
+    assert_int_equal(at, 0);                            /* there is no file */
+    assert_int_equal(dt_file_write(path, text, strlen(text), &err), 0);
+    for (size_t i = 0; i < sizeof(want) / sizeof(*want); i++) {
+        assert_int_equal(dt_metrics_find(&at, path, want[i].step, &err), 0);
+        assert_int_equal(at, want[i].at);
+    }
+    free(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -164,6 +182,7 @@ int main(void)
         scratch_test(test_misfit),
         scratch_test(test_full_disk),
         scratch_test(test_read),
+        scratch_test(test_find),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, NULL, NULL);
