@@ -256,6 +256,29 @@ static void test_sync_each(void **state)
     dt_device_close(&d);
 }
 
+/* As in graph/cuda_plugin.h, which is C++. */
+struct dt_cuda_op {
+    const char *name;
+    void    (*launch)(const dt_node *n, const dt_run *r);
+    int64_t (*workspace)(const dt_node *n);
+};
+extern const struct dt_cuda_op dt_cuda_pointwise[], dt_cuda_broadcast[], dt_cuda_norm[], dt_cuda_groupnorm[];
+
+/* A kernel under a name that no op has is never run, and no comparison misses it. */
+static void test_names(void **state)
+{
+    const struct dt_cuda_op *const families[] = { dt_cuda_pointwise, dt_cuda_broadcast, dt_cuda_norm, dt_cuda_groupnorm };
+    (void)state;
+    for (size_t f = 0; f < sizeof(families) / sizeof(families[0]); f++)
+        for (const struct dt_cuda_op *op = families[f]; op->name; op++) {
+            int k = 0;
+            while (dt_ops[k] && strcmp(dt_ops[k]->name, op->name))
+                k++;
+            if (!dt_ops[k])
+                fail_msg("no op is called '%s'", op->name);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -263,7 +286,7 @@ int main(void)
         cmocka_unit_test(test_adamw),     cmocka_unit_test(test_sumsq),
         cmocka_unit_test(test_ema),       cmocka_unit_test(test_convert),
         cmocka_unit_test(test_plan),      cmocka_unit_test(test_not_ported),
-        cmocka_unit_test(test_sync_each),
+        cmocka_unit_test(test_sync_each), cmocka_unit_test(test_names),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, open_both, close_both);
