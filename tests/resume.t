@@ -27,6 +27,15 @@ half() { rm -rf b; cp -r a b; rm -rf b/checkpoint-4 b/lora.safetensors b/loss.pn
 half
 check 'one that was stopped goes on, and ends with the same files' \
     "said $L $D --output_dir b | grep -c 'resumed from b/checkpoint-2 at step 2'; (cd b; all .) >x; (cd a; all .) | cmp - x" 1
+# What lies behind the checkpoint is found anew with its flips, without its captions and the picture that the cache left out.
+mkdir odd; for p in ant crown rocket; do cp "$E/$p.png" odd/; echo "a $p" >odd/$p.txt; done; head -c 2000 "$E/airplane.png" >odd/half.png
+odd="-q --train_data_dir odd --image_sample_size 48 --train_batch_size 2 --random_flip --output_dir"
+for run in "lora ${C/steps 4/steps 8} --max_sequence_length 16 --rank 2 --caption_dropout 0.4" "vae ${C/steps 4/steps 8}"; do
+    check "with flips and a damaged picture, ${run%% *}" \
+        "dt-train $run $odd y; echo \$?; cp -r y z; rm -rf z/checkpoint-8 z/lora.safetensors z/vae; dt-train $run $odd z; echo \$?
+         cmp y/metrics.ndjson z/metrics.ndjson; cmp y/checkpoint-8/manifest.json z/checkpoint-8/manifest.json; rm -r y z" '3
+3'
+done
 check 'more steps' "rm -rf b; cp -r a b; said ${L/steps 4/steps 6} $D --output_dir b | grep -c 'from b/checkpoint-4'" 1
 fails 2 'fewer than there are' "${L/steps 4/steps 3} $D -q --output_dir a" 'a/checkpoint-4 is at step 4, this run ends at step 3'
 check 'from an earlier one, by its name' "said $L $D --output_dir b --resume_from_checkpoint a/checkpoint-2 | grep -c 'from a/checkpoint-2 at step 2'" 1
