@@ -210,10 +210,13 @@ check 'validation without padding' \
     "dt-train lora $L --text_padding none --validation_prompts 'a crown' 'a sun that rises' --validation_steps 3 --validation_inference_steps 2 \
      --validation_data_dir held --output_dir nv && ls nv/samples.png nv/samples/* | wc -l; wc -l <nv/validation.ndjson" '7
 3'
+V="dt-train lora $L --validation_prompts 'a crown' 'a sun' --validation_steps 3 --validation_inference_steps 2 --validation_data_dir held"
 check 'validation: samples and held-out loss' \
-    "dt-train lora $L --validation_prompts 'a crown' 'a sun' --validation_steps 3 --validation_inference_steps 2 --validation_data_dir held --output_dir val &&
+    "$V --output_dir val &&
      ls val/samples.png val/samples/* | wc -l; wc -l <val/validation.ndjson" '7
 3'
+check 'validation, resumed from before it: the same' \
+    "cp -r val vr && rm -rf vr/checkpoint-[46] vr/lora.safetensors && $V --output_dir vr && for f in validation.ndjson loss.png samples.png; do cmp val/\$f vr/\$f; done"
 # Without learning every validation and every batch size has about the loss of training; a part of a picture too much or too
 # little would be a quarter off.
 check 'the held-out loss is the mean over the pictures' \
