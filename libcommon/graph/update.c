@@ -3,9 +3,9 @@
  *   before    accumulate dw1 -> grad    ...    accumulate dw2 -> grad
  *   after     accumulate dw1 -> G       ...    accumulate dw2 -> a view of G    update G, w, loss
  *
- * grad is dt_param.grad, all of it 0 at first.  G is an activation: the first part of a gradient overwrites it, later ones add to it.  The update stands
- * behind the last part and behind the last reader of w, because dx = dy w comes before or after dw, and a recomputed
- * forward reads w once more. */
+ * grad is dt_param.grad, all of it 0 at first.  G is an activation: the first part of a gradient overwrites it, later
+ * ones add to it.  The update stands behind the last part and behind the last reader of w, because dx = dy w comes
+ * before or after dw, and a recomputed forward reads w once more. */
 #include <math.h>
 #include <stdlib.h>
 #include "graph/plan.h"
