@@ -31,7 +31,7 @@ int         dt_dtype_parse(const char *name);       /* -1 if unknown */
 /* Converts n elements; floats round to nearest even, integers convert to floats and back by value.
  * dst and src must not overlap unless they are equal and of the same size. */
 void dt_convert(void *dst, dt_dtype dst_type, const void *src, dt_dtype src_type, int64_t n);
-/* No NaN and no infinity among n numbers of a float type; true for others. */
+/* No NaN and no infinity among n numbers in fp32, bf16 or fp16; true for other types. */
 bool dt_finite(const void *x, dt_dtype t, int64_t n);
 
 static inline float dt_bf16_to_f32(uint16_t h)

@@ -231,7 +231,7 @@ static void hash_strings(void **state)
     dt_hash a = dt_hasher_end(&x), b = dt_hasher_end(&y);
     assert_null(x);
     assert_string_not_equal(a.hex, b.hex);
-    char text[308] = { 300 & 255, 300 >> 8 };       /* what a string counts as: its length, little-endian, and its bytes */
+    char text[308] = { 300 & 255, 300 >> 8 };       /* a string is its length, little-endian, and its bytes */
     memset(text + 8, 'x', 300);
     char *s = dt_sprintf("%.300s", text + 8);
     x = dt_hasher_new();
