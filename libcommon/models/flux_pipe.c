@@ -297,9 +297,7 @@ int dt_flux_pipe_fresh(dt_flux_pipe *p, enum dt_flux_part k, dt_device *dev, dt_
                        uint64_t seed, dt_err *err)
 {
     int rc = dt_params_alloc(p->part[k], dev, dtype, flags, err);
-    if (rc == 0)
-        dt_params_init(p->part[k], seed);
-    return rc;
+    return rc < 0 ? rc : dt_params_init(p->part[k], seed, err);
 }
 
 void dt_flux_pipe_unload(dt_flux_pipe *p, enum dt_flux_part k)

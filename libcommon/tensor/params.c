@@ -260,16 +260,23 @@ static void fresh(float *x, const dt_param *q, uint64_t seed)
     }
 }
 
-void dt_params_init(dt_params *p, uint64_t seed)
+int dt_params_init(dt_params *p, uint64_t seed, dt_err *err)
 {
+    const dt_param *failed = NULL;
 #pragma omp parallel for schedule(dynamic) if (p->dev->kind == DT_CPU)
     for (int64_t i = 0; i < p->n; i++) {
-        int64_t n = p->v[i]->numel;
-        float *x = dt_alloc((size_t)n * 8);
-        fresh(x, p->v[i], seed);
-        store(p, p->v[i], n, x, x + n);
+        dt_param *q = p->v[i];
+        float *x = dt_try_alloc((size_t)q->numel * 8);      /* the values, and room for them in the type of w */
+        if (x) {
+            fresh(x, q, seed);
+            store(p, q, q->numel, x, x + q->numel);
+        } else {
+#pragma omp atomic write
+            failed = q;
+        }
         free(x);
     }
+    return failed ? dt_err_set(err, DT_ENOMEM, "no memory for fresh values of '%s'", failed->name) : 0;
 }
 
 /* --- load --- */

@@ -161,7 +161,7 @@ int dt_job_weights(dt_job *j, dt_err *err)
     if (rc == 0 && j->lora) {
         rc = dt_params_alloc(j->lora->params, j->dev, j->act, j->o->use_ema ? DT_PARAMS_EMA : 0, err);
         if (rc == 0)
-            dt_params_init(j->lora->params, (uint64_t)j->info.seed);
+            rc = dt_params_init(j->lora->params, (uint64_t)j->info.seed, err);
     }
     return rc;
 }

@@ -115,7 +115,7 @@ static int in_file(dt_st **st, const struct job *j, dt_device *dev, dt_dtype t, 
     dt_graph *g = build(j, p, t);
     int rc = dt_params_alloc(p, dev, t, DT_PARAMS_NO_OPTIM, err);
     if (rc == 0) {
-        dt_params_init(p, SEED);
+        dt_params_init(p, SEED, NULL);
         rc = dt_params_save(p, path, t, false, NULL, err);
     }
     dt_graph_free(&g);
@@ -164,9 +164,9 @@ static int parameters(work *w, dt_dtype t, dt_err *err)
     if (rc < 0)
         return rc;
     if (w->job->full)
-        dt_params_init(w->set, SEED);
+        dt_params_init(w->set, SEED, NULL);
     if (w->lora)
-        dt_params_init(w->lora->params, SEED);
+        dt_params_init(w->lora->params, SEED, NULL);
     return 0;
 }
 

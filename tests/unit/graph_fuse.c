@@ -270,7 +270,7 @@ static void shared_parameter(void **state)
         if (fuse < 0) {                 /* declared only */
             set->v[0]->trainable = true;
             assert_int_equal(dt_params_alloc(set, cpu, DT_F32, DT_PARAMS_NO_OPTIM, NULL), 0);
-            dt_params_init(set, 1);
+            dt_params_init(set, 1, NULL);
             dt_graph_free(&g);
             continue;
         }

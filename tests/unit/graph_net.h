@@ -73,7 +73,7 @@ static inline dt_params *net_params(dt_device *dev, dt_dtype act)
         set->v[i]->trainable = true;
     if (dt_params_alloc(set, dev, act, DT_PARAMS_NO_OPTIM, NULL) < 0)
         abort();
-    dt_params_init(set, 7);
+    dt_params_init(set, 7, NULL);
     return set;
 }
 

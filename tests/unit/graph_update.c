@@ -41,7 +41,7 @@ static void begin(trained *t, builder *build, dt_dtype act, int flags, bool fuse
                                DT_PARAMS_EMA).grads == (fused ? 0 : dt_params_size(t->set, act, DT_PARAMS_EMA).ema));
     assert_int_equal(dt_params_alloc(t->set, cpu, act, DT_PARAMS_EMA, NULL), 0);
     assert_true(!t->set->grad == fused);
-    dt_params_init(t->set, 7);
+    dt_params_init(t->set, 7, NULL);
     const char *bad = running_start(&t->r, cpu, build(t->set, act, flags | NET_BACKWARD));
     if (bad)
         fail_msg("%s", bad);

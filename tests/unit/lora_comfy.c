@@ -85,7 +85,7 @@ static dt_st *written(enum dt_lora_layout layout)
     for (int64_t i = 0; i < l->params->n; i++)
         l->params->v[i]->trainable = false;
     assert_int_equal(dt_params_alloc(l->params, dev, DT_F32, 0, NULL), 0);
-    dt_params_init(l->params, 1);
+    dt_params_init(l->params, 1, NULL);
     assert_int_equal(dt_lora_save(l, path, layout, DT_BF16, false, NULL, NULL), 0);
     assert_int_equal(dt_st_open(&st, path, NULL), 0);
     scratch_end(dir);

@@ -111,6 +111,8 @@ static void layout(void **state)
     assert_int_equal(dt_params_alloc(p, cpu, DT_F32, 0, &e), DT_ENOMEM);
     assert_non_null(strstr(e.msg, "net: "));
     assert_non_null(strstr(e.msg, "GiB of weights do not fit on cpu"));
+    assert_int_equal(dt_params_init(p, 1, &e), DT_ENOMEM);
+    assert_string_equal(e.msg, "no memory for fresh values of 'big'");
     dt_params_free(&p);
 }
 
@@ -134,7 +136,7 @@ static void init(void **state)
     for (int i = 0; i < 5; i++)
         p->v[i]->trainable = i != 2;
     assert_int_equal(dt_params_alloc(p, cpu, DT_F32, DT_PARAMS_EMA, NULL), 0);
-    dt_params_init(p, 1234);
+    dt_params_init(p, 1234, NULL);
     double mean, sd, most, bound = 1 / sqrt(200);
     statistics(p->v[0]->w, p->v[0]->numel, &mean, &sd, &most);
     assert_true(fabs(mean) < 4 * bound / sqrt(3 * 60000.) && fabs(sd * sqrt(3) / bound - 1) < 0.01);
@@ -154,11 +156,11 @@ static void init(void **state)
     dt_param *w = dt_params_declare(q, "a.weight", DT_DIMS(300, 200), DT_INIT_FAN_IN, 0);
     w->trainable = true;
     assert_int_equal(dt_params_alloc(q, cpu, DT_BF16, 0, NULL), 0);
-    dt_params_init(q, 1234);
+    dt_params_init(q, 1234, NULL);
     assert_memory_equal(w->master, p->v[0]->w, 4 * 60000);
     for (int i = 0; i < 60000; i++)
         assert_int_equal(((uint16_t *)w->w)[i], dt_f32_to_bf16(w->master[i]));
-    dt_params_init(q, 1235);
+    dt_params_init(q, 1235, NULL);
     assert_memory_not_equal(w->master, p->v[0]->w, 4 * 60000);
     dt_params_free(&p);
     dt_params_free(&q);
