@@ -157,6 +157,11 @@ diffusion_pytorch_model.safetensors'
 mkdir .busy.tmp
 fails 1 'two at once' "flock .busy.tmp dt-merge-shards merge -q -o busy model --lora all.comfy" "'.busy.tmp' is being written by another process"
 rmdir .busy.tmp
+check 'several at once: each is the one that writes, or says so' \
+    "for i in 1 2 3 4 5 6; do dt-merge-shards merge -q -o many model --lora all.comfy 2>>many.said & p=\"\$p \$!\"; done
+     bad=0; for i in \$p; do wait \$i; [ \$? -le 1 ] || bad=1; done; echo \$bad; cmp many/transformer/*.safetensors late/transformer/*.safetensors
+     grep -vc 'is being written by another' many.said; :" '0
+0'
 check 'nothing but files named' 'ls -A | grep -c tmp; :' 0
 
 # --- bad input ---

@@ -384,6 +384,14 @@ static int is_done(const struct merge *m, dt_err *err)
     return rc;
 }
 
+static int there_already(struct merge *m, dt_err *err)
+{
+    int rc = is_done(m, err);
+    m->r->done = rc == 1;
+    return rc == 0 ? dt_err_set(err, DT_EUSAGE, "'%s' is there already, and is not this merge", m->p->out)
+                   : rc < 0 ? rc : 0;
+}
+
 /* --- a folder, whole or not at all --- */
 
 static int write_item(struct merge *m, const struct item *x, const char *to, cJSON *record, dt_err *err)
@@ -422,25 +430,43 @@ static int write_folder(struct merge *m, const char *to, dt_err *err)
     return rc;
 }
 
-static int lock_folder(int *lock, const char *dir, dt_err *err)
+/* What a killed process has left. */
+static int empty_folder(const char *dir, dt_err *err)
 {
-    *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool busy = *lock >= 0 && flock(*lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
-    return busy ? dt_err_set(err, DT_EFAIL, "'%s' is being written by another process", dir) : 0;
+    DIR *d = opendir(dir);
+    int rc = d ? 0 : dt_err_sys(err, DT_EIO, "cannot open '%s'", dir);
+    for (struct dirent *e; rc == 0 && (e = readdir(d));) {
+        char *path = dt_path_join(dir, e->d_name);
+        if (strcmp(e->d_name, ".") && strcmp(e->d_name, ".."))
+            rc = dt_rmtree(path, err);
+        free(path);
+    }
+    if (d)
+        closedir(d);
+    return rc;
 }
 
-/* An empty folder for us alone while *lock is open; what a killed process has left there is removed. */
+/* An empty folder for us alone while *lock is open.  One that we have opened may be another's, who has renamed or removed
+ * it by the time that we have the lock. */
 static int take_folder(int *lock, const char *dir, dt_err *err)
 {
-    int rc = lock_folder(lock, dir, err);
-    if (rc == 0 && *lock >= 0)
-        rc = dt_rmtree(dir, err);
-    if (*lock >= 0)
-        close(*lock);
-    *lock = -1;
-    if (rc == 0)
-        rc = dt_mkdirs(dir, err);
-    return rc < 0 ? rc : lock_folder(lock, dir, err);
+    for (;;) {
+        struct stat ours, there;
+        int rc = dt_mkdirs(dir, err);
+        if (rc < 0)
+            return rc;
+        *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (*lock < 0 && errno != ENOENT)
+            return dt_err_sys(err, DT_EIO, "cannot open '%s'", dir);
+        if (*lock >= 0 && flock(*lock, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
+            return dt_err_set(err, DT_EFAIL, "'%s' is being written by another process", dir);
+        if (*lock >= 0 && fstat(*lock, &ours) == 0 && stat(dir, &there) == 0 && ours.st_ino == there.st_ino &&
+            ours.st_dev == there.st_dev)
+            return empty_folder(dir, err);
+        if (*lock >= 0)
+            close(*lock);
+        *lock = -1;
+    }
 }
 
 static int write_whole(struct merge *m, dt_err *err)
@@ -458,9 +484,9 @@ static int write_whole(struct merge *m, dt_err *err)
         rc = write_folder(m, tmp, err);
         if (rc == 0 && rename(tmp, clean) < 0)
             rc = errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR
-                     ? dt_err_set(err, DT_EUSAGE, "'%s' is there already", clean)
+                     ? there_already(m, err)                /* since a moment ago */
                      : dt_err_sys(err, DT_EIO, "cannot rename '%s' to '%s'", tmp, clean);
-        if (rc < 0)
+        if (rc < 0 || m->r->done)
             dt_rmtree(tmp, NULL);
         else
             rc = dt_fsync_dir(parent, err);
@@ -527,10 +553,8 @@ static void release(struct merge *m)
 static int merge_folder(struct merge *m, dt_err *err)
 {
     int rc = list_folder(m, "", false, err);
-    if (rc == 0 && dt_exists(m->p->out)) {
-        m->r->done = (rc = is_done(m, err)) == 1;
-        return rc ? rc : dt_err_set(err, DT_EUSAGE, "'%s' is there already, and is not this merge", m->p->out);
-    }
+    if (rc == 0 && dt_exists(m->p->out))
+        return there_already(m, err);
     if (rc == 0)
         rc = make_room(m, err);
     return rc < 0 ? rc : write_whole(m, err);
@@ -556,7 +580,7 @@ int dt_lora_merge(const struct dt_merge_params *p, struct dt_merge_report *r, dt
     if (rc == 0)
         rc = file ? merge_file(&m, err) : merge_folder(&m, err);
     release(&m);
-    return rc < 0 ? rc : 0;
+    return rc;
 }
 
 void dt_merge_report_release(struct dt_merge_report *r)
