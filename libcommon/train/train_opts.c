@@ -369,8 +369,8 @@ static const char *const may_change[] = {
     "device", "threads", "gradient_checkpointing", "memory_budget",
     /* change no weight */
     "output_dir", "dataloader_num_workers", "vae_mini_batch", "max_train_steps", "low_vram", "memory_plan",
-    "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps", "validation_epochs",
-    "validation_inference_steps", "validation_size", "validation_data_dir", "validation_data_meta", "logging_dir",
+    "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps",
+    "validation_epochs", "validation_inference_steps", "validation_size", "validation_data_dir", "validation_data_meta", "logging_dir",
     "tracker_project_name", "report_to", "progress", "quiet", "dump_steps", "dump_dir",
     /* of the result alone */
     "save_dtype", "lora_format", "use_peft_lora", "fit_scaling",
