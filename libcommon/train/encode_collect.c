@@ -10,7 +10,7 @@ enum { UNKNOWN, NOT_MINE = -1 };
 
 struct collector {
     dt_enc  *e;
-    int32_t *path_of, *text_of;     /* [items] 1 + the first item with that path; 1 + its caption; or UNKNOWN, NOT_MINE */
+    int32_t *path_of, *text_of;     /* [items] 1 + the first item with that path; 1 + its caption; UNKNOWN, NOT_MINE */
     uint8_t *used;                  /* [items] a picture of this path was wanted */
     dt_keymap *paths, *reqs, *captions;
 };

@@ -98,10 +98,10 @@ int dt_lora_save_parts(const dt_lora *const *l, int n, const char *path, enum dt
  * kept to the bit. */
 int64_t dt_lora_rounds(const dt_lora *l, enum dt_lora_layout layout);
 
-/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v), for n networks whose
- * sets have the names of dt_lora_parts: out[i] is what the file has for base[i], NULL if that is nothing; base[i] may be
- * NULL.  Tensors that are for none of them or belong to no layer are DT_EDATA, and so are halves of pairs.  Where the file
- * does not say alpha, it is the rank. */
+/* Reads any of these layouts and their variants (other prefixes, lora_up/lora_down, fused q, k and v), for n networks
+ * whose sets have the names of dt_lora_parts: out[i] is what the file has for base[i], NULL if that is nothing; base[i]
+ * may be NULL.  Tensors that are for none of them or belong to no layer are DT_EDATA, and so are halves of pairs.  Where
+ * the file does not say alpha, it is the rank. */
 int dt_lora_open_parts(dt_lora **out, dt_params *const *base, int n, const char *path, dt_err *err);
 /* Once, after dt_params_alloc(l->params): the values of the file. */
 int dt_lora_fill(dt_lora *l, dt_err *err);

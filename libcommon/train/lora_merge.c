@@ -1,4 +1,5 @@
-/* lora_merge.c - LoRAs into the weights they are on:   W + sum_k s_k (alpha_k / r_k) B_k A_k   in fp32, rounded once to W's dtype.
+/* lora_merge.c - LoRAs into the weights they are on:   W + sum_k s_k (alpha_k / r_k) B_k A_k   in fp32, rounded once to
+ * W's dtype.
  *
  * The base stays mapped and goes through tensor by tensor; in memory are the LoRAs and the largest tensor that
  * changes.  Files keep their naming: an adapter of to_k changes its rows of a fused qkv. */
@@ -446,8 +447,8 @@ static int empty_folder(const char *dir, dt_err *err)
     return rc;
 }
 
-/* An empty folder for us alone while *lock is open.  One that we have opened may be another's, who has renamed or removed
- * it by the time that we have the lock. */
+/* An empty folder for us alone while *lock is open.  One that we have opened may be another's, who has renamed or
+ * removed it by the time that we have the lock. */
 static int take_folder(int *lock, const char *dir, dt_err *err)
 {
     for (;;) {

@@ -234,7 +234,8 @@ static void finds_what_was_put(void **state)
     assert_true(*(const float *)t.states == 2);
     assert_int_equal(dt_cache_text(c, "z", &t, NULL), DT_EDATA);
     assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, false), "vae")->hash.hex, r.part[0].hash.hex);
-    assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, true), "text_encoder_2")->hash.hex, r.part[1].hash.hex);
+    assert_string_equal(dt_cache_recipe_part(dt_cache_recipe_of(c, true), "text_encoder_2")->hash.hex,
+                        r.part[1].hash.hex);
     assert_null(dt_cache_recipe_part(dt_cache_recipe_of(c, true), "transformer"));
     assert_int_equal(dt_cache_text_len(c, "yy", NULL), 2);
     assert_int_equal(dt_cache_text_len(c, "z", NULL), DT_EDATA);

@@ -162,7 +162,8 @@ static void test_find(void **state)
     dt_err err = { 0 };
     char *path = dt_path_join(*state, "m");
     int64_t at;
-    const char *text = "{\"step\":1}\n{\"step\":2}\n{\"step\":2,\"heldout\":7}\n{\"step\":4}\n{\"step\":5,\"lo";
+    const char *text = "{\"step\":1}\n{\"step\":2}\n{\"step\":2,\"heldout\":7}\n"
+                       "{\"step\":4}\n{\"step\":5,\"lo";
     static const struct { int64_t step, at; } want[] = { { 0, 0 }, { 1, 0 }, { 2, 11 }, { 3, 45 }, { 4, 45 }, { 9, 56 } };
     assert_int_equal(dt_metrics_find(&at, path, 1, &err), 0);
     assert_int_equal(at, 0);                            /* there is no file */
