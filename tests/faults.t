@@ -149,6 +149,9 @@ if [ -z "${SAN-}" ]; then
     check 'a checkpoint that is there is written anew, also where folders cannot be exchanged' \
         "rm -rf out; $L && holds out >want && FAULT_EXCHANGE=1 faulty $L --resume_from_checkpoint checkpoint-1 && holds out | cmp - want
          rm -r out/checkpoint-2; ls out | grep checkpoint" checkpoint-1
+    fails 4 'an output folder that cannot be looked into: what is there is not written over' \
+        "cp out/metrics.ndjson as-it-was; FAULT_FOLDER=out faulty $L" "cannot open 'out': Permission denied"
+    check 'it is as it was' 'cmp out/metrics.ndjson as-it-was; ls out | grep checkpoint' checkpoint-1
 
 # --- clocks ---
     rm -rf out; $L; cp out/lora.safetensors ref.safetensors

@@ -327,29 +327,31 @@ static int by_step(const void *a, const void *b)
 }
 
 /* Folders checkpoint-N by step, complete ones; or, with suffix ".tmp", those that were being written or removed. */
-static struct found *list(const char *output_dir, const char *suffix, int64_t *n)
+static int list(struct found **f, int64_t *n, const char *output_dir, const char *suffix, dt_err *err)
 {
-    struct found *f = NULL;
     int64_t cap = 0;
     DIR *d = opendir(output_dir);
+    *f = NULL;
     *n = 0;
-    for (struct dirent *e; d && (e = readdir(d));) {
+    if (!d)
+        return errno == ENOENT ? 0 : dt_err_open(err, output_dir);
+    for (struct dirent *e; errno = 0, (e = readdir(d));) {
         char *end = NULL;
         if (strncmp(e->d_name, "checkpoint-", 11))
             continue;
         int64_t step = strtoll(e->d_name + 11, &end, 10);
         char *manifest = dt_sprintf("%s/%s/manifest.json", output_dir, e->d_name);
         if (end > e->d_name + 11 && !strcmp(end, suffix) && (*suffix || dt_exists(manifest))) {
-            dt_grow(&f, &cap, *n + 1, sizeof(*f));
-            f[(*n)++] = (struct found){ step, dt_path_join(output_dir, e->d_name) };
+            dt_grow(f, &cap, *n + 1, sizeof(**f));
+            (*f)[(*n)++] = (struct found){ step, dt_path_join(output_dir, e->d_name) };
         }
         free(manifest);
     }
-    if (d)
-        closedir(d);
-    if (f)
-        qsort(f, (size_t)*n, sizeof(*f), by_step);
-    return f;
+    int rc = errno ? dt_err_open(err, output_dir) : 0;
+    closedir(d);
+    if (*f)
+        qsort(*f, (size_t)*n, sizeof(**f), by_step);
+    return rc;
 }
 
 static void release(struct found *f, int64_t n)
@@ -359,13 +361,14 @@ static void release(struct found *f, int64_t n)
     free(f);
 }
 
-char *dt_checkpoint_latest(const char *output_dir)
+int dt_checkpoint_latest(char **path, const char *output_dir, dt_err *err)
 {
+    struct found *f;
     int64_t n;
-    struct found *f = list(output_dir, "", &n);
-    char *path = n ? dt_strdup(f[n - 1].path) : NULL;
+    int rc = list(&f, &n, output_dir, "", err);
+    *path = rc == 0 && n ? dt_strdup(f[n - 1].path) : NULL;
     release(f, n);
-    return path;
+    return rc;
 }
 
 /* Under another name first: a folder that has a checkpoint's name is whole. */
@@ -383,9 +386,11 @@ static int drop(const char *path, dt_err *err)
 
 int dt_checkpoint_prune(const char *output_dir, int64_t keep, int64_t step, dt_err *err)
 {
-    int64_t n, n_tmp, mine = 0;
-    int rc = 0;
-    struct found *f = list(output_dir, "", &n), *tmp = list(output_dir, ".tmp", &n_tmp);
+    struct found *f, *tmp = NULL;
+    int64_t n, n_tmp = 0, mine = 0;
+    int rc = list(&f, &n, output_dir, "", err);
+    if (rc == 0)
+        rc = list(&tmp, &n_tmp, output_dir, ".tmp", err);
     while (mine < n && f[mine].step <= step)
         mine++;
     for (int64_t i = 0; keep > 0 && i < mine - keep && rc == 0; i++)

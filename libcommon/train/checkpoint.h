@@ -32,8 +32,9 @@ int dt_checkpoint_save(const char *dir, const dt_optim *o, const dt_train_state 
 int dt_checkpoint_state(const char *dir, dt_train_state *s, cJSON **about, dt_err *err);
 /* Reads parameters, moments and state back; hashes are checked first, and the sizes of tensors. */
 int dt_checkpoint_load(const char *dir, dt_optim *o, dt_train_state *s, dt_err *err);
-/* The checkpoint of the highest step under `output_dir` that has a manifest, or NULL; caller frees. */
-char *dt_checkpoint_latest(const char *output_dir);
+/* The checkpoint of the highest step under `output_dir` that has a manifest, or NULL; caller frees.  A folder that
+ * cannot be looked into is an error: a run that began anew would write over what is there. */
+int dt_checkpoint_latest(char **path, const char *output_dir, dt_err *err);
 /* Of those up to `step`, removes the oldest so that at most `keep` stay, keep <= 0 keeps all; and what a
  * killed run has left of others.  Later ones are not of this run, or of a part of it that it does again. */
 int dt_checkpoint_prune(const char *output_dir, int64_t keep, int64_t step, dt_err *err);

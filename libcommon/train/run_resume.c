@@ -178,13 +178,19 @@ int dt_job_resume_find(dt_job *j, dt_err *err)
     cJSON *settings = NULL;
     if (asked(j, "none"))
         return 0;
-    r->from = !j->o->resume || asked(j, "latest") ? dt_checkpoint_latest(j->o->output_dir) : checkpoint_of(j->o);
+    int rc = 0;
+    if (!j->o->resume || asked(j, "latest"))
+        rc = dt_checkpoint_latest(&r->from, j->o->output_dir, err);
+    else
+        r->from = checkpoint_of(j->o);
+    if (rc < 0)
+        return rc;
     if (!r->from) {
         if (j->o->resume)
             dt_job_say(j, "no checkpoint under %s yet: starting from step 0", j->o->output_dir);
         return 0;
     }
-    int rc = dt_checkpoint_state(r->from, &r->state, &r->manifest, err);
+    rc = dt_checkpoint_state(r->from, &r->state, &r->manifest, err);
     if (rc == 0)
         rc = says_all(r, err);
     if (rc == 0)
@@ -417,23 +423,27 @@ static int set_aside(const dt_job *j, dt_err *err)
     static const char *const part[] = { "metrics.ndjson", "validation.ndjson", "loss.png", "samples.png", "samples",
                                         "lora.safetensors", "transformer", "text_encoder", "text_encoder_2", "vae" };
     const char *out = j->o->output_dir;
-    char *path = dt_checkpoint_latest(out), *old = NULL;
-    if (!path)
-        return 0;
+    char *path, *old = NULL;
+    int rc = dt_checkpoint_latest(&path, out, err);
+    if (rc < 0 || !path)
+        return rc;
     for (int i = 1; !old || dt_exists(old); i++) {
         free(old);
         old = dt_sprintf("%s/old-%d", out, i);
     }
-    int rc = dt_mkdirs(old, err);
+    rc = dt_mkdirs(old, err);
     for (size_t i = 0; i < sizeof(part) / sizeof(part[0]) && rc == 0; i++) {
         char *name = dt_path_join(out, part[i]);
         if (dt_exists(name) && !read_from(j, name))
             rc = move(name, old, err);
         free(name);
     }
-    for (; rc == 0 && path; path = dt_checkpoint_latest(out)) {
+    while (rc == 0 && path) {
         rc = move(path, old, err);
         free(path);
+        path = NULL;
+        if (rc == 0)
+            rc = dt_checkpoint_latest(&path, out, err);
     }
     if (rc == 0)
         rc = dt_fsync_dir(old, err);

@@ -10,7 +10,8 @@
  *   FAULT_LIBS=A:B    libraries that count as ours, by a part of their names
  *   FAULT_CLOCK=K     from the K-th reading on, all clocks have lost an hour, and lose a second with each reading
  *   FAULT_WATCH=FILE  after FILE has been opened FAULT_TIMES times, the command in FAULT_THEN is run, once
- *   FAULT_EXCHANGE=1  no two folders can be exchanged, as on some file systems */
+ *   FAULT_EXCHANGE=1  no two folders can be exchanged, as on some file systems
+ *   FAULT_FOLDER=NAME folder NAME cannot be looked into */
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -163,7 +164,6 @@ void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t off)
 FILE *fdopen(int fd, const char *mode) { return FAILS(0) ? NULL : NEXT(fdopen)(fd, mode); }
 FILE *tmpfile(void) { return FAILS(0) ? NULL : NEXT(tmpfile)(); }
 FILE *open_memstream(char **s, size_t *n) { return FAILS(0) ? NULL : NEXT(open_memstream)(s, n); }
-DIR  *opendir(const char *name) { return FAILS(0) ? NULL : NEXT(opendir)(name); }
 char *realpath(const char *name, char *to) { return FAILS(0) ? NULL : NEXT(realpath)(name, to); }
 
 int scandir(const char *dir, struct dirent ***list, int (*want)(const struct dirent *),
@@ -214,6 +214,15 @@ FILE *fopen(const char *path, const char *mode)
     if (f)
         opened(path);
     return f;
+}
+
+DIR *opendir(const char *name)
+{
+    const char *never = getenv("FAULT_FOLDER");
+    if (!never || strcmp(name, never))
+        return FAILS(0) ? NULL : NEXT(opendir)(name);
+    errno = EACCES;
+    return NULL;
 }
 
 int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
