@@ -72,7 +72,6 @@ static int set_up(dt_job *j, dt_err *err)
     j->t.source = dt_loader_source(j->loader);
     j->t.session = j->session;
     j->t.optim = &j->optim;
-    j->t.dev = j->dev;
     j->t.state = (dt_train_state){ .seed = (uint64_t)j->info.seed, .threads = j->dev->threads };
     return 0;
 }

@@ -310,7 +310,6 @@ static int steps(dt_job *j, dt_err *err)
     j->t.source = dt_loader_source(j->loader);
     j->t.session = j->session;
     j->t.optim = &j->optim;
-    j->t.dev = j->dev;
     j->t.save_every = o->checkpointing_steps;
     j->t.keep = o->checkpoints_total_limit;
     j->t.output_dir = o->output_dir;

@@ -15,7 +15,6 @@ typedef struct dt_trainer {
     dt_session    *session;         /* all shapes added and allocated */
     dt_optim      *optim;
     dt_lr          lr;
-    dt_device     *dev;
     double         peak_flops;      /* what the device can do at most; 0: not known */
 
     /* how long and how */
