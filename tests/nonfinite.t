@@ -39,4 +39,6 @@ for how in '' --gradient_checkpointing --low_vram '--mixed_precision bf16'; do
     fails 6 "training $how" "$L $how" \
         "step 1: the loss is not finite; first in '[a-z_]+' of single_transformer_blocks.1.attn.to_q, from 'single_transformer_blocks.1.attn.to_q.weight'"
 done
+fails 6 'the held-out loss, before the first step' "$L --validation_data_dir data" \
+    "the held-out loss is not finite; first in '[a-z_]+' of single_transformer_blocks.1.attn.to_q, from 'single_transformer_blocks.1.attn.to_q.weight'"
 check 'no checkpoint, no adapter' 'ls t | grep -cE "checkpoint|lora"; :' 0

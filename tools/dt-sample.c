@@ -69,7 +69,7 @@ static const dt_opt table[] = {
     DT_OPT_GROUP("Watching"),
     { "progress", 0, "FILE", DT_OPT_STR, O(progress),
       .help = "NDJSON progress to a file, or to a file descriptor by number" },
-    { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help = "no words on standard error but errors" },
+    { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), .help = "say nothing on standard error except warnings and errors" },
     DT_OPT_END
 };
 

@@ -27,6 +27,8 @@ fails 2 'no data' "dt-train lora --pretrained_model_name_or_path $M" 'train_data
 fails 4 'model folder that is not there' 'dt-train lora --pretrained_model_name_or_path nowhere --train_data_dir data --output_dir o1' 'nowhere'
 fails 4 'folder that is no model' 'dt-train lora --pretrained_model_name_or_path data --train_data_dir data --output_dir o1' 'scheduler_config.json'
 fails 4 'data folder that is not there' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir nowhere --output_dir o1" 'nowhere'
+fails 7 'no folder for --progress, before any work' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir data --progress no/x --output_dir o1" \
+    "cannot write 'no/x': there is no folder 'no'"
 fails 4 'empty data set' "dt-train lora --pretrained_model_name_or_path $M --train_data_dir empty --output_dir o1" 'empty'
 fails 4 'broken JSON' "dt-train lora --pretrained_model_name_or_path $M --train_data_meta broken.json --output_dir o1" 'broken.json.*line'
 fails 2 'target that matches nothing' "dt-train lora $L --target_name to_qq --output_dir o1" 'to_qq.*to_q'

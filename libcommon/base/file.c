@@ -465,6 +465,14 @@ char *dt_path_dir(const char *path)
     return slash == path ? dt_strdup("/") : dt_sprintf("%.*s", (int)(slash - path), path);
 }
 
+int dt_path_writable(const char *path, dt_err *err)
+{
+    char *dir = dt_path_dir(path);
+    int rc = dt_is_dir(dir) ? 0 : dt_err_set(err, DT_EIO, "cannot write '%s': there is no folder '%s'", path, dir);
+    free(dir);
+    return rc;
+}
+
 const char *dt_path_ext(const char *path)
 {
     const char *base = dt_path_base(path), *dot = strrchr(base, '.');

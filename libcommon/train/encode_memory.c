@@ -69,7 +69,7 @@ int dt_enc_memory(dt_enc *e, dt_err *err)
         dt_enc_say(e, false, "pictures are encoded %lld at a time, so that the budget is kept", (long long)at_once);
     char *text = NULL, *line = dt_mem_line(&e->memory);
     size_t bytes = 0;
-    FILE *f = p->memory_plan && p->table ? open_memstream(&text, &bytes) : NULL;
+    FILE *f = p->memory_plan && p->table ? dt_must(open_memstream(&text, &bytes)) : NULL;
     if (f) {
         dt_mem_table(f, &e->memory);
         fclose(f);

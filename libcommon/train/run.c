@@ -426,7 +426,7 @@ static int lock_output(dt_job *j, dt_err *err)
 }
 
 /* A name that is mistyped is found before the data are read. */
-static int look_for_model(const dt_train_opts *o, dt_err *err)
+static int look_for_files(const dt_train_opts *o, dt_err *err)
 {
     const char *const path[] = { o->model, o->transformer_path, o->vae_path };
     for (int i = 0; i < 3; i++)
@@ -434,7 +434,7 @@ static int look_for_model(const dt_train_opts *o, dt_err *err)
             errno = ENOENT;
             return dt_err_open(err, path[i]);
         }
-    return 0;
+    return o->progress ? dt_path_writable(o->progress, err) : 0;
 }
 
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
@@ -443,7 +443,7 @@ int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)
                  .act = o->mixed_precision ? DT_BF16 : DT_F32, .checkpoint = o->gradient_checkpointing, .lock = -1 };
     int rc = dt_device_open(&j.dev, o->device, err);
     if (rc == 0)
-        rc = look_for_model(o, err);
+        rc = look_for_files(o, err);
     if (rc == 0)
         rc = dt_mkdirs(o->output_dir, err);
     if (rc == 0)

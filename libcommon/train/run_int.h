@@ -115,7 +115,7 @@ void dt_validator_memory(const dt_validator *v, dt_mem_plan *p, dt_mem_moment *t
 int  dt_validator_encode(dt_validator *v, dt_err *err); /* its prompts, before the weights that train are loaded */
 int  dt_validator_ready(dt_validator *v, void *arena, dt_err *err);
 int  dt_validator_run(void *job, int64_t step, dt_err *err);
-int  dt_validator_held(const dt_validator *v, const double **step, const double **loss, int64_t *n);
+void dt_validator_held(const dt_validator *v, const double **step, const double **loss, int64_t *n);
 void dt_validator_free(dt_validator **v);
 
 #endif

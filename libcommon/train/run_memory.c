@@ -101,9 +101,7 @@ static void print(const dt_job *j)
 {
     char *text = NULL, *line = dt_mem_line(&j->memory);
     size_t bytes = 0;
-    FILE *f = open_memstream(&text, &bytes);
-    if (!f)
-        return;
+    FILE *f = dt_must(open_memstream(&text, &bytes));
     bool varies = dt_job_text_rows(j, NULL).len;
     fprintf(f, "%-24s %12s %12s %12s %10s %10s\n", varies ? "bucket (px, batch, text)" : "bucket (px, batch)",
             "activations", "workspace", "inputs", "TFLOP/step", "kernels");

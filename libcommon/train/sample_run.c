@@ -67,8 +67,7 @@ static int check_output(const struct job *j, const char *path, dt_err *err)
     if (!path || !strcmp(path, "-"))
         return 0;
     char *dir = dt_path_dir(path);
-    int rc = dt_is_dir(dir) || is_made(j, dir) ? 0
-           : dt_err_set(err, DT_EIO, "cannot write '%s': there is no folder '%s'", path, dir);
+    int rc = is_made(j, dir) ? 0 : dt_path_writable(path, err);
     free(dir);
     return rc;
 }

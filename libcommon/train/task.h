@@ -47,7 +47,6 @@ typedef struct dt_step_at {
 } dt_step_at;
 
 typedef struct dt_task {
-    const char  *name;              /* "lora", "full", "vae" */
     void        *ctx;
     dt_build_fn  build;             /* (ctx, shape) */
     dt_shape_key (*shape)(void *ctx, int n, int64_t w_px, int64_t h_px, int64_t T);     /* as in dt_micro */

@@ -9,7 +9,7 @@
  * With DT_PAD_NONE captions have as many states as tokens.  A batch is filled up to T with zero rows, which
  * nothing attends: what a sample gives depends neither on T nor on the others.
  *
- * All mixing is fp32; sigma is never rounded to the activation dtype before it is used (workflows.md H1, 7).
+ * All mixing is fp32; sigma is never rounded to the activation dtype before it is used.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -301,7 +301,7 @@ int dt_flux_task_new(dt_task *out, const struct dt_flux_task_params *p, dt_err *
     t->p = *p;
     t->sigma = dt_alloc((size_t)p->timesteps.steps * sizeof(*t->sigma));
     t->tokens = -1;
-    *out = (dt_task){ .name = "flux", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed,
+    *out = (dt_task){ .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed,
                       .free = free_task };
     return 0;
 }

@@ -1,4 +1,4 @@
-/* task_flux.h - flow matching on FLUX latents (workflows.md B3-B6), for LoRA and full training. */
+/* task_flux.h - flow matching on FLUX latents, for LoRA and full training. */
 #ifndef DT_TRAIN_TASK_FLUX_H
 #define DT_TRAIN_TASK_FLUX_H
 #include "models/flux_pipe.h"

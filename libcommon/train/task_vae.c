@@ -93,6 +93,6 @@ void dt_vae_task_new(dt_task *out, const struct dt_vae_task_params *p)
 {
     struct vae_task *t = dt_alloc(sizeof(*t));
     t->p = *p;
-    *out = (dt_task){ .name = "vae", .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed,
+    *out = (dt_task){ .ctx = t, .build = build, .shape = shape, .reserve = reserve, .feed = feed,
                       .free = free_task };
 }

@@ -79,7 +79,7 @@ static const char *const report_names[] = { "tensorboard", "none", NULL };
     { "report_to", 0, "NAME", DT_OPT_ENUM, O(report_to), 0, 0, report_names, "tensorboard or none (tensorboard)" }, \
     { "progress", 0, "FILE", DT_OPT_STR, O(progress), 0, 0, NULL, \
       "NDJSON progress to a file, or to a file descriptor by number" }, \
-    { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), 0, 0, NULL, "no words on stderr but errors" }, \
+    { "quiet", 'q', NULL, DT_OPT_FLAG, O(quiet), 0, 0, NULL, "say nothing on standard error except warnings and errors" }, \
     { "dump_steps", 0, "N", DT_OPT_INT, O(dump_steps), 0, 1e6, NULL, \
       "write everything about the first N steps to dump_dir (0)" }, \
     { "dump_dir", 0, "DIR", DT_OPT_STR, O(dump_dir), 0, 0, NULL, \
@@ -363,15 +363,15 @@ static const char *const may_change[] = {
     "pretrained_model_name_or_path", "transformer_path", "vae_path", "vae_tile", "plan", "latents",
     /* compared as the plan has them */
     "train_data_dir", "train_data_meta", "dataset_config", "folder_repeats", "max_train_samples", "caption_dropout",
-    "random_flip", "trust_sizes", "verify_images", "max_skipped_fraction", "image_sample_size", "enable_bucket", "random_ratio_crop",
-    "random_hw_adapt", "fix_sample_size", "multiple", "train_batch_size", "num_train_epochs", "seed",
+    "random_flip", "trust_sizes", "verify_images", "max_skipped_fraction", "image_sample_size", "enable_bucket",
+    "random_ratio_crop", "random_hw_adapt", "fix_sample_size", "multiple", "train_batch_size", "num_train_epochs", "seed",
     /* compared as they come to be: the kind of device, its threads, recomputing as chosen by the budget */
     "device", "threads", "gradient_checkpointing", "memory_budget",
     /* change no weight */
     "output_dir", "dataloader_num_workers", "vae_mini_batch", "max_train_steps", "low_vram", "memory_plan",
     "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompts", "validation_steps",
-    "validation_epochs", "validation_inference_steps", "validation_size", "validation_data_dir", "validation_data_meta", "logging_dir",
-    "tracker_project_name", "report_to", "progress", "quiet", "dump_steps", "dump_dir",
+    "validation_epochs", "validation_inference_steps", "validation_size", "validation_data_dir",
+    "validation_data_meta", "logging_dir", "tracker_project_name", "report_to", "progress", "quiet", "dump_steps", "dump_dir",
     /* of the result alone */
     "save_dtype", "lora_format", "use_peft_lora", "fit_scaling",
 };

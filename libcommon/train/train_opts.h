@@ -1,5 +1,4 @@
-/* train_opts.h - everything that dt-train's command line sets, with the names of the reference workflows
- * (workflows.md A1, B1). */
+/* train_opts.h - everything that dt-train's command line sets, with the names that the reference's scripts have. */
 #ifndef DT_TRAIN_TRAIN_OPTS_H
 #define DT_TRAIN_TRAIN_OPTS_H
 #include "base/opt.h"

@@ -332,12 +332,11 @@ int dt_validator_ready(dt_validator *v, void *arena, dt_err *err)
     return rc;
 }
 
-int dt_validator_held(const dt_validator *v, const double **step, const double **loss, int64_t *n)
+void dt_validator_held(const dt_validator *v, const double **step, const double **loss, int64_t *n)
 {
     *step = v ? v->step : NULL;
     *loss = v ? v->loss : NULL;
     *n = v ? v->n : 0;
-    return 0;
 }
 
 /* --- sampling --- */
@@ -412,6 +411,8 @@ static int held_batch(dt_validator *v, const dt_micro *b, double *sum, dt_err *e
                            : v->task.feed(v->task.ctx, g, p, b, &at, err);
         if (rc == 0 && (rc = dt_plan_run(p, err)) == 0)
             dt_plan_read(p, dt_find(g, "loss"), &loss);
+        if (rc == 0 && !isfinite(loss))
+            rc = dt_plan_blame(p, "the held-out loss", err);
         *sum += (double)loss * b->n / QUANTILES;
     }
     return rc;
