@@ -9,7 +9,7 @@ static struct dt_vocab_slot *vocab_slot(const dt_vocab *v, const char *s, int64_
 {
     for (int64_t i = hash & (v->cap - 1);; i = (i + 1) & (v->cap - 1)) {
         struct dt_vocab_slot *e = &v->slot[i];
-        if (e->len < 0 || (e->hash == hash && e->len == n && !memcmp(v->text.v + e->off, s, n)))
+        if (e->len < 0 || (e->hash == hash && e->len == n && (!n || !memcmp(v->text.v + e->off, s, n))))
             return e;
     }
 }
