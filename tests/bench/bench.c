@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/mem.h"
+#include "base/tool.h"
 #include "bench/peak.h"
 #include "bench/work.h"
 #include "graph/internal.h"
@@ -259,6 +260,7 @@ int main(int argc, char **argv)
         else
             return fputs("usage: bench [-t f32|bf16] [-n RUNS] [-a] [-s NAME] [NAME ...]\n", stderr), 2;
     }
+    dt_malloc_install();                /* as the tools do: what is freed is not in the peak */
     int rc = dt_cpu_open(&o.dev, &err);
     if (rc == 0)
         rc = served ? serve(&o, served, &err) : tables(&o, argv + optind, &err);
