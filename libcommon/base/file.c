@@ -465,7 +465,7 @@ char *dt_path_dir(const char *path)
     return slash == path ? dt_strdup("/") : dt_sprintf("%.*s", (int)(slash - path), path);
 }
 
-int dt_path_writable(const char *path, dt_err *err)
+int dt_path_check_dir(const char *path, dt_err *err)
 {
     char *dir = dt_path_dir(path);
     int rc = dt_is_dir(dir) ? 0 : dt_err_set(err, DT_EIO, "cannot write '%s': there is no folder '%s'", path, dir);

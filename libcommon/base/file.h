@@ -60,9 +60,9 @@ bool  dt_exists(const char *path);
 bool  dt_is_dir(const char *path);
 char *dt_path_join(const char *dir, const char *name);  /* name if absolute or dir empty; caller frees */
 const char *dt_path_base(const char *path);             /* borrowed: part after the last '/' */
-/* 0 if the folder that a file is to be written in is there, or DT_EIO. */
-int   dt_path_writable(const char *path, dt_err *err);
 char *dt_path_dir(const char *path);                    /* part before the last '/', or "."; caller frees */
+/* Is the folder there that the file `path` is to be written in?  DT_EIO: no. */
+int   dt_path_check_dir(const char *path, dt_err *err);
 const char *dt_path_ext(const char *path);              /* borrowed: ".png", or "" */
 /* DT_EDATA "cannot open 'PATH': ..." by errno; where a part of it is not there, with the nearest name that is. */
 int   dt_err_open(dt_err *err, const char *path);

@@ -29,7 +29,7 @@
     { "random_flip", 0, NULL, DT_OPT_FLAG, offsetof(T, m.random_flip), .help = \
       "mirror pictures left-right with probability 0.5" }, \
     { "dataloader_num_workers", 0, "N", DT_OPT_INT, offsetof(T, m.dataloader_num_workers), 0, 64, .help = \
-      "threads that read picture files; 0: to look at them two for each CPU, beside training none (0)" }, \
+      "threads that read picture files; 0: two for each CPU, and for training steps none of their own (0)" }, \
     { "trust_sizes", 0, NULL, DT_OPT_FLAG, offsetof(T, m.trust_sizes), .help = \
       "believe width and height in the metadata instead of reading each file's header" }, \
     { "verify_images", 0, NULL, DT_OPT_FLAG, offsetof(T, m.verify_images), .help = \

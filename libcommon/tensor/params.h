@@ -122,8 +122,8 @@ enum {
 dt_params_bytes dt_params_size(const dt_params *p, dt_dtype dtype, unsigned flags);
 int  dt_params_alloc(dt_params *p, struct dt_device *dev, dt_dtype dtype, unsigned flags, dt_err *err);
 
-/* Fresh weights: each parameter's draws depend only on (seed, its name). */
-int        dt_params_init(dt_params *p, uint64_t seed, dt_err *err);
+/* Fresh weights: each parameter's draws depend only on (seed, its name).  DT_ENOMEM names the parameter. */
+int  dt_params_init(dt_params *p, uint64_t seed, dt_err *err);
 /* Fills every parameter that does not stay in the file from st (any float dtype), many at a time.  Missing
  * tensors and wrong shapes are DT_EDATA naming file and tensor; what the file holds beyond is ignored.
  * `rename` finds the tensor of p in files with other names; NULL = identity.  It fills out[0..k) with

@@ -16,7 +16,7 @@
 
 struct module {                     /* a name in the table, and the layers it stands for */
     char   *key;                    /* dots are underscores */
-    int64_t part[DT_MAX_PIECES];        /* layer + 1, 0 = none */
+    int64_t part[DT_MAX_PIECES];    /* layer + 1, 0 = none */
     int     parts;
     bool    swap;
 };

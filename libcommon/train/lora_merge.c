@@ -349,9 +349,9 @@ static const char *text_of(const cJSON *o, const char *key)
 static int same_item(const struct merge *m, const struct item *x, const cJSON *was, dt_err *err)
 {
     char *from = dt_path_join(m->p->base, x->name), *to = dt_path_join(m->p->out, x->name);
-    dt_hash h;
+    dt_hash h = dt_hash_stat(from);         /* "": it is from the future */
     int rc = !strcmp(text_of(was, "file"), x->name) && dt_exists(to);
-    if (rc == 1 && (!*(h = dt_hash_stat(from)).hex || strcmp(h.hex, text_of(was, "stat")))) {
+    if (rc == 1 && (!*h.hex || strcmp(h.hex, text_of(was, "stat")))) {
         rc = dt_hash_file(&h, from, err);
         rc = rc < 0 ? rc : !strcmp(h.hex, text_of(was, "xxh3_128"));
     }
@@ -388,9 +388,10 @@ static int is_done(const struct merge *m, dt_err *err)
 static int there_already(struct merge *m, dt_err *err)
 {
     int rc = is_done(m, err);
+    if (rc == 0)
+        return dt_err_set(err, DT_EUSAGE, "'%s' is there already, and is not this merge", m->p->out);
     m->r->done = rc == 1;
-    return rc == 0 ? dt_err_set(err, DT_EUSAGE, "'%s' is there already, and is not this merge", m->p->out)
-                   : rc < 0 ? rc : 0;
+    return rc < 0 ? rc : 0;
 }
 
 /* --- a folder, whole or not at all --- */

@@ -19,8 +19,8 @@ const char *const dt_lora_layouts[] = { "comfy", "peft", "kohya", NULL };
 
 struct unit {                       /* one down/up pair of the file */
     const dt_lora *l;
-    const dt_adapter *part[DT_MAX_PIECES];  /* NULL: a part of a fused matrix without adapter */
-    int64_t rows[DT_MAX_PIECES];        /* of each part's weight */
+    const dt_adapter *part[DT_MAX_PIECES];      /* NULL: a part of a fused matrix without adapter */
+    int64_t rows[DT_MAX_PIECES];    /* of each part's weight */
     int     parts;
     bool    swap, shared;
     char   *stem;

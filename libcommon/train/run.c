@@ -385,7 +385,8 @@ static int foresee(dt_job *j, dt_err *err)
 {
     dt_train_opts *o = j->o;
     const dt_ui quiet = { .stop = j->ui->stop, .bin_dir = j->ui->bin_dir };
-    dt_job f = { .o = o, .kind = j->kind, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint, .resume = j->resume };
+    dt_job f = { .o = o, .kind = j->kind, .ui = j->ui, .act = j->act, .checkpoint = j->checkpoint,
+                 .resume = j->resume };
     o->memory_plan = true;                      /* nothing is encoded */
     int rc = dt_device_open(&f.dev, o->device, err);
     if (rc == 0)
@@ -434,7 +435,7 @@ static int look_for_files(const dt_train_opts *o, dt_err *err)
             errno = ENOENT;
             return dt_err_open(err, path[i]);
         }
-    return o->progress ? dt_path_writable(o->progress, err) : 0;
+    return o->progress ? dt_path_check_dir(o->progress, err) : 0;
 }
 
 int dt_train_run(dt_train_opts *o, const dt_ui *ui, dt_err *err)

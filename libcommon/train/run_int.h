@@ -60,6 +60,8 @@ void dt_job_warn(const dt_job *j, const char *fmt, ...) __attribute__((format(pr
 
 struct dt_loader_params dt_job_loader(const dt_job *j);     /* from the first batch */
 
+#define DT_LORA_FILE "lora.safetensors"
+
 /* What sets the commands that train apart.  run_model.c has the table. */
 struct dt_run_kind {
     const char *chart;              /* title of the loss's curve */

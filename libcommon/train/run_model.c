@@ -189,12 +189,10 @@ static int flow_matching(dt_task *out, const dt_job *j, dt_err *err)
         .outlier_limit = o->outlier_limit }, err);
 }
 
-#define LORA_FILE "lora.safetensors"
-
 const struct dt_run_kind *dt_run_kind(enum dt_method method)
 {
     static const struct dt_run_kind kinds[] = {
-        [DT_METHOD_LORA] = { "Flow matching", LORA_FILE, DT_FLUX_DIT, .adapter = true, .task = flow_matching },
+        [DT_METHOD_LORA] = { "Flow matching", DT_LORA_FILE, DT_FLUX_DIT, .adapter = true, .task = flow_matching },
         [DT_METHOD_FULL] = { "Flow matching", "transformer", DT_FLUX_DIT, .task = flow_matching },
         [DT_METHOD_VAE] = { "Autoencoder", "vae", DT_FLUX_VAE, .pictures = true, .task = autoencoder },
     };
@@ -269,7 +267,7 @@ int dt_job_base_hash(dt_job *j, dt_err *err)
 
 static int save_lora(dt_job *j, const char *dir, dt_err *err)
 {
-    char *path = dt_path_join(dir, LORA_FILE);
+    char *path = dt_path_join(dir, DT_LORA_FILE);
     int rc = dt_job_base_hash(j, err);
     if (rc == 0)
         rc = dt_lora_save(j->lora, path, (enum dt_lora_layout)j->o->lora_format, save_types[j->o->save_dtype],

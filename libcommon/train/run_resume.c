@@ -416,12 +416,21 @@ static bool read_from(const dt_job *j, const char *path)
     return yes;
 }
 
+/* Its weights stay if they are what this run begins with. */
+static int move_result(const dt_job *j, const char *name, const char *dir, dt_err *err)
+{
+    char *path = dt_path_join(j->o->output_dir, name);
+    int rc = dt_exists(path) && !read_from(j, path) ? move(path, dir, err) : 0;
+    free(path);
+    return rc;
+}
+
 /* What an earlier run has left goes into old-N, so that none of its checkpoints is taken for one of this run, or
  * has to make room for one.  Checkpoints last: while there is one, the rest is known to be old. */
 static int set_aside(const dt_job *j, dt_err *err)
 {
     static const char *const part[] = { "metrics.ndjson", "validation.ndjson", "loss.png", "samples.png", "samples",
-                                        "lora.safetensors", "transformer", "text_encoder", "text_encoder_2", "vae" };
+                                        DT_LORA_FILE };
     const char *out = j->o->output_dir;
     char *path, *old = NULL;
     int rc = dt_checkpoint_latest(&path, out, err);
@@ -432,12 +441,10 @@ static int set_aside(const dt_job *j, dt_err *err)
         old = dt_sprintf("%s/old-%d", out, i);
     }
     rc = dt_mkdirs(old, err);
-    for (size_t i = 0; i < sizeof(part) / sizeof(part[0]) && rc == 0; i++) {
-        char *name = dt_path_join(out, part[i]);
-        if (dt_exists(name) && !read_from(j, name))
-            rc = move(name, old, err);
-        free(name);
-    }
+    for (size_t i = 0; i < sizeof(part) / sizeof(part[0]) && rc == 0; i++)
+        rc = move_result(j, part[i], old, err);
+    for (int k = 0; k < DT_FLUX_NPART && rc == 0; k++)
+        rc = move_result(j, dt_flux_part_dir[k], old, err);
     while (rc == 0 && path) {
         rc = move(path, old, err);
         free(path);

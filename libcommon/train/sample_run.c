@@ -67,7 +67,7 @@ static int check_output(const struct job *j, const char *path, dt_err *err)
     if (!path || !strcmp(path, "-"))
         return 0;
     char *dir = dt_path_dir(path);
-    int rc = is_made(j, dir) ? 0 : dt_path_writable(path, err);
+    int rc = is_made(j, dir) ? 0 : dt_path_check_dir(path, err);
     free(dir);
     return rc;
 }
